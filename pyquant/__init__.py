@@ -1,0 +1,1 @@
+"""Small trained vision networks that run, still compressed, on a CPU."""

@@ -1,0 +1,117 @@
+"""The product codec: each block of weights is replaced by the index of one centroid of its layer's codebook.
+
+Dimensions: O outputs · C input channels (per group) · K centroids · d weights of a block · J blocks per output row ·
+M additive codebooks. A weight `[O, C, kh, kw]` is cut into blocks of shape `(c, bh, bw)`; block positions are numbered
+channels first, then rows, then columns of the kernel, and so are the weights inside a block. Tail blocks are padded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyquant.errors import ConfigError
+
+MIN_CENTROIDS = 2
+MAX_CENTROIDS = 65536
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProductConfig:
+    """Replace each block of weights by the sum of `codebooks` centroids, one of `centroids` from each codebook."""
+
+    block: tuple[int, int, int]
+    centroids: int
+    codebooks: int = 1
+
+    def __post_init__(self) -> None:
+        if len(self.block) != 3 or min(self.block) < 1:
+            raise ConfigError(f"block must be three positive integers (channels, kh, kw), got {self.block}")
+        if not MIN_CENTROIDS <= self.centroids <= MAX_CENTROIDS:
+            raise ConfigError(f"centroids must be {MIN_CENTROIDS} to {MAX_CENTROIDS}, got {self.centroids}")
+        if self.codebooks < 1:
+            raise ConfigError(f"codebooks must be at least 1, got {self.codebooks}")
+
+    @property
+    def dim(self) -> int:
+        """The number of weights in a block, d."""
+        return prod(self.block)
+
+    @property
+    def code_bits(self) -> int:
+        """The bits of one packed code: ceil(log2 K)."""
+        return (self.centroids - 1).bit_length()
+
+    def blocks_per_row(self, weight_shape: tuple[int, ...]) -> int:
+        """Return J, the number of blocks in one output row of a weight `[O, C, kh, kw]` or `[O, C]`."""
+        return prod(self.grid(weight_shape))
+
+    def grid(self, weight_shape: tuple[int, ...]) -> tuple[int, int, int]:
+        """Return the number of block positions along channels, kernel rows and kernel columns."""
+        _, *inner = as_conv_shape(weight_shape)
+        channels, rows, columns = (-(-size // step) for size, step in zip(inner, self.block, strict=True))
+        return channels, rows, columns
+
+
+def as_conv_shape(weight_shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """Return the shape of a weight as `(O, C, kh, kw)`; a linear layer's kernel is 1x1."""
+    o, c, *kernel = weight_shape
+    kh, kw = kernel or (1, 1)
+    return o, c, kh, kw
+
+
+def blocks_from_weight(weight: NDArray[np.float32], block: tuple[int, int, int]) -> NDArray[np.float32]:
+    """Cut `weight` `[O, C, kh, kw]` or `[O, C]` into blocks `[O, J, d]`, padding tail blocks with zeros."""
+    o, *inner = as_conv_shape(weight.shape)
+    padding = [(0, -size % step) for size, step in zip(inner, block, strict=True)]
+    padded = np.pad(weight.reshape(o, *inner), [(0, 0), *padding])
+    (c, bh, bw), (_, pc, ph, pw) = block, padded.shape
+    cut = padded.reshape(o, pc // c, c, ph // bh, bh, pw // bw, bw)
+    return np.ascontiguousarray(cut.transpose(0, 1, 3, 5, 2, 4, 6)).reshape(o, -1, c * bh * bw)
+
+
+def weight_from_blocks(
+    blocks: NDArray[np.float32], weight_shape: tuple[int, ...], block: tuple[int, int, int]
+) -> NDArray[np.float32]:
+    """Put blocks `[O, J, d]` back together as a weight of `weight_shape`, dropping the padding of tail blocks."""
+    o, cc, kh, kw = as_conv_shape(weight_shape)
+    (c, bh, bw) = block
+    gc, gh, gw = -(-cc // c), -(-kh // bh), -(-kw // bw)
+    grid = blocks.reshape(o, gc, gh, gw, c, bh, bw).transpose(0, 1, 4, 2, 5, 3, 6)
+    whole = grid.reshape(o, gc * c, gh * bh, gw * bw)
+    return np.ascontiguousarray(whole[:, :cc, :kh, :kw]).reshape(weight_shape)
+
+
+def decode(
+    codes: NDArray[np.integer], codebook: NDArray[np.floating], weight_shape: tuple[int, ...], config: ProductConfig
+) -> NDArray[np.float32]:
+    """Return the fp32 weight of `weight_shape` that `codes` `[M, O, J]` and `codebook` `[M, K, d]` stand for.
+
+    Additive codebooks (Babenko and Lempitsky, 2014): a block is the sum of one centroid of each codebook.
+    """
+    centroids = codebook.astype(np.float32)
+    blocks = centroids[0][codes[0]]
+    for m in range(1, config.codebooks):
+        blocks = blocks + centroids[m][codes[m]]
+    return weight_from_blocks(blocks, weight_shape, config.block)
+
+
+def pack_codes(codes: NDArray[np.integer], bits: int) -> NDArray[np.uint8]:
+    """Pack integers below 2**bits into bytes, least significant bit first; the last byte is filled with zero bits."""
+    flat = codes.reshape(-1).astype(np.uint32)
+    planes = (flat[:, None] >> np.arange(bits, dtype=np.uint32)) & 1
+    return np.packbits(planes.astype(np.uint8).reshape(-1), bitorder="little")
+
+
+def unpack_codes(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uint16]:
+    """Return the `count` integers that `pack_codes` packed with `bits` bits each."""
+    planes = np.unpackbits(packed, count=count * bits, bitorder="little").reshape(count, bits)
+    return (planes.astype(np.uint32) << np.arange(bits, dtype=np.uint32)).sum(axis=1, dtype=np.uint32).astype(np.uint16)
+
+
+def packed_bytes(count: int, bits: int) -> int:
+    """Return how many bytes `count` packed codes of `bits` bits take."""
+    return -(-count * bits // 8)

@@ -1,0 +1,184 @@
+"""The declaration of what each kind of layer holds: its attributes, tensors and their shapes.
+
+Reader, writer, `inspect` and the damaged-file tests all use this one declaration. Dimensions: O outputs · C inputs of a
+layer · K centroids · d weights of a block · J blocks per output row · M additive codebooks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pyquant.errors import FormatError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attribute:
+    """One attribute of an operation: `length` values of `kind` (or one where it is 0), numbers at least `minimum`."""
+
+    kind: type = int
+    length: int = 0
+    minimum: int = 0
+    choices: tuple[str, ...] = ()
+    default: Any = None
+
+    def check(self, value: Any) -> Any:
+        """Return `value` in canonical form (lists become tuples); raise ValueError saying what was expected."""
+        if self.length:
+            if not isinstance(value, (list, tuple)) or len(value) != self.length:
+                raise ValueError(f"expected {self.length} values, got {value!r}")
+            return tuple(self._check_scalar(v) for v in value)
+        return self._check_scalar(value)
+
+    def _check_scalar(self, value: Any) -> Any:
+        if self.kind is float and isinstance(value, int):
+            value = float(value)
+        # bool is a subclass of int: an int attribute must not silently take true for 1.
+        if not isinstance(value, self.kind) or (self.kind is not bool and isinstance(value, bool)):
+            raise ValueError(f"expected {self.kind.__name__}, got {value!r}")
+        if self.kind in (int, float) and not self.minimum <= value < 2**31:
+            raise ValueError(f"expected a number of at least {self.minimum}, got {value}")
+        if self.choices and value not in self.choices:
+            raise ValueError(f"expected one of {', '.join(self.choices)}, got {value!r}")
+        return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tensor:
+    """One tensor of a layer: the dtypes it may have (safetensors names) and its shape in the dimensions above."""
+
+    dtypes: tuple[str, ...]
+    shape: tuple[str, ...]
+    required: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpSpec:
+    """One kind of layer: how many inputs it takes (None: one or more), its attributes and its own tensors."""
+
+    inputs: int | None = 1
+    has_weight: bool = False
+    attributes: Mapping[str, Attribute] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodecSpec:
+    """One way to store a weight: its attributes, its tensors and the feature name a file that uses it declares."""
+
+    feature: str | None
+    attributes: Mapping[str, Attribute] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def _pair(minimum: int, default: int) -> Attribute:
+    return Attribute(length=2, minimum=minimum, default=(default, default))
+
+
+def _flag(default: bool) -> Attribute:
+    return Attribute(kind=bool, default=default)
+
+
+_WINDOW = {
+    "kernel": Attribute(length=2, minimum=1),
+    "stride": _pair(1, 1),
+    "padding": _pair(0, 0),
+    "ceil_mode": _flag(False),
+}
+# y = activation-free layer output * scale + bias; a folded batch norm lives here, never in the codebook.
+_EPILOGUE = {
+    "scale": Tensor(dtypes=("F32",), shape=("O",), required=False),
+    "bias": Tensor(dtypes=("F32",), shape=("O",), required=False),
+    "input_range": Tensor(dtypes=("F32",), shape=("2",), required=False),
+}
+
+OPS: dict[str, OpSpec] = {
+    "conv2d": OpSpec(
+        has_weight=True,
+        attributes={
+            "stride": _pair(1, 1),
+            "padding": Attribute(length=4, default=(0, 0, 0, 0)),  # top, bottom, left, right
+            "dilation": _pair(1, 1),
+            "groups": Attribute(minimum=1, default=1),
+        },
+        tensors=_EPILOGUE,
+    ),
+    "linear": OpSpec(has_weight=True, tensors=_EPILOGUE),
+    "affine": OpSpec(  # a batch norm that follows no convolution: y = x * scale + bias, per channel
+        tensors={"scale": Tensor(dtypes=("F32",), shape=("C",)), "bias": Tensor(dtypes=("F32",), shape=("C",))},
+    ),
+    "relu": OpSpec(),
+    "relu6": OpSpec(),
+    "silu": OpSpec(),
+    "hardswish": OpSpec(),
+    "sigmoid": OpSpec(),
+    "add": OpSpec(inputs=2),
+    "mul": OpSpec(inputs=2),
+    "concat": OpSpec(inputs=None, attributes={"axis": Attribute(minimum=1)}),
+    "max_pool2d": OpSpec(attributes={**_WINDOW, "dilation": _pair(1, 1)}),
+    "avg_pool2d": OpSpec(
+        attributes={
+            **_WINDOW,
+            "count_include_pad": _flag(True),
+            "divisor": Attribute(default=0),  # 0: the number of pixels in the window
+        }
+    ),
+    "adaptive_avg_pool2d": OpSpec(attributes={"output_size": Attribute(length=2, minimum=1)}),
+    "flatten": OpSpec(attributes={"start_axis": Attribute(minimum=1, default=1)}),
+    "upsample": OpSpec(
+        attributes={
+            "mode": Attribute(kind=str, choices=("nearest", "bilinear")),
+            "size": Attribute(length=2, default=(0, 0)),  # output pixels; 0, 0 where `factor` counts
+            "factor": Attribute(kind=float, length=2, default=(0.0, 0.0)),  # 0, 0 where `size` counts
+            "align_corners": _flag(False),
+        }
+    ),
+}
+
+CODECS: dict[str, CodecSpec] = {
+    "dense": CodecSpec(
+        feature=None,
+        tensors={"weight": Tensor(dtypes=("F32", "F16"), shape=("*",))},  # "*": the shape of the weight itself
+    ),
+    "product": CodecSpec(
+        feature="product",
+        attributes={
+            "block": Attribute(length=3, minimum=1),
+            "centroids": Attribute(minimum=2),
+            "codebooks": Attribute(minimum=1, default=1),
+            "coding": Attribute(kind=str, choices=("packed",), default="packed"),
+        },
+        tensors={
+            # M * O * J codes of ceil(log2 K) bits, least significant bit first; the last byte is filled with zero bits.
+            "codes": Tensor(dtypes=("U8",), shape=("packed(M*O*J)",)),
+            "codebook": Tensor(dtypes=("F16", "F32"), shape=("M", "K", "d")),
+        },
+    ),
+}
+
+FEATURES: frozenset[str] = frozenset(spec.feature for spec in CODECS.values() if spec.feature)
+
+
+def canonical_attributes(
+    spec: Mapping[str, Attribute], given: Mapping[str, Any], what: str
+) -> dict[str, Any]:
+    """Return all attributes of `spec`, defaults filled in.
+
+    Raises:
+        FormatError: naming `what`, and listing every unknown, missing or unusable attribute at once.
+    """
+    faults = [f"unknown attribute '{key}'" for key in given if key not in spec]
+    result = {}
+    for key, attribute in spec.items():
+        value = given.get(key, attribute.default)
+        if value is None:
+            faults.append(f"missing attribute '{key}'")
+            continue
+        try:
+            result[key] = attribute.check(value)
+        except ValueError as error:
+            faults.append(f"attribute '{key}': {error}")
+    if faults:
+        raise FormatError(f"{what}: {'; '.join(faults)}")
+    return result
