@@ -1,0 +1,7 @@
+"""Ways out of a `.pqmodel`: the decoded network as a state dict, as safetensors or as ONNX."""
+
+from __future__ import annotations
+
+from pyquant.export.state_dict import state_dict
+
+__all__ = ["state_dict"]
