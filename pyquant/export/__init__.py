@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from pyquant.export.state_dict import state_dict
+from pyquant.export.state import state_dict
 
 __all__ = ["state_dict"]
