@@ -210,10 +210,7 @@ def source_step(node: Node, axis: int, size: int, out_size: int) -> np.float32:
 def nearest_pixels(node: Node, axis: int, size: int, out_size: int) -> NDArray[np.int64]:
     """Return the input pixel that each output pixel of a nearest `upsample` layer copies, along `axis`."""
     pixels = np.arange(out_size)
-    # PyTorch treats these two output sizes by themselves, whatever the factor that led to them.
-    if out_size == size:
-        return pixels
-    if out_size == 2 * size:
+    if out_size == 2 * size:  # PyTorch treats this size by itself, whatever the factor that led to it
         return pixels // 2
     source = np.floor(pixels.astype(np.float32) * source_step(node, axis, size, out_size))
     return np.asarray(np.minimum(source.astype(np.int64), size - 1))
@@ -223,6 +220,8 @@ def _interpolate_axis(node: Node, x: F64, axis: int) -> F64:
     """Return `x` with rows (axis 0) or columns (axis 1) upsampled."""
     size = x.shape[2 + axis]
     out_size = node.attributes["size"][axis] or floor(size * node.attributes["factor"][axis])
+    if out_size == size:  # PyTorch copies, whatever the factor that led to this size
+        return x
     if node.attributes["mode"] == "nearest":
         return x.take(nearest_pixels(node, axis, size, out_size), axis=2 + axis)
     step = source_step(node, axis, size, out_size)
