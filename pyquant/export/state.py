@@ -47,7 +47,8 @@ def _entries(network: Network, node: Node) -> Iterator[tuple[str, NDArray[np.gen
     """Yield the state dict entries of one layer; raise ValueError where the module has no place for a tensor."""
     scale, bias = network.own(node, "scale"), network.own(node, "bias")
     if node.op == "affine":
-        assert scale is not None and bias is not None
+        assert scale is not None
+        assert bias is not None
         yield from _norm_entries(node, node.state.norm or node.name, scale, bias)
         return
     if node.weight is None:
