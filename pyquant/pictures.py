@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from pyquant.classes import ClassName, parse_classes
 from pyquant.errors import InputError
 from pyquant.preprocessing import Preprocessing
+from pyquant.storage import read_whole
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".gif"})
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "GIF")  # what Pillow may try: its rarer decoders stay out of reach
@@ -75,7 +76,7 @@ class _Folder:
             yield from (Path(parent, file).relative_to(self.path).as_posix() for file in files)
 
     def read(self, name: str) -> bytes:
-        return _read_file(self.path / name)
+        return read_whole(self.path / name, limit=MAX_PICTURE_BYTES)
 
 
 class _Zip:
@@ -169,7 +170,7 @@ def read_picture(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     Raises:
         InputError: the file is missing or unreadable, or is not a picture, or is corrupt.
     """
-    return _decode(_read_file(Path(path)), str(path))
+    return _decode(read_whole(path, limit=MAX_PICTURE_BYTES), str(path))
 
 
 def read_classes(path: str | os.PathLike[str]) -> tuple[ClassName, ...]:
@@ -179,7 +180,7 @@ def read_classes(path: str | os.PathLike[str]) -> tuple[ClassName, ...]:
         InputError: the file cannot be read, or naming the line that is not as expected.
     """
     try:
-        return parse_classes(_read_file(Path(path)).decode("utf-8-sig"))
+        return parse_classes(read_whole(path, limit=MAX_PICTURE_BYTES).decode("utf-8-sig"))
     except ValueError as error:
         raise InputError(f"{path}: {error}") from error
 
@@ -217,19 +218,6 @@ def _is_picture(name: str) -> bool:
     if any(part.startswith(".") or part == "__MACOSX" for part in parts):
         return False
     return PurePosixPath(name).suffix.lower() in SUFFIXES
-
-
-def _read_file(path: Path) -> bytes:
-    try:
-        if not path.exists():
-            raise InputError(f"{path}: no such file")
-        if not path.is_file():
-            raise InputError(f"{path}: not a file")
-        if (size := path.stat().st_size) > MAX_PICTURE_BYTES:
-            raise InputError(f"{path}: {size:,} bytes are too many")
-        return path.read_bytes()
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {_reason(error)}") from error
 
 
 def _decode(data: bytes, name: str) -> NDArray[np.uint8]:

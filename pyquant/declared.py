@@ -1,0 +1,138 @@
+"""Checks that a network holds exactly the tensors that its layers declare, with usable contents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyquant.codecs import ProductConfig
+from pyquant.codecs.product import packed_bytes, unpack_codes
+from pyquant.container import dtype_name
+from pyquant.errors import FormatError, InputError
+from pyquant.graph import Graph, Network, Weight
+from pyquant.layers import CODECS, OPS, Tensor
+
+MAX_ELEMENTS = 2**31 - 1  # of a weight, and of any value at the default input shape
+
+
+@dataclass(frozen=True, slots=True)
+class DeclaredTensor:
+    """A tensor that a layer must have: its dtypes (safetensors' names) and its shape in numbers."""
+
+    name: str
+    dtypes: tuple[str, ...]
+    shape: tuple[int, ...]
+
+
+def declared_tensors(graph: Graph) -> dict[str, DeclaredTensor]:
+    """Return all tensors that the layers of a graph need, by name; those of a shared weight once.
+
+    Raises:
+        FormatError: the graph cannot run at its default input shape, or would take absurd amounts of memory.
+    """
+    shapes = _default_shapes(graph)
+    weights: dict[str, Weight] = {}
+    result = {}
+    faults = []
+    for node in graph.nodes:
+        dims = {"C": shapes[node.inputs[0]][1]} if len(shapes[node.inputs[0]]) > 1 else {}
+        if node.weight is not None:
+            weight = weights.setdefault(node.weight.name, node.weight)
+            if weight != node.weight:
+                faults.append(f"layer '{node.name}' stores the shared weight '{weight.name}' in another way")
+            if prod(weight.shape) > MAX_ELEMENTS:
+                faults.append(f"layer '{node.name}': a weight of {list(weight.shape)} is too large")
+            dims = weight_dimensions(weight)
+            for role, tensor in CODECS[weight.codec_name].tensors.items():
+                name = weight.tensor(role)
+                result[name] = DeclaredTensor(name, tensor.dtypes, _shape(tensor, dims, weight.shape))
+        own = OPS[node.op].tensors
+        if missing := [role for role, tensor in own.items() if tensor.required and role not in node.tensors]:
+            faults.append(f"layer '{node.name}' ({node.op}) needs {', '.join(missing)}")
+        for role in node.tensors:
+            result[node.tensor(role)] = DeclaredTensor(node.tensor(role), own[role].dtypes, _shape(own[role], dims, ()))
+    if faults:
+        raise FormatError("; ".join(faults))
+    return result
+
+
+def weight_dimensions(weight: Weight) -> dict[str, int]:
+    """Return the dimensions that the declarations in `pyquant.layers` speak of, by their letters."""
+    dims = {"O": weight.shape[0], "C": weight.shape[1]}
+    if isinstance(config := weight.codec, ProductConfig):
+        blocks = config.blocks_per_row(weight.shape)
+        dims |= {"K": config.centroids, "d": config.dim, "J": blocks, "M": config.codebooks, "bits": config.code_bits}
+    return dims
+
+
+def dimension(word: str, dims: Mapping[str, int]) -> int:
+    """Return the value of one word of a declared shape: "2", "K", "M*O*J", or "packed(M*O*J)", in bytes."""
+    if word.startswith("packed("):
+        return packed_bytes(dimension(word[len("packed(") : -1], dims), dims["bits"])
+    return prod(int(factor) if factor.isdigit() else dims[factor] for factor in word.split("*"))
+
+
+def check_tensors(network: Network) -> None:
+    """Check a network's tensors against the declarations of its layers, and their contents.
+
+    Raises:
+        FormatError: listing all tensors that are missing, unknown or of another dtype or shape, or else all that hold
+            codes of no centroid, or numbers that are not finite.
+    """
+    declared, tensors = declared_tensors(network.graph), network.tensors
+    faults = []
+    if missing := sorted(declared.keys() - tensors.keys()):
+        faults.append(f"missing tensors: {', '.join(missing)}")
+    if unknown := sorted(tensors.keys() - declared.keys()):
+        faults.append(f"unknown tensors: {', '.join(unknown)}")
+    for name in sorted(declared.keys() & tensors.keys()):
+        expected, array = declared[name], tensors[name]
+        if dtype_name(array) not in expected.dtypes or array.shape != expected.shape:
+            faults.append(
+                f"tensor '{name}': expected {' or '.join(expected.dtypes)} {list(expected.shape)}, "
+                f"got {dtype_name(array)} {list(array.shape)}"
+            )
+    if not faults:
+        faults = list(_content_faults(network))
+    if faults:
+        raise FormatError("; ".join(faults))
+
+
+def _content_faults(network: Network) -> Iterator[str]:
+    for name, array in network.tensors.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            yield f"tensor '{name}' holds numbers that are not finite"
+    for weight in {weight.name: weight for _, weight in network.graph.weighted()}.values():
+        if isinstance(weight.codec, ProductConfig):
+            name = weight.tensor("codes")
+            yield from _code_faults(name, network.tensors[name], weight.codec, weight_dimensions(weight))
+
+
+def _code_faults(name: str, packed: NDArray[Any], config: ProductConfig, dims: Mapping[str, int]) -> Iterator[str]:
+    count = dimension("M*O*J", dims)
+    if (spare := -(count * config.code_bits) % 8) and packed[-1] >> (8 - spare):
+        yield f"tensor '{name}': the {spare} spare bits of its last byte must be zero"
+    # Where K is a power of two, every pattern of bits is the code of a centroid.
+    if config.centroids < 1 << config.code_bits:
+        largest = int(unpack_codes(packed, config.code_bits, count).max())
+        if largest >= config.centroids:
+            yield f"tensor '{name}': code {largest} for {config.centroids} centroids"
+
+
+def _shape(tensor: Tensor, dims: Mapping[str, int], weight_shape: tuple[int, ...]) -> tuple[int, ...]:
+    return weight_shape if tensor.shape == ("*",) else tuple(dimension(word, dims) for word in tensor.shape)
+
+
+def _default_shapes(graph: Graph) -> dict[str, tuple[int, ...]]:
+    try:
+        shapes = graph.infer_shapes([(1, *declared.default) for declared in graph.inputs])
+    except InputError as error:
+        raise FormatError(f"the network cannot take its default input: {error}") from error
+    if large := [f"'{name}' {list(shape)}" for name, shape in shapes.items() if prod(shape) > MAX_ELEMENTS]:
+        raise FormatError(f"values too large to compute: {', '.join(large[:5])}")
+    return shapes

@@ -1,0 +1,212 @@
+"""The `.pqmodel` file: what it says about a network, read with every check and written whole or not at all.
+
+The bytes are described in `pyquant.container`, the tensors of each layer in `pyquant.layers`. `__metadata__` holds:
+
+    format_version   "major.minor"; a newer major version is refused, a newer minor one may hold further entries
+    features         what a reader must understand, separated by commas; an unknown one is refused by name
+    graph            the layers and how they are connected, JSON (`Graph.to_json`)
+    preprocessing    JSON (`Preprocessing.to_json`); "" where inputs are not pictures
+    classes          a line a class: folder name, blank, name to show
+    provenance       how the file was made, JSON without times, paths or thread counts
+
+What fast inference needs to know of activations is the optional tensor `input_range` of each layer.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from numpy.typing import NDArray
+
+from pyquant.classes import ClassName, format_classes, parse_classes
+from pyquant.container import PREFIX_BYTES, check_prefix, compact_json, pack, parse_json, unpack
+from pyquant.declared import check_tensors
+from pyquant.errors import FormatError, InputError
+from pyquant.graph import Graph, Network
+from pyquant.layers import CODECS, FEATURES
+from pyquant.preprocessing import Preprocessing
+from pyquant.storage import AnyPath, check_writable, open_input, write_whole
+
+__all__ = [
+    "FORMAT_VERSION",
+    "ClassName",
+    "ModelFile",
+    "check_classes",
+    "check_writable",
+    "dumps",
+    "loads",
+    "read_model",
+    "write_model",
+]
+
+FORMAT_VERSION = "1.0"
+_MAJOR, _MINOR = (int(part) for part in FORMAT_VERSION.split("."))
+_ENTRIES = ("format_version", "features", "preprocessing", "classes", "provenance", "graph")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFile:
+    """All that a `.pqmodel` holds.
+
+    `provenance` is plain JSON, without times, paths or thread counts, so that the same input gives the same file. Two
+    of its entries are read again, by `inspect`: `dense`, the reason of each layer left dense, and `errors`, the
+    `relative_output_error` of each compressed one, both by layer name.
+    """
+
+    network: Network
+    preprocessing: Preprocessing | None = None
+    classes: tuple[ClassName, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    format_version: str = FORMAT_VERSION
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """What a reader of the file must understand beyond the base format, sorted."""
+        used = {CODECS[weight.codec_name].feature for _, weight in self.network.graph.weighted()}
+        return tuple(sorted(feature for feature in used if feature))
+
+
+def dumps(model: ModelFile) -> bytes:
+    """Return the bytes of a `.pqmodel`; the same model gives the same bytes.
+
+    Raises:
+        FormatError: the model would not be readable again; all tensors that are missing, unknown or unusable are listed.
+    """
+    try:
+        metadata = {
+            "format_version": FORMAT_VERSION,
+            "features": ",".join(model.features),
+            "preprocessing": compact_json(model.preprocessing.to_json()) if model.preprocessing else "",
+            "classes": format_classes(model.classes),
+            "provenance": compact_json(model.provenance, sort_keys=True),
+            "graph": compact_json(model.network.graph.to_json()),
+        }
+    except (TypeError, ValueError) as error:
+        raise FormatError(f"the model cannot be written: {error}") from error
+    _model(metadata, model.network.tensors)
+    return pack(metadata, model.network.tensors)
+
+
+def loads(data: bytes, name: str) -> ModelFile:
+    """Return what a `.pqmodel` with the bytes `data` holds, all of it checked; `name` begins the error messages.
+
+    Raises:
+        FormatError: the file is not a `.pqmodel`, is damaged, or needs a newer pyquant.
+    """
+    try:
+        metadata, tensors = unpack(data)
+        return _model(metadata, tensors)
+    except FormatError as error:
+        raise FormatError(f"{name}: {error}") from error
+
+
+def read_model(path: AnyPath) -> ModelFile:
+    """Return what the `.pqmodel` at `path` holds, all of it checked.
+
+    The file is read into memory, not mapped: what has been checked cannot be changed by another process afterwards.
+
+    Raises:
+        InputError: the file is missing or cannot be read.
+        FormatError: it is not a `.pqmodel`, is damaged, or needs a newer pyquant.
+    """
+    name = os.fspath(path)
+    with open_input(path) as file:
+        try:
+            # Before reading on, so that a large file of another kind is refused at once.
+            check_prefix(file.read(PREFIX_BYTES), os.fstat(file.fileno()).st_size)
+        except FormatError as error:
+            raise FormatError(f"{name}: {error}") from error
+        file.seek(0)
+        data = file.read()
+    return loads(data, name)
+
+
+def write_model(path: AnyPath, model: ModelFile) -> int:
+    """Write a `.pqmodel` and return its size in bytes; whatever happens, `path` holds all of it or what it held before.
+
+    Raises:
+        FormatError: the model would not be readable again.
+        InputError: the file cannot be written, for example because the disk is full.
+    """
+    check_writable(path)
+    data = dumps(model)
+    write_whole(path, data)
+    return len(data)
+
+
+def check_classes(graph: Graph, classes: Sequence[ClassName]) -> None:
+    """Check that there is a class for each output of a classifier.
+
+    Raises:
+        InputError: the numbers differ.
+    """
+    shapes = graph.infer_shapes([(1, *declared.default) for declared in graph.inputs])
+    output = shapes[graph.outputs[0]]
+    if classes and len(graph.outputs) == 1 and len(output) == 2 and output[1] != len(classes):
+        raise InputError(f"{len(classes)} classes are named, but the network has {output[1]} outputs")
+
+
+def _model(metadata: Mapping[str, str], tensors: Mapping[str, NDArray[Any]]) -> ModelFile:
+    """Return the model, version and features checked first: of a file that is too new nothing else can be expected."""
+    minor = _check_version(metadata.get("format_version", ""))
+    if missing := [entry for entry in _ENTRIES if entry not in metadata]:
+        raise FormatError(f"__metadata__ lacks {', '.join(missing)}")
+    if minor <= _MINOR and (unknown := sorted(metadata.keys() - set(_ENTRIES))):
+        raise FormatError(f"__metadata__ has unknown entries: {', '.join(unknown)}")
+    features = tuple(metadata["features"].split(",")) if metadata["features"] else ()
+    if unknown := [f"'{feature}'" for feature in features if feature not in FEATURES]:
+        raise FormatError(
+            f"the file needs {', '.join(unknown)}, which this pyquant does not know (it knows "
+            f"{', '.join(sorted(FEATURES))}); use a newer one"
+        )
+    preprocessing = metadata["preprocessing"]
+    model = ModelFile(
+        network=Network(graph=Graph.from_json(parse_json(metadata["graph"], "the graph")), tensors=tensors),
+        preprocessing=Preprocessing.from_json(parse_json(preprocessing, "preprocessing")) if preprocessing else None,
+        classes=_parse_classes(metadata["classes"]),
+        provenance=_parse_provenance(metadata["provenance"]),
+        format_version=metadata["format_version"],
+    )
+    if features != model.features:
+        raise FormatError(f"features: the layers use {list(model.features)}, the file declares {list(features)}")
+    check_tensors(model.network)  # before the classes: it has made sure that the graph can run
+    _check_classes_fit(model)
+    return model
+
+
+def _check_version(version: str) -> int:
+    """Return the minor version; raise FormatError unless this reader understands the major one."""
+    match = re.fullmatch(r"([1-9][0-9]{0,3})\.([0-9]{1,4})", version, re.ASCII)
+    if match is None:
+        raise FormatError(f"format_version: expected 'major.minor', got '{version[:20]}'")
+    major, minor = (int(part) for part in match.groups())
+    if major > _MAJOR:
+        raise FormatError(f"format version {version} is newer than {FORMAT_VERSION}; use a newer pyquant")
+    return minor
+
+
+def _parse_classes(text: str) -> tuple[ClassName, ...]:
+    try:
+        return parse_classes(text) if text else ()
+    except ValueError as error:
+        raise FormatError(f"classes: {error}") from error
+
+
+def _parse_provenance(text: str) -> dict[str, Any]:
+    provenance = parse_json(text, "provenance")
+    for key, kinds in (("dense", (str,)), ("errors", (float, int, type(None)))):
+        values = provenance.get(key, {})
+        if not isinstance(values, dict) or not all(type(value) in kinds for value in values.values()):
+            raise FormatError(f"provenance: '{key}' must hold one {kinds[0].__name__} for each layer")
+    return provenance
+
+
+def _check_classes_fit(model: ModelFile) -> None:
+    try:
+        check_classes(model.network.graph, model.classes)
+    except InputError as error:
+        raise FormatError(str(error)) from error
