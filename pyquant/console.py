@@ -6,12 +6,13 @@ progress go to standard error, so that standard output holds results alone.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from functools import cache
 from time import monotonic
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SECONDS_BETWEEN_LINES = 10.0  # of progress, where standard error is not a terminal
+MAX_FIXED_WIDTH = 12  # characters of a text column that is never shortened
 
 _enabled: ContextVar[bool] = ContextVar("enabled", default=False)
 _bar_shown: ContextVar[bool] = ContextVar("bar_shown", default=False)
@@ -53,11 +55,11 @@ def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[
     if not _enabled.get() or _bar_shown.get():  # work inside other work shows nothing of its own
         yield from items
         return
-    shown = _bar_shown.set(True)
+    _bar_shown.set(True)
     try:
         yield from (_with_bar if _stderr().is_terminal else _with_lines)(items, label, total)
     finally:
-        _bar_shown.reset(shown)
+        _bar_shown.set(False)
 
 
 def _with_bar(items: Iterable[T], label: str, total: int | None) -> Iterator[T]:
@@ -80,24 +82,30 @@ def _with_lines(items: Iterable[T], label: str, total: int | None) -> Iterator[T
     note(f"{label}: {done} done, {monotonic() - start:.1f} s")
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None) -> None:
-    """Print a table on standard output: a column whose name ends in `>` is aligned to the right."""
+def print_json(value: Any) -> None:
+    """Print a result as JSON on standard output."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table on standard output; a column whose name ends in `>` is aligned to the right.
+
+    Where the terminal is narrow, long names and sentences are shortened, numbers never.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    result = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-    for index, column in enumerate(columns):
-        right = column.endswith(">")
-        # The first column names the row and is the one to be shortened where the terminal is narrow.
-        result.add_column(
-            column.removesuffix(">"), justify="right" if right else "left", no_wrap=True,
-            overflow="ellipsis", min_width=None if index == 0 else len(column.removesuffix(">")),
-        )  # fmt: skip
+    shown = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name, *cells in zip(columns, *rows, strict=True):
+        right, title = name.endswith(">"), name.removesuffix(">")
+        # rich makes columns narrower that may wrap; their cells may not, so they are shortened instead.
+        fixed = right or max(len(text) for text in (title, *cells)) <= MAX_FIXED_WIDTH
+        shown.add_column(title, justify="right" if right else "left", no_wrap=fixed)
     for row in rows:
-        result.add_row(*(Text(cell) for cell in row))
-    Console(file=sys.stdout).print(result)
+        shown.add_row(*(Text(cell, no_wrap=True, overflow="ellipsis") for cell in row))
+    Console(file=sys.stdout).print(shown)
 
 
 def bytes_text(count: float) -> str:

@@ -1,0 +1,44 @@
+"""`pyquant bench`: latency and memory, against other engines in the same run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pyquant import console
+from pyquant.cli import options
+from pyquant.cli.show import show_bench
+
+
+@click.command("bench")
+@click.argument("file", type=options.PATH)
+@options.batch
+@options.input_shape_of_file
+@click.option(
+    "--against",
+    default="",
+    metavar="ENGINE,..",
+    help="Engines to measure beside pyquant, on the decoded dense network: torch, onnxruntime, openvino.",
+)
+@options.threads
+@options.precision
+@options.as_json
+def command(
+    file: Path,
+    batch: int,
+    input_shape: tuple[int, int, int] | None,
+    against: str,
+    threads: int | None,
+    precision: str,
+    as_json: bool,
+) -> None:
+    """Measure latency and peak memory, the engines taking turns and each in a process of its own."""
+    from pyquant.bench import bench
+
+    engines = tuple(name.strip() for name in against.split(",") if name.strip())
+    result = bench(file, batch=batch, input_shape=input_shape, against=engines, threads=threads, precision=precision)
+    if as_json:
+        console.print_json(result)
+    else:
+        show_bench(result)

@@ -1,0 +1,96 @@
+"""`pyquant compress`: a PyTorch network becomes a .pqmodel file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pyquant import console
+from pyquant.cli import options
+from pyquant.cli.show import show_report
+
+
+@click.command("compress")
+@click.argument("model")
+@options.out
+@click.option("--weights", type=options.PATH, metavar="W", help="A .safetensors file, or a weights-only .pth.")
+@click.option("--num-classes", type=click.IntRange(min=1), metavar="N", help="Classes that MODEL is built with.")
+@options.input_shape
+@click.option(
+    "--calibration",
+    type=options.PATH,
+    metavar="DATA",
+    help="A folder or .zip of pictures, in class folders or flat; no labels needed. Without it, codebooks fit the "
+    "weights alone.",
+)
+@click.option("--preset", metavar="small-blocks|large-blocks", default="small-blocks", show_default=True,
+              help="Block sizes for the whole network.")  # fmt: skip
+@click.option(
+    "--rule",
+    "rules",
+    multiple=True,
+    metavar="RULE",
+    help="'PATTERN=block:c,kh,kw;centroids:K' or 'PATTERN=dense'; PATTERN is shell-style, on a layer's dotted name; "
+    "the last rule that matches counts.",
+)
+@options.preprocessing
+@options.classes
+@click.option("--samples", type=click.IntRange(min=1), default=1024, show_default=True, metavar="N",
+              help="Pictures used, drawn by seed from the sorted list.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
+              help="The same seed gives the same file.")  # fmt: skip
+@options.threads
+@options.as_json
+def command(
+    model: str,
+    out: Path,
+    weights: Path | None,
+    num_classes: int | None,
+    input_shape: tuple[int, int, int],
+    calibration: Path | None,
+    preset: str,
+    rules: tuple[str, ...],
+    resize: int | str | None,
+    mean: tuple[float, float, float] | None,
+    std: tuple[float, float, float] | None,
+    classes: Path | None,
+    samples: int,
+    seed: int,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Compress a PyTorch network into a .pqmodel file.
+
+    MODEL is a torchvision name (resnet18, vgg16_bn, ..) or package.module:callable, which returns an nn.Module.
+    The file that is written has been loaded, run and compared with the network before the command ends.
+    """
+    options.check_output(out, weights, calibration)
+    from pyquant.choose import Recipe, parse_rule
+    from pyquant.pictures import read_classes
+
+    recipe = Recipe(preset=preset, rules=tuple(parse_rule(rule) for rule in rules))
+    names = None if classes is None else read_classes(classes)
+    preprocessing = options.preprocessing_for(input_shape, resize, mean, std)
+
+    from pyquant.compress import compress
+    from pyquant.models import build_network, is_torchvision_name
+
+    if weights is None and is_torchvision_name(model):
+        console.warn(f"{model} is built with random weights; give trained ones with --weights")
+    elif weights is None:
+        console.note(f"weights: as {model} returns them")
+    network = build_network(model, weights=weights, num_classes=num_classes)
+    report = compress(
+        network,
+        calibration,
+        out=out,
+        recipe=recipe,
+        input_shape=input_shape,
+        preprocessing=preprocessing,
+        classes=names,
+        samples=samples,
+        seed=seed,
+        threads=threads,
+    )
+    show_report(report.to_json(), as_json)

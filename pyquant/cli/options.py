@@ -1,0 +1,131 @@
+"""The options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from pyquant.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pyquant.preprocessing import Preprocessing
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+Number = TypeVar("Number", int, float)
+
+PATH = click.Path(path_type=Path)
+
+
+def three_sizes(text: str) -> tuple[int, int, int]:
+    """Read three whole numbers of at least 1, for example 3,224,224."""
+    sizes = _numbers(text, int)
+    if len(sizes) != 3 or min(sizes) < 1:
+        raise click.BadParameter(f"expected three whole numbers such as 3,224,224, got '{text}'")
+    return sizes[0], sizes[1], sizes[2]
+
+
+def three_numbers(text: str) -> tuple[float, float, float]:
+    """Read three numbers, one for each of red, green and blue, for example 0.5,0.5,0.5."""
+    numbers = _numbers(text, float)
+    if len(numbers) != 3:
+        raise click.BadParameter(f"expected three numbers such as 0.5,0.5,0.5, got '{text}'")
+    return numbers[0], numbers[1], numbers[2]
+
+
+def short_side(text: str) -> int | str:
+    """Read a number of pixels, or "none"."""
+    if text != "none" and not (text.isascii() and text.isdecimal() and int(text) > 0):
+        raise click.BadParameter(f"expected a number of pixels, or none, got '{text}'")
+    return "none" if text == "none" else int(text)
+
+
+def _numbers(text: str, kind: Callable[[str], Number]) -> list[Number]:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        return []
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, alone, on standard output.")
+
+threads = click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="T",
+    help="Threads to use [default: the processors this process may use].",
+)
+
+precision = click.option(
+    "--precision", type=click.Choice(["exact"]), default="exact", show_default=True, help="exact: float32 throughout."
+)
+
+out = click.option("--out", type=PATH, required=True, metavar="FILE", help="The file to write.")
+
+classes = click.option(
+    "--classes", type=PATH, metavar="TXT", help="The classes, a line each, in order: folder name, blank, name to show."
+)
+
+batch = click.option(
+    "--batch", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Pictures per run."
+)
+
+input_shape_of_file = click.option(
+    "--input-shape", type=three_sizes, metavar="C,H,W", help="The shape of one input [default: the file's]."
+)
+
+input_shape = click.option(
+    "--input-shape",
+    type=three_sizes,
+    default="3,224,224",
+    show_default=True,
+    metavar="C,H,W",
+    help="The shape of one input.",
+)
+
+
+def preprocessing(command: Command) -> Command:
+    """Add the options that say how a picture becomes an input: --resize, --mean and --std."""
+    for option in (
+        click.option("--std", type=three_numbers, metavar="R,G,B", help="Of pixels 0..1 [default: ImageNet's]."),
+        click.option("--mean", type=three_numbers, metavar="R,G,B", help="Of pixels 0..1 [default: ImageNet's]."),
+        click.option(
+            "--resize",
+            type=short_side,
+            metavar="R|none",
+            help="Short side of a picture before the centre crop [default: 256 for 224, else the input's height].",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def preprocessing_for(
+    input_shape: tuple[int, int, int],
+    resize: int | str | None,
+    mean: tuple[float, float, float] | None,
+    std: tuple[float, float, float] | None,
+) -> Preprocessing | None:
+    """Return what the options say; None for a network that takes no RGB pictures and where no option was given."""
+    from pyquant.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+
+    if input_shape[0] != 3 and resize is None and mean is None and std is None:
+        return None
+    return Preprocessing.default_for(input_shape, resize=resize, mean=mean or IMAGENET_MEAN, std=std or IMAGENET_STD)
+
+
+def check_output(path: Path, *inputs: Path | None) -> None:
+    """Refuse an output that cannot be written, or is one of the inputs, before any work is done.
+
+    Raises:
+        ConfigError: saying which path it is.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{path}: the output is a folder; name a file")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path}: there is no folder '{path.parent}' to write it to")
+    for source in inputs:
+        if source is not None and source.exists() and path.exists() and path.samefile(source):
+            raise ConfigError(f"{path}: the output would overwrite the input; name another file")

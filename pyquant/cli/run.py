@@ -1,0 +1,38 @@
+"""`pyquant run`: names and probabilities for pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pyquant import console
+from pyquant.cli import options
+
+
+@click.command("run")
+@click.argument("file", type=options.PATH)
+@click.argument("pictures", type=options.PATH, nargs=-1, required=True, metavar="PICTURE...")
+@click.option("--topk", type=click.IntRange(min=1), default=5, show_default=True, help="Classes shown per picture.")
+@options.threads
+@options.precision
+@options.as_json
+def command(
+    file: Path, pictures: tuple[Path, ...], topk: int, threads: int | None, precision: str, as_json: bool
+) -> None:
+    """Name what pictures show: the most probable classes, best first."""
+    from pyquant.runtime import load
+
+    predictions = load(file, threads=threads, precision=precision).predict(pictures, topk=topk)
+    results = [
+        {"picture": str(picture), "predictions": best} for picture, best in zip(pictures, predictions, strict=True)
+    ]
+    if as_json:
+        console.print_json(results)
+        return
+    rows = [
+        [str(picture) if rank == 0 else "", str(guess["class"]), f"{guess['probability']:.1%}"]
+        for picture, best in zip(pictures, predictions, strict=True)
+        for rank, guess in enumerate(best)
+    ]
+    console.print_table(["picture", "class", "probability>"], rows)

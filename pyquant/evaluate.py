@@ -1,0 +1,104 @@
+"""The accuracy of a classification network on pictures in class folders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from time import perf_counter
+from typing import TYPE_CHECKING, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyquant import console
+from pyquant.classes import ClassName
+from pyquant.errors import InputError
+from pyquant.pictures import PictureRef, find_pictures, load_batch, match_folders, sample_pictures
+from pyquant.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from pyquant.runtime import Model
+
+BATCH = 8  # pictures per run: enough to fill lanes and threads, few enough that activations stay small
+TOP = 5
+
+
+class Accuracy(TypedDict):
+    """What `evaluate` measures."""
+
+    top1: float  # per cent
+    top5: float  # per cent
+    n: int  # pictures
+    pictures_per_second: float
+
+
+def evaluate(
+    model: Model,
+    data: str | os.PathLike[str],
+    limit: int | None = None,
+    classes: Sequence[ClassName] | None = None,
+) -> Accuracy:
+    """Return the accuracy of a loaded .pqmodel on the pictures below `data`.
+
+    Args:
+        model: what `pyquant.load` returned; its file says how pictures become inputs.
+        data: a folder or .zip file of pictures in class folders. Folders are matched to classes by name; any subset of the
+            classes will do. Where there are no names, their sorted order counts, if there are as many as outputs.
+        limit: use so many pictures only, drawn from all of them, always the same.
+        classes: names to use in place of those in the file.
+
+    Raises:
+        InputError: the file has no preprocessing, there is no picture, one is corrupt, or a folder is no class.
+    """
+    file = model.file
+    if file.preprocessing is None:
+        raise InputError("the file does not say how pictures become inputs: it was written without preprocessing")
+    names = file.classes if classes is None else classes
+    return evaluate_network(model, data, file.preprocessing, limit=limit, classes=names)
+
+
+def evaluate_network(
+    network: Callable[[NDArray[np.float32]], object],
+    data: str | os.PathLike[str],
+    preprocessing: Preprocessing,
+    *,
+    limit: int | None = None,
+    classes: Sequence[ClassName] = (),
+) -> Accuracy:
+    """Return the accuracy of any function from float32 `[N, 3, H, W]` to scores `[N, classes]`; otherwise as `evaluate`.
+
+    The time that counts is all of it: reading, decoding and resizing a picture, and running the network.
+    """
+    found = find_pictures(data)
+    refs = found if limit is None else sample_pictures(found, limit, seed=0)
+    labels: NDArray[np.int64] | None = None
+    right = np.zeros(2, np.int64)  # among the best one, among the best five
+    start = perf_counter()
+    batches = [refs[i : i + BATCH] for i in range(0, len(refs), BATCH)]
+    for index, batch in enumerate(console.track(batches, f"evaluating in batches of {BATCH}")):
+        scores = _scores(network(load_batch(batch, preprocessing)), len(batch))
+        if labels is None:
+            labels = _labels(refs, found, classes, scores.shape[1])
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
+        hits = best == labels[index * BATCH :][: len(batch), None]
+        right += hits[:, 0].sum(), hits.any(axis=1).sum()
+    top1, top5 = (100.0 * float(count) / len(refs) for count in right)
+    return Accuracy(top1=top1, top5=top5, n=len(refs), pictures_per_second=len(refs) / (perf_counter() - start))
+
+
+def _scores(outputs: object, count: int) -> NDArray[np.float32]:
+    scores = np.asarray(outputs)
+    if scores.ndim != 2 or scores.shape[0] != count:
+        what = f"shape {list(scores.shape)}" if scores.dtype != object else type(outputs).__name__
+        raise InputError(f"accuracy needs one output of scores [N, classes]; this network gives {what}")
+    return scores
+
+
+def _labels(
+    refs: Sequence[PictureRef], found: Sequence[PictureRef], classes: Sequence[ClassName], num_outputs: int
+) -> NDArray[np.int64]:
+    """Return the class of each picture; folders are matched among all that were found, whether used or not."""
+    if classes and len(classes) != num_outputs:
+        raise InputError(f"{len(classes)} class names do not fit a network with {num_outputs} outputs")
+    index = match_folders({ref.folder for ref in found}, classes, num_outputs)
+    return np.array([index[ref.folder] for ref in refs])
