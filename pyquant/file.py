@@ -74,7 +74,7 @@ def dumps(model: ModelFile) -> bytes:
     """Return the bytes of a `.pqmodel`; the same model gives the same bytes.
 
     Raises:
-        FormatError: the model would not be readable again; all tensors that are missing, unknown or unusable are listed.
+        FormatError: the model would not be readable again; all unusable tensors are listed.
     """
     try:
         metadata = {

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 class DenseConfig:
     """Keep the weight in its own dtype (fp32 or fp16)."""
 
-    def bits_per_code_word(self) -> float:
-        """Return the bits that one weight counts in `bit_operations`."""
+    @property
+    def weight_bits(self) -> float:
+        """The bits that one weight counts in `bit_operations`: it is multiplied in fp32, whatever its dtype."""
         return 32.0
