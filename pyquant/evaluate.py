@@ -42,8 +42,8 @@ def evaluate(
 
     Args:
         model: what `pyquant.load` returned; its file says how pictures become inputs.
-        data: a folder or .zip file of pictures in class folders. Folders are matched to classes by name; any subset of the
-            classes will do. Where there are no names, their sorted order counts, if there are as many as outputs.
+        data: a folder or .zip file of pictures in class folders. Folders are matched to classes by name; any subset of
+            the classes will do. Where there are no names, their sorted order counts, if there are as many as outputs.
         limit: use so many pictures only, drawn from all of them, always the same.
         classes: names to use in place of those in the file.
 
@@ -65,7 +65,7 @@ def evaluate_network(
     limit: int | None = None,
     classes: Sequence[ClassName] = (),
 ) -> Accuracy:
-    """Return the accuracy of any function from float32 `[N, 3, H, W]` to scores `[N, classes]`; otherwise as `evaluate`.
+    """Return the accuracy of any function from float32 `[N, 3, H, W]` to scores `[N, classes]`, as `evaluate` does.
 
     The time that counts is all of it: reading, decoding and resizing a picture, and running the network.
     """
