@@ -1,8 +1,8 @@
 """Lets torchvision be imported over a PyTorch that it was not built for, as where PyTorch is a CPU build.
 
-torchvision registers metadata for its compiled operators while it is imported, so without them the import fails. Where its
-library cannot be loaded, the operators are declared here, without an implementation: the classification networks that the
-tests take from torchvision call none of them.
+torchvision registers metadata for its compiled operators while it is imported, so without them the import fails. Where
+its library cannot be loaded, the operators are declared here, without an implementation: the classification networks
+that the tests take from torchvision call none of them.
 """
 
 import importlib.machinery
