@@ -1,0 +1,30 @@
+// Size arithmetic that throws instead of wrapping around.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <span>
+
+#include "base/errors.h"
+
+namespace pyquant {
+
+inline int64_t checked_multiply(int64_t a, int64_t b) {
+  int64_t result = 0;
+  if (a < 0 || b < 0 || __builtin_mul_overflow(a, b, &result)) {
+    throw Error("a size of " + std::to_string(a) + " x " + std::to_string(b) + " is impossible");
+  }
+  return result;
+}
+
+inline int64_t checked_product(std::span<const int64_t> sizes) {
+  int64_t result = 1;
+  for (const int64_t size : sizes) result = checked_multiply(result, size);
+  return result;
+}
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+constexpr int64_t round_up(int64_t a, int64_t multiple) { return ceil_div(a, multiple) * multiple; }
+
+}  // namespace pyquant

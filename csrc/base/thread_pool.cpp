@@ -1,0 +1,117 @@
+#include "base/thread_pool.h"
+
+#include <unistd.h>
+
+#include <atomic>
+#include <thread>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace pyquant {
+namespace {
+
+// How often a worker looks for new work before it sleeps: some 50 us, longer than the gap between two layers, shorter
+// than anything that another process would notice.
+constexpr int kSpins = 1500;
+
+void relax() {
+#if defined(__x86_64__)
+  _mm_pause();
+#endif
+}
+
+// Wait until `value` differs from `old`: first looking, then sleeping.
+uint32_t wait_for_change(const std::atomic<uint32_t>& value, uint32_t old) {
+  for (int i = 0; i < kSpins; ++i) {
+    if (const uint32_t now = value.load(std::memory_order_acquire); now != old) return now;
+    relax();
+  }
+  uint32_t now = value.load(std::memory_order_acquire);
+  while (now == old) {
+    value.wait(old, std::memory_order_acquire);
+    now = value.load(std::memory_order_acquire);
+  }
+  return now;
+}
+
+}  // namespace
+
+struct ThreadPool::Workers {
+  explicit Workers(int size) {
+    for (int worker = 1; worker <= size; ++worker) threads.emplace_back([this, worker] { work(worker); });
+  }
+
+  ~Workers() {
+    body = nullptr;
+    announce();
+    for (std::thread& thread : threads) thread.join();
+  }
+
+  void run(int64_t loop_count, const LoopBody& loop_body) {
+    body = &loop_body;
+    count = loop_count;
+    next.store(0, std::memory_order_relaxed);
+    busy.store(static_cast<uint32_t>(threads.size()), std::memory_order_relaxed);
+    announce();
+    take_indices(0);
+    // Every worker has to have left the loop, not only the loop to be exhausted: body lives on the caller's stack.
+    uint32_t left = busy.load(std::memory_order_acquire);
+    while (left != 0) left = wait_for_change(busy, left);
+  }
+
+  void announce() {
+    epoch.fetch_add(1, std::memory_order_release);
+    epoch.notify_all();
+  }
+
+  void work(int worker) {
+    uint32_t seen = 0;
+    for (;;) {
+      seen = wait_for_change(epoch, seen);
+      if (body == nullptr) return;
+      take_indices(worker);
+      if (busy.fetch_sub(1, std::memory_order_acq_rel) == 1) busy.notify_one();
+    }
+  }
+
+  void take_indices(int worker) {
+    for (;;) {
+      const int64_t index = next.fetch_add(1, std::memory_order_relaxed);
+      if (index >= count) return;
+      (*body)(index, worker);
+    }
+  }
+
+  const LoopBody* body = nullptr;
+  int64_t count = 0;
+  alignas(64) std::atomic<int64_t> next{0};
+  alignas(64) std::atomic<uint32_t> epoch{0};
+  alignas(64) std::atomic<uint32_t> busy{0};
+  std::vector<std::thread> threads;  // last: they use the members above
+};
+
+ThreadPool::ThreadPool(int threads) : threads_(threads) {}
+
+ThreadPool::~ThreadPool() {
+  // In a forked child the threads do not exist; joining them would wait for ever.
+  if (workers_ && owner_ != getpid()) static_cast<void>(workers_.release());
+}
+
+void ThreadPool::parallel_for(int64_t count, LoopBody body) {
+  if (threads_ > 1 && count > 1 && mutex_.try_lock()) {
+    if (const pid_t process = getpid(); owner_ != process) {
+      static_cast<void>(workers_.release());
+      workers_ = std::make_unique<Workers>(threads_ - 1);
+      owner_ = process;
+    }
+    workers_->run(count, body);
+    mutex_.unlock();
+    return;
+  }
+  for (int64_t index = 0; index < count; ++index) body(index, 0);
+}
+
+}  // namespace pyquant

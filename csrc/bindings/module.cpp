@@ -1,0 +1,138 @@
+// The extension module pyquant._core.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "base/cpu_count.h"
+#include "bindings/convert.h"
+#include "bindings/kernels.h"
+#include "runtime/model.h"
+
+namespace pyquant {
+
+using namespace py::literals;
+
+namespace {
+
+KernelChoice kernel_choice(const std::string& name) {
+  if (name == "auto") return KernelChoice::kAuto;
+  if (name == "decode") return KernelChoice::kDecode;
+  if (name == "table") return KernelChoice::kTable;
+  throw Error("kernels must be auto, decode or table, got '" + name + "'");
+}
+
+struct Arrays {
+  std::vector<const float*> inputs;
+  std::vector<float*> outputs;
+  py::list results;
+};
+
+Arrays connect(const Model& model, const Plan& plan, const std::vector<Array<float>>& inputs) {
+  Arrays arrays;
+  for (const Array<float>& input : inputs) arrays.inputs.push_back(input.data());
+  for (const ValueId value : model.graph().outputs) {
+    Array<float> result(plan.shapes[value]);
+    arrays.outputs.push_back(result.mutable_data());
+    arrays.results.append(std::move(result));
+  }
+  return arrays;
+}
+
+std::vector<Shape> shapes_of(const std::vector<Array<float>>& inputs) {
+  std::vector<Shape> shapes;
+  for (const Array<float>& input : inputs) shapes.emplace_back(input.shape(), input.shape() + input.ndim());
+  return shapes;
+}
+
+std::shared_ptr<const Plan> planned(Model& model, const std::vector<Array<float>>& inputs) {
+  auto plan = model.find_plan(shapes_of(inputs));
+  if (!plan) throw Error("no plan for these input shapes");
+  return plan;
+}
+
+}  // namespace
+}  // namespace pyquant
+
+PYBIND11_MODULE(_core, m) {
+  using namespace pyquant;
+  m.doc() = "The native core of pyquant: kernels, plans and runs.";
+
+  py::register_exception_translator([](std::exception_ptr thrown) {
+    try {
+      if (thrown) std::rethrow_exception(thrown);
+    } catch (const Error& error) {
+      py::set_error(py::module_::import("pyquant.errors").attr("InputError"), error.what());
+    }
+  });
+
+  m.def("available_isas", &available_isas, "Instruction sets that run here, best last; 'reference' is the first.");
+  m.def("default_threads", &available_cpus, "Processors that this process may use.");
+  m.def(
+      "peak_gmacs",
+      [](const std::string& isa) {
+        const KernelTable kernels = select_kernels(isa);
+        const py::gil_scoped_release no_gil;
+        return measure_peak(kernels);
+      },
+      "isa"_a, "Measured fp32 multiply-accumulates per nanosecond of one core, in registers.");
+  register_kernels(m);
+
+  py::class_<Model>(m, "Model", "A network on the native kernels; pyquant.runtime.Model is its face.")
+      .def(py::init([](const py::list& weights, const py::list& nodes, std::vector<ValueId> inputs,
+                       std::vector<ValueId> outputs, int32_t num_values, int threads, const std::string& isa,
+                       const std::string& kernels) {
+             return std::make_unique<Model>(
+                 graph_from_python(weights, nodes, std::move(inputs), std::move(outputs), num_values), threads, isa,
+                 kernel_choice(kernels));
+           }),
+           "weights"_a, "nodes"_a, "inputs"_a, "outputs"_a, "num_values"_a, "threads"_a, "isa"_a, "kernels"_a)
+      .def_property_readonly("isa", &Model::isa)
+      .def_property_readonly("threads", &Model::threads)
+      .def(
+          "has_plan",
+          [](Model& model, const std::vector<Shape>& inputs) { return model.find_plan(inputs) != nullptr; },
+          "inputs"_a, "Whether inputs of these shapes have been planned for.")
+      .def("make_plan",
+           [](Model& model, std::vector<Shape> values) {
+             const py::gil_scoped_release no_gil;
+             model.make_plan(std::move(values));
+           },
+           "values"_a, "Plan for values of these shapes, by value number.")
+      .def(
+          "run",
+          [](Model& model, const std::vector<Array<float>>& inputs) {
+            const auto plan = planned(model, inputs);
+            Arrays arrays = connect(model, *plan, inputs);
+            {
+              const py::gil_scoped_release no_gil;
+              model.run(*plan, arrays.inputs, arrays.outputs);
+            }
+            return arrays.results;
+          },
+          "inputs"_a, "Outputs for inputs whose shapes have been planned for.")
+      .def(
+          "profile",
+          [](Model& model, const std::vector<Array<float>>& inputs) {
+            const auto plan = planned(model, inputs);
+            Arrays arrays = connect(model, *plan, inputs);
+            std::vector<double> ms(plan->steps.size());
+            {
+              const py::gil_scoped_release no_gil;
+              model.run(*plan, arrays.inputs, arrays.outputs, ms);
+            }
+            py::list steps;
+            for (size_t i = 0; i < ms.size(); ++i) {
+              const Step& step = *plan->steps[i];
+              steps.append(
+                  py::dict("name"_a = step.name(), "op"_a = step.op(), "kernel"_a = step.kernel(), "ms"_a = ms[i]));
+            }
+            return steps;
+          },
+          "inputs"_a, "Each step of one run: name, op, kernel and milliseconds.")
+      .def(
+          "arena_bytes",
+          [](Model& model, const std::vector<Array<float>>& inputs) {
+            return planned(model, inputs)->placement.total * static_cast<int64_t>(sizeof(float));
+          },
+          "inputs"_a, "Bytes of memory that the values of one run share.");
+}

@@ -1,0 +1,38 @@
+// Built with AVX2 and FMA enabled; reached only through select_kernels().
+//
+// Register tile 4 x 3: 12 sums, 3 inputs and 1 broadcast weight fill the 16 registers; 7 loads for 12 multiply-adds.
+#include "kernels/avx2.h"
+
+#include <immintrin.h>
+
+#include "kernels/vector_kernels.h"
+
+namespace pyquant {
+namespace {
+
+struct Avx2 {
+  using Float = __m256;
+  static constexpr int64_t kLanes = 8;
+  static constexpr int64_t kRows = 4;
+  static constexpr int64_t kVectors = 3;
+
+  static __m256i first(int64_t count) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), lane);
+  }
+  static Float load(const float* p) { return _mm256_loadu_ps(p); }
+  static Float load_first(const float* p, int64_t count) { return _mm256_maskload_ps(p, first(count)); }
+  static void store(float* p, Float v) { _mm256_storeu_ps(p, v); }
+  static void store_first(float* p, int64_t count, Float v) { _mm256_maskstore_ps(p, first(count), v); }
+  static Float broadcast(float value) { return _mm256_set1_ps(value); }
+  static Float multiply_add(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
+  static Float add(Float a, Float b) { return _mm256_add_ps(a, b); }
+  static Float max(Float a, Float b) { return _mm256_max_ps(a, b); }
+  static Float min(Float a, Float b) { return _mm256_min_ps(a, b); }
+};
+
+}  // namespace
+
+KernelTable improve_with_avx2(KernelTable table) { return VectorKernels<Avx2>::improve(table, "avx2"); }
+
+}  // namespace pyquant

@@ -1,0 +1,25 @@
+// Activation functions: clamps, which kernels fuse, and curves, which follow them.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+namespace pyquant {
+
+enum class Activation { kNone, kRelu, kRelu6, kSilu, kHardswish, kSigmoid };
+
+// The activation that operation `op` is, if it is one.
+std::optional<Activation> activation_of(const std::string& op);
+
+// The clamp that applies an activation entirely, or a part of it that does nothing.
+struct Clamp {
+  float low;
+  float high;
+};
+Clamp clamp_of(Activation activation);
+
+// Apply what the clamp leaves to do, in place.
+void apply_curve(Activation activation, float* values, int64_t count);
+
+}  // namespace pyquant

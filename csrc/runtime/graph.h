@@ -1,0 +1,85 @@
+// A network as the core sees it: operations on numbered values, with their weights; immutable once built.
+//
+// Dimensions: O outputs · C inputs of an output (per group) · K centroids · d weights of a block · J blocks per output
+//             row · M additive codebooks
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "base/aligned_buffer.h"
+
+namespace pyquant {
+
+using Shape = std::vector<int64_t>;
+using ValueId = int32_t;
+
+// A block of weights: channels x kernel rows x kernel columns.
+struct Block {
+  int64_t channels = 1;
+  int64_t rows = 1;
+  int64_t columns = 1;
+  int64_t dim() const { return channels * rows * columns; }
+};
+
+// The weight of a convolution [O, C, kernel_rows, kernel_columns]; a linear layer's kernel is 1x1. An output row is a
+// sequence of J blocks of d weights: block positions by channels, kernel rows, kernel columns; so are weights within one.
+struct Weight {
+  int64_t outputs = 0;
+  int64_t channels = 0;
+  int64_t kernel_rows = 1;
+  int64_t kernel_columns = 1;
+  Block block;
+
+  // Dense weights are their own single codebook, with no codes: dense [O, J * d].
+  AlignedBuffer<float> dense;
+
+  int64_t codebooks = 0;          // M; 0: dense
+  int64_t centroids = 0;          // K
+  AlignedBuffer<uint16_t> codes;  // [M, O, J], each < K
+  AlignedBuffer<float> codebook;  // [M, K, d]
+
+  bool is_dense() const { return codebooks == 0; }
+  int64_t blocks_per_row() const {
+    return ceil_div(channels, block.channels) * ceil_div(kernel_rows, block.rows) *
+           ceil_div(kernel_columns, block.columns);
+  }
+  int64_t depth() const { return blocks_per_row() * block.dim(); }
+};
+
+using Attribute = std::variant<bool, int64_t, double, std::string, std::vector<int64_t>, std::vector<double>>;
+
+struct Node {
+  std::string op;
+  std::string name;
+  std::vector<ValueId> inputs;
+  std::vector<ValueId> outputs;
+  std::map<std::string, Attribute> attributes;
+  std::shared_ptr<const Weight> weight;  // null for operations without one
+  std::vector<float> scale;              // [O], or empty: 1
+  std::vector<float> bias;               // [O], or empty: 0
+
+  ValueId output() const { return outputs.front(); }
+
+  template <typename T>
+  const T& attribute(const std::string& key) const {
+    const auto found = attributes.find(key);
+    if (found == attributes.end() || !std::holds_alternative<T>(found->second)) {
+      throw Error("layer '" + name + "' (" + op + "): attribute '" + key + "' is missing or of another type");
+    }
+    return std::get<T>(found->second);
+  }
+};
+
+struct Graph {
+  std::vector<ValueId> inputs;
+  std::vector<Node> nodes;  // in an order in which they can run
+  std::vector<ValueId> outputs;
+  int32_t num_values = 0;
+};
+
+}  // namespace pyquant

@@ -1,0 +1,97 @@
+#include "runtime/model.h"
+
+#include <algorithm>
+#include <chrono>
+#include <mutex>
+#include <utility>
+
+namespace pyquant {
+namespace {
+
+// Plans kept: enough for a few batch sizes or picture sizes in turn.
+constexpr size_t kMostPlans = 4;
+
+}  // namespace
+
+Model::Model(Graph graph, int threads, const std::string& isa, KernelChoice choice)
+    : graph_(std::move(graph)), kernels_(select_kernels(isa)), isa_(kernels_.isa), choice_(choice), pool_(threads) {}
+
+std::shared_ptr<const Plan> Model::find_plan(const std::vector<Shape>& inputs) {
+  const std::lock_guard lock(mutex_);
+  const auto found = std::find_if(plans_.begin(), plans_.end(), [&](const Entry& e) { return e.inputs == inputs; });
+  if (found == plans_.end()) return nullptr;
+  plans_.splice(plans_.begin(), plans_, found);
+  return found->plan;
+}
+
+std::shared_ptr<const Plan> Model::make_plan(std::vector<Shape> values) {
+  std::vector<Shape> inputs;
+  for (const ValueId input : graph_.inputs) inputs.push_back(values.at(input));
+  const PlanContext context{
+      .kernels = &kernels_, .choice = choice_, .threads = pool_.threads(), .shapes = std::move(values)};
+  auto plan = std::make_shared<const Plan>(graph_, context);
+  const std::lock_guard lock(mutex_);
+  plans_.push_front({.inputs = std::move(inputs), .plan = plan, .idle = {}});
+  if (plans_.size() > kMostPlans) plans_.pop_back();
+  return plan;
+}
+
+std::unique_ptr<Model::Session> Model::take_session(const Plan& plan) {
+  {
+    const std::lock_guard lock(mutex_);
+    for (Entry& entry : plans_) {
+      if (entry.plan.get() != &plan || entry.idle.empty()) continue;
+      auto session = std::move(entry.idle.back());
+      entry.idle.pop_back();
+      return session;
+    }
+  }
+  auto session = std::make_unique<Session>();
+  session->arena = AlignedBuffer<float>(plan.placement.total);
+  // Each worker's part ends with the slack that vector loads and stores may touch.
+  const int64_t part = round_up(plan.scratch_floats + kSlackBytes / 4, kAlignment / 4);
+  session->scratch = AlignedBuffer<float>(part * pool_.threads());
+  std::fill_n(session->scratch.data(), session->scratch.size(), 0.0f);
+  for (size_t value = 0; value < plan.storage.size(); ++value) {
+    const int64_t offset = plan.placement.offsets[plan.storage[value]];
+    session->state.values.push_back(offset < 0 ? nullptr : session->arena.data() + offset);
+  }
+  for (int worker = 0; worker < pool_.threads(); ++worker) {
+    session->state.scratch.push_back(session->scratch.data() + worker * part);
+  }
+  session->state.pool = &pool_;
+  return session;
+}
+
+void Model::give_back(const Plan& plan, std::unique_ptr<Session> session) {
+  const std::lock_guard lock(mutex_);
+  for (Entry& entry : plans_) {
+    if (entry.plan.get() == &plan) {
+      entry.idle.push_back(std::move(session));
+      return;
+    }
+  }
+}
+
+void Model::run(const Plan& plan, std::span<const float* const> inputs, std::span<float* const> outputs,
+                std::span<double> step_ms) {
+  using Clock = std::chrono::steady_clock;
+  std::unique_ptr<Session> session = take_session(plan);
+  const RunState& state = session->state;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    const ValueId value = graph_.inputs[i];
+    std::copy_n(inputs[i], checked_product(plan.shapes[value]), state.values[value]);
+  }
+  for (size_t i = 0; i < plan.steps.size(); ++i) {
+    const auto start = Clock::now();
+    plan.steps[i]->run(state);
+    if (!step_ms.empty()) step_ms[i] = std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+  }
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    const ValueId value = graph_.outputs[i];
+    std::copy_n(state.values[value], checked_product(plan.shapes[value]), outputs[i]);
+  }
+  give_back(plan, std::move(session));
+}
+
+}  // namespace pyquant

@@ -1,0 +1,62 @@
+// A loaded network: immutable weights, plans for the shapes it has met, and runs, of which several may go on at once.
+#pragma once
+
+#include <list>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/fork_mutex.h"
+#include "base/thread_pool.h"
+#include "kernels/select.h"
+#include "runtime/plan.h"
+
+namespace pyquant {
+
+class Model {
+ public:
+  // isa: as select_kernels() takes it; threads >= 1.
+  Model(Graph graph, int threads, const std::string& isa, KernelChoice choice);
+
+  const std::string& isa() const { return isa_; }
+  int threads() const { return pool_.threads(); }
+
+  // The plan for inputs of these shapes, or null if it has to be made first.
+  std::shared_ptr<const Plan> find_plan(const std::vector<Shape>& inputs);
+
+  // Make the plan for values of these shapes, given by ValueId.
+  std::shared_ptr<const Plan> make_plan(std::vector<Shape> values);
+
+  // Run: inputs and outputs are contiguous and have the plan's shapes. step_ms, unless empty, receives each step's time.
+  void run(const Plan& plan, std::span<const float* const> inputs, std::span<float* const> outputs,
+           std::span<double> step_ms = {});
+
+  const Graph& graph() const { return graph_; }
+
+ private:
+  // The memory of one run, kept for the next one on the same plan.
+  struct Session {
+    AlignedBuffer<float> arena;
+    AlignedBuffer<float> scratch;
+    RunState state;
+  };
+  struct Entry {
+    std::vector<Shape> inputs;
+    std::shared_ptr<const Plan> plan;
+    std::vector<std::unique_ptr<Session>> idle;
+  };
+
+  std::unique_ptr<Session> take_session(const Plan& plan);
+  void give_back(const Plan& plan, std::unique_ptr<Session> session);
+
+  Graph graph_;
+  KernelTable kernels_;
+  std::string isa_;
+  KernelChoice choice_;
+  ThreadPool pool_;
+  ForkMutex mutex_;           // guards plans_
+  std::list<Entry> plans_;    // most recently used first
+};
+
+}  // namespace pyquant

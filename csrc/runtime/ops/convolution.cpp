@@ -1,0 +1,88 @@
+#include "runtime/ops/convolution.h"
+
+#include <algorithm>
+
+#include "runtime/ops/ops.h"
+
+namespace pyquant {
+namespace {
+
+ConvGeometry geometry_of(const Layer& layer, const PlanContext& context) {
+  const Node& node = *layer.node;
+  const Weight& weight = *node.weight;
+  const Shape& in = context.shapes[layer.inputs[0]];
+  const Shape& out = context.shapes[layer.output];
+  ConvGeometry g{.images = in[0], .channels = in[1]};
+  if (node.op == "conv2d") {
+    const auto& stride = node.attribute<std::vector<int64_t>>("stride");
+    const auto& padding = node.attribute<std::vector<int64_t>>("padding");
+    const auto& dilation = node.attribute<std::vector<int64_t>>("dilation");
+    g.height = in.at(2);
+    g.width = in.at(3);
+    g.out_height = out.at(2);
+    g.out_width = out.at(3);
+    g.groups = node.attribute<int64_t>("groups");
+    g.stride_y = stride.at(0);
+    g.stride_x = stride.at(1);
+    g.dilation_y = dilation.at(0);
+    g.dilation_x = dilation.at(1);
+    g.pad_top = padding.at(0);
+    g.pad_left = padding.at(2);
+  }
+  if (g.groups < 1 || weight.channels * g.groups != g.channels || weight.outputs % g.groups != 0 ||
+      out.at(0) != g.images || out.at(1) != weight.outputs) {
+    throw Error("layer '" + node.name + "': its weight does not fit its input of " + std::to_string(g.channels) +
+                " channels in " + std::to_string(g.groups) + " groups");
+  }
+  return g;
+}
+
+std::vector<float> or_filled(const std::vector<float>& values, int64_t size, float filler) {
+  return values.empty() ? std::vector<float>(size, filler) : values;
+}
+
+}  // namespace
+
+Convolution::Convolution(const Layer& layer, const PlanContext& context)
+    : kernels(context.kernels),
+      weight(layer.node->weight),
+      geometry(geometry_of(layer, context)),
+      patches(geometry, *weight),
+      scale(or_filled(layer.node->scale, weight->outputs, 1.0f)),
+      bias(or_filled(layer.node->bias, weight->outputs, 0.0f)),
+      activation(layer.activation),
+      input(layer.inputs[0]),
+      output(layer.output),
+      residual(layer.residual) {}
+
+void Convolution::finish(const float* tile, int64_t pitch, int64_t first_output, int64_t rows, int64_t pixel,
+                         int64_t count, const RunState& state) const {
+  const Clamp clamp = clamp_of(activation);
+  const int64_t plane = geometry.out_plane();
+  while (count > 0) {
+    const int64_t image = pixel / plane;
+    const int64_t run = std::min(count, (image + 1) * plane - pixel);
+    int64_t at = (image * weight->outputs + first_output) * plane + pixel % plane;
+    for (int64_t r = 0; r < rows; ++r, at += plane) {
+      float* out = state.values[output] + at;
+      const float* added = residual < 0 ? nullptr : state.values[residual] + at;
+      kernels->finish_row(tile + r * pitch, scale[first_output + r], bias[first_output + r], added, clamp.low,
+                          clamp.high, out, run);
+      apply_curve(activation, out, run);
+    }
+    tile += run;
+    pixel += run;
+    count -= run;
+  }
+}
+
+std::unique_ptr<Step> plan_convolution(const Layer& layer, const PlanContext& context) {
+  const Convolution convolution(layer, context);
+  const bool table = !convolution.weight->is_dense() &&
+                     (context.choice == KernelChoice::kTable ||
+                      (context.choice == KernelChoice::kAuto &&
+                       table_cost(convolution, context.threads) < decode_cost(convolution, context.threads)));
+  return table ? make_table_step(layer, convolution, context) : make_decode_step(layer, convolution, context);
+}
+
+}  // namespace pyquant

@@ -1,0 +1,162 @@
+// Pooling: the largest or the mean value of a window, for windows of a fixed size and for a fixed number of them.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "runtime/ops/ops.h"
+
+namespace pyquant {
+namespace {
+
+// What all pooling steps share: each plane of the input becomes a plane of the output.
+class PlaneStep : public Step {
+ public:
+  PlaneStep(const Layer& layer, const PlanContext& context)
+      : Step(layer.node->name, layer.op, "plane"), input_(layer.inputs[0]), output_(layer.output) {
+    const Shape& in = context.shapes[input_];
+    const Shape& out = context.shapes[output_];
+    planes_ = checked_multiply(in.at(0), in.at(1));
+    height_ = in.at(2);
+    width_ = in.at(3);
+    out_height_ = out.at(2);
+    out_width_ = out.at(3);
+  }
+
+  void run(const RunState& state) const override {
+    state.pool->parallel_for(planes_, [&](int64_t plane, int) {
+      run_plane(state.values[input_] + plane * height_ * width_, state.values[output_] + plane * out_height_ * out_width_);
+    });
+  }
+
+ protected:
+  virtual void run_plane(const float* in, float* out) const = 0;
+
+  int64_t height_, width_, out_height_, out_width_;
+
+ private:
+  ValueId input_, output_;
+  int64_t planes_;
+};
+
+class WindowStep : public PlaneStep {
+ public:
+  WindowStep(const Layer& layer, const PlanContext& context) : PlaneStep(layer, context) {
+    const Node& node = *layer.node;
+    const auto pair = [&](const char* key) { return node.attribute<std::vector<int64_t>>(key); };
+    kernel_y_ = pair("kernel").at(0);
+    kernel_x_ = pair("kernel").at(1);
+    stride_y_ = pair("stride").at(0);
+    stride_x_ = pair("stride").at(1);
+    pad_y_ = pair("padding").at(0);
+    pad_x_ = pair("padding").at(1);
+  }
+
+ protected:
+  int64_t kernel_y_, kernel_x_, stride_y_, stride_x_, pad_y_, pad_x_;
+};
+
+class MaxPoolStep : public WindowStep {
+ public:
+  MaxPoolStep(const Layer& layer, const PlanContext& context) : WindowStep(layer, context) {
+    const auto& dilation = layer.node->attribute<std::vector<int64_t>>("dilation");
+    dilation_y_ = dilation.at(0);
+    dilation_x_ = dilation.at(1);
+  }
+
+ protected:
+  void run_plane(const float* in, float* out) const override {
+    for (int64_t y = 0; y < out_height_; ++y, out += out_width_) {
+      std::fill_n(out, out_width_, -std::numeric_limits<float>::infinity());
+      for (int64_t ky = 0; ky < kernel_y_; ++ky) {
+        const int64_t in_y = y * stride_y_ - pad_y_ + ky * dilation_y_;
+        if (in_y < 0 || in_y >= height_) continue;
+        for (int64_t kx = 0; kx < kernel_x_; ++kx) take_row(in + in_y * width_, kx * dilation_x_ - pad_x_, out);
+      }
+    }
+  }
+
+ private:
+  // The largest so far of each output pixel and the input at `offset` from its window's origin; a NaN wins and stays.
+  void take_row(const float* in, int64_t offset, float* out) const {
+    const int64_t begin = offset >= 0 ? 0 : ceil_div(-offset, stride_x_);
+    const int64_t end = std::min(out_width_, offset >= width_ ? 0 : ceil_div(width_ - offset, stride_x_));
+    for (int64_t x = begin; x < end; ++x) {
+      const float value = in[x * stride_x_ + offset];
+      out[x] = value > out[x] || std::isnan(value) ? value : out[x];
+    }
+  }
+
+  int64_t dilation_y_, dilation_x_;
+};
+
+class AveragePoolStep : public WindowStep {
+ public:
+  AveragePoolStep(const Layer& layer, const PlanContext& context)
+      : WindowStep(layer, context),
+        count_include_pad_(layer.node->attribute<bool>("count_include_pad")),
+        divisor_(layer.node->attribute<int64_t>("divisor")) {}
+
+ protected:
+  void run_plane(const float* in, float* out) const override {
+    for (int64_t y = 0; y < out_height_; ++y) {
+      for (int64_t x = 0; x < out_width_; ++x) *out++ = mean(in, y * stride_y_ - pad_y_, x * stride_x_ - pad_x_);
+    }
+  }
+
+ private:
+  float mean(const float* in, int64_t top, int64_t left) const {
+    const int64_t first_y = std::max<int64_t>(top, 0);
+    const int64_t first_x = std::max<int64_t>(left, 0);
+    const int64_t last_y = std::min(top + kernel_y_, height_);
+    const int64_t last_x = std::min(left + kernel_x_, width_);
+    float sum = 0;
+    for (int64_t y = first_y; y < last_y; ++y) {
+      for (int64_t x = first_x; x < last_x; ++x) sum += in[y * width_ + x];
+    }
+    // With ceil_mode a window may reach behind the padding; what lies there never counts.
+    const int64_t padded = (std::min(top + kernel_y_, height_ + pad_y_) - top) *
+                           (std::min(left + kernel_x_, width_ + pad_x_) - left);
+    const int64_t inside = std::max<int64_t>(last_y - first_y, 0) * std::max<int64_t>(last_x - first_x, 0);
+    const int64_t count = divisor_ != 0 ? divisor_ : count_include_pad_ ? padded : inside;
+    return count == 0 ? 0.0f : sum / static_cast<float>(count);
+  }
+
+  bool count_include_pad_;
+  int64_t divisor_;
+};
+
+// Output pixel y is the mean of input rows floor(y * H / OH) to ceil((y + 1) * H / OH), columns likewise.
+class AdaptiveAveragePoolStep : public PlaneStep {
+ public:
+  using PlaneStep::PlaneStep;
+
+ protected:
+  void run_plane(const float* in, float* out) const override {
+    for (int64_t y = 0; y < out_height_; ++y) {
+      const int64_t first_y = y * height_ / out_height_;
+      const int64_t last_y = ceil_div((y + 1) * height_, out_height_);
+      for (int64_t x = 0; x < out_width_; ++x) {
+        const int64_t first_x = x * width_ / out_width_;
+        const int64_t last_x = ceil_div((x + 1) * width_, out_width_);
+        float sum = 0;
+        for (int64_t in_y = first_y; in_y < last_y; ++in_y) {
+          for (int64_t in_x = first_x; in_x < last_x; ++in_x) sum += in[in_y * width_ + in_x];
+        }
+        *out++ = sum / static_cast<float>((last_y - first_y) * (last_x - first_x));
+      }
+    }
+  }
+};
+
+}  // namespace
+
+std::unique_ptr<Step> plan_pool(const Layer& layer, const PlanContext& context) {
+  if (layer.node->op == "max_pool2d") return std::make_unique<MaxPoolStep>(layer, context);
+  return std::make_unique<AveragePoolStep>(layer, context);
+}
+
+std::unique_ptr<Step> plan_adaptive_pool(const Layer& layer, const PlanContext& context) {
+  return std::make_unique<AdaptiveAveragePoolStep>(layer, context);
+}
+
+}  // namespace pyquant

@@ -1,0 +1,23 @@
+// A plan: everything decided before the first run, for one set of input shapes.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "runtime/arena.h"
+#include "runtime/step.h"
+
+namespace pyquant {
+
+struct Plan {
+  // Plan `graph` for values of these shapes (by ValueId, as the graph's shape rules give them).
+  Plan(const Graph& graph, PlanContext context);
+
+  std::vector<std::unique_ptr<Step>> steps;
+  std::vector<Shape> shapes;        // by ValueId
+  std::vector<ValueId> storage;     // by ValueId: the value whose memory it uses, itself except for views
+  Placement placement;              // by ValueId
+  int64_t scratch_floats = 0;       // per worker
+};
+
+}  // namespace pyquant

@@ -1,0 +1,65 @@
+// A step of a plan: one operation with everything decided; running it neither allocates nor checks.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/thread_pool.h"
+#include "kernels/kernels.h"
+#include "runtime/activation.h"
+#include "runtime/graph.h"
+
+namespace pyquant {
+
+// Where the values of one run lie, and what it runs on.
+struct RunState {
+  std::vector<float*> values;       // by ValueId; null for values that no step needs
+  std::vector<float*> scratch;      // by worker: Plan::scratch_floats each
+  ThreadPool* pool = nullptr;
+};
+
+class Step {
+ public:
+  Step(std::string name, std::string op, std::string kernel)
+      : name_(std::move(name)), op_(std::move(op)), kernel_(std::move(kernel)) {}
+  virtual ~Step() = default;
+
+  virtual void run(const RunState& state) const = 0;
+
+  // Floats that each worker needs as scratch memory.
+  virtual int64_t scratch_floats() const { return 0; }
+
+  const std::string& name() const { return name_; }
+  const std::string& op() const { return op_; }
+  const std::string& kernel() const { return kernel_; }
+
+ private:
+  std::string name_;
+  std::string op_;
+  std::string kernel_;
+};
+
+// Which kernels the planner may choose from: all, or one path for tests and benchmarks.
+enum class KernelChoice { kAuto, kDecode, kTable };
+
+// An operation after fusion, with its shapes: what a step is planned from.
+struct Layer {
+  const Node* node = nullptr;
+  std::vector<ValueId> inputs;
+  ValueId output = 0;
+  ValueId residual = -1;  // added to the layer's output before the activation; -1: none
+  Activation activation = Activation::kNone;
+  std::string op;  // as `profile` shows it, fused operations joined by "+"
+};
+
+struct PlanContext {
+  const KernelTable* kernels = nullptr;
+  KernelChoice choice = KernelChoice::kAuto;
+  int threads = 1;
+  std::vector<Shape> shapes;  // by ValueId
+};
+
+}  // namespace pyquant
