@@ -130,7 +130,7 @@ def _shape(tensor: Tensor, dims: Mapping[str, int], weight_shape: tuple[int, ...
 
 def _default_shapes(graph: Graph) -> dict[str, tuple[int, ...]]:
     try:
-        shapes = graph.infer_shapes([(1, *declared.default) for declared in graph.inputs])
+        shapes = graph.infer_shapes()
     except InputError as error:
         raise FormatError(f"the network cannot take its default input: {error}") from error
     if large := [f"'{name}' {list(shape)}" for name, shape in shapes.items() if prod(shape) > MAX_ELEMENTS]:

@@ -144,7 +144,7 @@ def check_classes(graph: Graph, classes: Sequence[ClassName]) -> None:
     Raises:
         InputError: the numbers differ.
     """
-    shapes = graph.infer_shapes([(1, *declared.default) for declared in graph.inputs])
+    shapes = graph.infer_shapes()
     output = shapes[graph.outputs[0]]
     if classes and len(graph.outputs) == 1 and len(output) == 2 and output[1] != len(classes):
         raise InputError(f"{len(classes)} classes are named, but the network has {output[1]} outputs")

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import floor, prod
+from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyquant.codecs import CODEC_CONFIGS, CodecConfig, DenseConfig, ProductConfig
-from pyquant.codecs.product import as_conv_shape, decode, unpack_codes
-from pyquant.errors import FormatError, InputError
+from pyquant.codecs.product import decode, unpack_codes
+from pyquant.errors import ConfigError, FormatError, InputError
 from pyquant.layers import CODECS, OPS, canonical_attributes
-
-Shape = tuple[int, ...]
+from pyquant.shapes import SHAPE_RULES, Shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weight:
-    """How the weight of a layer is stored: its tensors are `{name}.{role}`. Layers that share a weight name the same."""
+    """How the weight of a layer is stored, in tensors called `{name}.{role}`; a shared weight has one name."""
 
     name: str
     shape: Shape  # [O, C / groups, kh, kw] of a convolution, [O, C] of a linear layer
-    codec: CodecConfig = DenseConfig()
+    codec: CodecConfig = field(default_factory=DenseConfig)
 
     @property
     def codec_name(self) -> str:
@@ -58,7 +57,7 @@ class Node:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     weight: Weight | None = None
     tensors: tuple[str, ...] = ()  # the roles present among those that layers.OPS allows: "scale", "bias", ..
-    state: StateNames = StateNames()
+    state: StateNames = field(default_factory=StateNames)
 
     def __post_init__(self) -> None:
         if self.op not in OPS:
@@ -84,6 +83,11 @@ class GraphInput:
     name: str
     shape: tuple[int | None, ...]  # batch included
     default: Shape  # a whole shape without the batch, for example (3, 224, 224)
+
+    @property
+    def default_shape(self) -> Shape:
+        """The default shape with its batch: 1 unless the network fixes another."""
+        return (self.shape[0] or 1, *self.default)
 
     def check(self, shape: Sequence[int]) -> None:
         """Raise InputError unless an array of `shape` fits."""
@@ -113,13 +117,17 @@ class Graph:
             if node.weight is not None:
                 yield node, node.weight
 
-    def infer_shapes(self, inputs: Sequence[Shape]) -> dict[str, Shape]:
-        """Return the shape of every value for input arrays of these shapes.
+    def infer_shapes(self, inputs: Sequence[Shape] | None = None) -> dict[str, Shape]:
+        """Return the shape of every value for input arrays of these shapes (default: the default shapes, batch 1).
 
         Raises:
             InputError: an input does not fit, or a layer would have no output pixels.
         """
         shapes: dict[str, Shape] = {}
+        if inputs is None:
+            inputs = [declared.default_shape for declared in self.inputs]
+        if len(inputs) != len(self.inputs):
+            raise InputError(f"the network takes {len(self.inputs)} inputs, got {len(inputs)}")
         for declared, shape in zip(self.inputs, inputs, strict=True):
             declared.check(shape)
             shapes[declared.name] = tuple(shape)
@@ -135,16 +143,18 @@ class Graph:
 
     def macs(self, inputs: Sequence[Shape] | None = None) -> dict[str, int]:
         """Return the multiply-accumulates of each layer that has a weight (default: the default shape, batch 1)."""
-        shapes = self.infer_shapes(inputs or [(1, *i.default) for i in self.inputs])
-        return {
-            node.name: prod(weight.shape[1:]) * prod(shapes[node.output]) for node, weight in self.weighted()
-        }
+        shapes = self.infer_shapes(inputs)
+        return {node.name: prod(weight.shape[1:]) * prod(shapes[node.output]) for node, weight in self.weighted()}
 
     def to_json(self) -> dict[str, Any]:
-        """Return the graph as plain JSON values, attributes at their defaults left out."""
+        """Return the graph as plain JSON values, all that is usual left out to keep files small.
+
+        That is: attributes at their defaults, the output of a layer that is named like it, and its input where that is
+        the output of the layer before it.
+        """
         return {
             "inputs": [{"name": i.name, "shape": list(i.shape), "default": list(i.default)} for i in self.inputs],
-            "nodes": [_node_to_json(node) for node in self.nodes],
+            "nodes": [_node_to_json(node, before) for node, before in zip(self.nodes, self._befores(), strict=False)],
             "outputs": list(self.outputs),
         }
 
@@ -156,14 +166,14 @@ class Graph:
             FormatError: naming the layer and what is wrong with it.
         """
         try:
-            graph = cls(
-                inputs=tuple(
-                    GraphInput(name=i["name"], shape=tuple(i["shape"]), default=tuple(i["default"]))
-                    for i in value["inputs"]
-                ),
-                nodes=tuple(_node_from_json(node) for node in value["nodes"]),
-                outputs=tuple(value["outputs"]),
-            )
+            if unknown := value.keys() - {"inputs", "nodes", "outputs"}:
+                raise FormatError(f"the graph has unknown entries: {', '.join(sorted(unknown))}")
+            inputs = tuple(_input_from_json(entry) for entry in value["inputs"])
+            nodes: list[Node] = []
+            for entry in value["nodes"]:
+                before = nodes[-1].outputs if nodes else tuple(i.name for i in inputs[:1])
+                nodes.append(_node_from_json(entry, before))
+            graph = cls(inputs=inputs, nodes=tuple(nodes), outputs=_names(value["outputs"], "outputs"))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise FormatError(f"the graph is not as declared: {type(error).__name__}: {error}") from error
         graph.check_edges()
@@ -174,8 +184,8 @@ class Graph:
         faults = []
         known = set()
         for declared in self.inputs:
-            sizes = [s for s in declared.shape if s is not None] + list(declared.default)
-            if any(not isinstance(s, int) or isinstance(s, bool) or not 0 < s < 2**31 for s in sizes):
+            sizes = [size for size in declared.shape if size is not None] + list(declared.default)
+            if any(type(size) is not int or not 0 < size < 2**31 for size in sizes):
                 faults.append(f"input '{declared.name}' has an impossible shape {list(declared.shape)}")
             elif len(declared.default) + 1 != len(declared.shape):
                 faults.append(f"input '{declared.name}': its default shape does not fit its shape")
@@ -184,24 +194,31 @@ class Graph:
             faults.append("a graph needs inputs with unique names")
         names = set()
         for node in self.nodes:
+            what = f"layer '{node.name}' ({node.op})"
             if node.name in names:
                 faults.append(f"two layers are called '{node.name}'")
             names.add(node.name)
             spec = OPS[node.op]
             if len(node.inputs) != spec.inputs and not (spec.inputs is None and node.inputs):
-                faults.append(f"layer '{node.name}' ({node.op}) has {len(node.inputs)} inputs")
+                faults.append(f"{what} has {len(node.inputs)} inputs")
             if len(node.outputs) != 1:
-                faults.append(f"layer '{node.name}' ({node.op}) has {len(node.outputs)} outputs")
-            if spec.has_weight != (node.weight is not None):
-                faults.append(f"layer '{node.name}' ({node.op}) {'lacks' if spec.has_weight else 'has'} a weight")
-            faults += [f"layer '{node.name}' reads '{v}', which nothing before it writes" for v in node.inputs if v not in known]
-            faults += [f"layer '{node.name}' writes '{v}' again" for v in node.outputs if v in known]
+                faults.append(f"{what} has {len(node.outputs)} outputs")
+            rank = len(node.weight.shape) if node.weight else 0
+            if rank != spec.weight_rank:
+                faults.append(f"{what} needs a weight of {spec.weight_rank} dimensions, got one of {rank}")
+            faults += [f"{what} reads '{v}', which nothing before it writes" for v in node.inputs if v not in known]
+            faults += [f"{what} writes '{v}' again" for v in node.outputs if v in known]
             known.update(node.outputs)
         faults += [f"output '{v}' is written by no layer" for v in self.outputs if v not in known]
-        if not self.outputs:
-            faults.append("a graph needs outputs")
+        if not self.nodes or not self.outputs or len(set(self.outputs)) != len(self.outputs):
+            faults.append("a graph needs layers, and outputs with unique names")
         if faults:
             raise FormatError("; ".join(faults))
+
+    def _befores(self) -> Iterator[tuple[str, ...]]:
+        """Yield, for each layer, what it reads where nothing else is said: the output of the one before it."""
+        yield tuple(declared.name for declared in self.inputs[:1])
+        yield from (node.outputs for node in self.nodes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,7 +247,8 @@ class Network:
 
     def decoded(self) -> Network:
         """Return the same network with every weight dense, in float32."""
-        tensors = {node.tensor(role): self.tensors[node.tensor(role)] for node in self.graph.nodes for role in node.tensors}
+        own = [node.tensor(role) for node in self.graph.nodes for role in node.tensors]
+        tensors = {name: self.tensors[name] for name in own}
         nodes = []
         for node in self.graph.nodes:
             if node.weight is not None:
@@ -240,13 +258,17 @@ class Network:
         return Network(graph=replace(self.graph, nodes=tuple(nodes)), tensors=tensors)
 
 
-def _node_to_json(node: Node) -> dict[str, Any]:
-    result: dict[str, Any] = {"op": node.op, "name": node.name, "in": list(node.inputs), "out": list(node.outputs)}
+def _node_to_json(node: Node, before: tuple[str, ...]) -> dict[str, Any]:
+    result: dict[str, Any] = {"op": node.op, "name": node.name}
+    if node.inputs != before:
+        result["in"] = list(node.inputs)
+    if node.outputs != (node.name,):
+        result["out"] = list(node.outputs)
     for key, attribute in OPS[node.op].attributes.items():
         if node.attributes[key] != attribute.default:
             result[key] = node.attributes[key]
     if node.weight is not None:
-        weight = {"shape": list(node.weight.shape), "codec": node.weight.codec_name}
+        weight: dict[str, Any] = {"shape": list(node.weight.shape), "codec": node.weight.codec_name}
         if node.weight.name != node.name:
             weight["name"] = node.weight.name
         for key, attribute in CODECS[node.weight.codec_name].attributes.items():
@@ -256,143 +278,71 @@ def _node_to_json(node: Node) -> dict[str, Any]:
         result["weight"] = weight
     if node.tensors:
         result["tensors"] = list(node.tensors)
-    state = {key: getattr(node.state, key) for key in StateNames.__slots__ if getattr(node.state, key) != getattr(StateNames(), key)}
-    if state:
+    usual = StateNames()
+    state = {key: getattr(node.state, key) for key in StateNames.__slots__}
+    if state := {key: value for key, value in state.items() if value != getattr(usual, key)}:
         result["state"] = state
     return result
 
 
-def _node_from_json(value: dict[str, Any]) -> Node:
-    what = f"layer '{value['name']}'"
+def _input_from_json(value: dict[str, Any]) -> GraphInput:
+    if unknown := value.keys() - {"name", "shape", "default"}:
+        raise FormatError(f"an input has unknown entries: {', '.join(sorted(unknown))}")
+    (name,) = _names([value["name"]], "an input's name")
+    return GraphInput(name=name, shape=tuple(value["shape"]), default=tuple(value["default"]))
+
+
+def _node_from_json(value: dict[str, Any], before: tuple[str, ...]) -> Node:
     rest = dict(value)
-    op, name, inputs, outputs = (rest.pop(key) for key in ("op", "name", "in", "out"))
-    weight, tensors, state = rest.pop("weight", None), rest.pop("tensors", []), rest.pop("state", {})
-    if unknown := [role for role in tensors if role not in getattr(OPS.get(op), "tensors", {})]:
-        raise FormatError(f"{what}: unknown tensors {unknown}")
+    (op, name) = _names([rest.pop("op"), rest.pop("name")], "a layer's operation and name")
+    what = f"layer '{name}'"
+    inputs = _names(rest.pop("in", before), f"{what}: in")
+    outputs = _names(rest.pop("out", [name]), f"{what}: out")
+    tensors = _names(rest.pop("tensors", []), f"{what}: tensors")
+    weight, state = rest.pop("weight", None), rest.pop("state", {})
+    known = OPS[op].tensors if op in OPS else {}
+    if len(set(tensors)) != len(tensors) or any(role not in known for role in tensors):
+        raise FormatError(f"{what}: expected tensors among {list(known)}, each once, got {list(tensors)}")
     return Node(
         op=op,
         name=name,
-        inputs=tuple(inputs),
-        outputs=tuple(outputs),
+        inputs=inputs,
+        outputs=outputs,
         attributes=rest,
         weight=None if weight is None else _weight_from_json(weight, name, what),
-        tensors=tuple(tensors),
-        state=StateNames(**state),
+        tensors=tensors,
+        state=_state_from_json(state, what),
     )
 
 
 def _weight_from_json(value: dict[str, Any], node_name: str, what: str) -> Weight:
     rest = dict(value)
-    shape, codec, name = rest.pop("shape"), rest.pop("codec"), rest.pop("name", node_name)
+    shape = rest.pop("shape")
+    codec, name = _names([rest.pop("codec"), rest.pop("name", node_name)], f"{what}: a weight's codec and name")
     if codec not in CODECS:
         raise FormatError(f"{what}: unknown codec '{codec}'; known: {', '.join(CODECS)}")
-    if len(shape) not in (2, 4) or any(type(size) is not int or not 0 < size < 2**31 for size in shape):
+    if not isinstance(shape, list) or any(type(size) is not int or not 0 < size < 2**31 for size in shape):
         raise FormatError(f"{what}: a weight cannot have shape {shape}")
     attributes = canonical_attributes(CODECS[codec].attributes, rest, f"{what} ({codec} weight)")
     attributes.pop("coding", None)
-    return Weight(name=name, shape=tuple(shape), codec=CODEC_CONFIGS[codec](**attributes))
-
-
-# How each operation's output shape follows from its input shapes.
-
-
-def _fail(node: Node, shape: Shape, expected: str) -> InputError:
-    return InputError(f"layer '{node.name}' ({node.op}): expected {expected}, got an input of {list(shape)}")
-
-
-def _conv2d(node: Node, inputs: list[Shape]) -> Shape:
-    assert node.weight is not None
-    o, c, kh, kw = as_conv_shape(node.weight.shape)
-    groups = node.attributes["groups"]
-    if len(inputs[0]) != 4 or inputs[0][1] != c * groups or o % groups:
-        raise _fail(node, inputs[0], f"[N, {c * groups}, H, W]")
-    n, _, h, w = inputs[0]
-    (sy, sx), (dy, dx) = node.attributes["stride"], node.attributes["dilation"]
-    top, bottom, left, right = node.attributes["padding"]
-    return n, o, (h + top + bottom - dy * (kh - 1) - 1) // sy + 1, (w + left + right - dx * (kw - 1) - 1) // sx + 1
-
-
-def _linear(node: Node, inputs: list[Shape]) -> Shape:
-    assert node.weight is not None
-    o, c = node.weight.shape[:2]
-    if len(inputs[0]) != 2 or inputs[0][1] != c:
-        raise _fail(node, inputs[0], f"[N, {c}]")
-    return inputs[0][0], o
-
-
-def _same(node: Node, inputs: list[Shape]) -> Shape:
-    return inputs[0]
-
-
-def _broadcast(node: Node, inputs: list[Shape]) -> Shape:
     try:
-        return tuple(int(size) for size in np.broadcast_shapes(*inputs))
-    except ValueError:
-        raise _fail(node, inputs[1], f"a shape that broadcasts with {list(inputs[0])}") from None
+        return Weight(name=name, shape=tuple(shape), codec=CODEC_CONFIGS[codec](**attributes))
+    except ConfigError as error:
+        raise FormatError(f"{what}: {error}") from error
 
 
-def _concat(node: Node, inputs: list[Shape]) -> Shape:
-    axis = node.attributes["axis"]
-    first = inputs[0]
-    for shape in inputs:
-        if len(shape) <= axis or shape[:axis] + shape[axis + 1 :] != first[:axis] + first[axis + 1 :]:
-            raise _fail(node, shape, f"the shape of {list(first)} in all dimensions but {axis}")
-    return *first[:axis], sum(shape[axis] for shape in inputs), *first[axis + 1 :]
+def _state_from_json(value: dict[str, Any], what: str) -> StateNames:
+    usual = StateNames()
+    for key, entry in value.items():
+        if type(entry) is not type(getattr(usual, key, None)) or (key == "eps" and not 0 <= entry < 1):
+            raise FormatError(f"{what}: state: unknown entry, or unusable value: {key}: {entry!r}")
+    return StateNames(**value)
 
 
-def _pool2d(node: Node, inputs: list[Shape]) -> Shape:
-    if len(inputs[0]) != 4:
-        raise _fail(node, inputs[0], "[N, C, H, W]")
-    a = node.attributes
-    result = list(inputs[0][:2])
-    for axis in (0, 1):
-        size, pad, stride = inputs[0][2 + axis], a["padding"][axis], a["stride"][axis]
-        span = size + 2 * pad - a.get("dilation", (1, 1))[axis] * (a["kernel"][axis] - 1) - 1
-        pixels = (-(-span // stride) if a["ceil_mode"] else span // stride) + 1
-        if a["ceil_mode"] and (pixels - 1) * stride >= size + pad:
-            pixels -= 1  # PyTorch: the last window must start inside the input or its left padding
-        result.append(pixels)
-    return tuple(result)
-
-
-def _adaptive_avg_pool2d(node: Node, inputs: list[Shape]) -> Shape:
-    if len(inputs[0]) != 4:
-        raise _fail(node, inputs[0], "[N, C, H, W]")
-    return *inputs[0][:2], *node.attributes["output_size"]
-
-
-def _flatten(node: Node, inputs: list[Shape]) -> Shape:
-    start = node.attributes["start_axis"]
-    if len(inputs[0]) <= start:
-        raise _fail(node, inputs[0], f"more than {start} dimensions")
-    return *inputs[0][:start], prod(inputs[0][start:])
-
-
-def _upsample(node: Node, inputs: list[Shape]) -> Shape:
-    if len(inputs[0]) != 4:
-        raise _fail(node, inputs[0], "[N, C, H, W]")
-    n, c, h, w = inputs[0]
-    if any(node.attributes["size"]):
-        return n, c, *node.attributes["size"]
-    fy, fx = node.attributes["factor"]
-    return n, c, floor(h * fy), floor(w * fx)
-
-
-SHAPE_RULES: dict[str, Callable[[Node, list[Shape]], Shape]] = {
-    "conv2d": _conv2d,
-    "linear": _linear,
-    "affine": _same,
-    "relu": _same,
-    "relu6": _same,
-    "silu": _same,
-    "hardswish": _same,
-    "sigmoid": _same,
-    "add": _broadcast,
-    "mul": _broadcast,
-    "concat": _concat,
-    "max_pool2d": _pool2d,
-    "avg_pool2d": _pool2d,
-    "adaptive_avg_pool2d": _adaptive_avg_pool2d,
-    "flatten": _flatten,
-    "upsample": _upsample,
-}
+def _names(value: Any, what: str) -> tuple[str, ...]:
+    """Return a list of names as a tuple; they are printed in messages, so they must be printable."""
+    if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) and name.isprintable() for name in value):
+        raise FormatError(f"{what}: expected printable names, got {value!r}")
+    if "" in value:
+        raise FormatError(f"{what}: a name is empty")
+    return tuple(value)

@@ -32,12 +32,12 @@ class Attribute:
         return self._check_scalar(value)
 
     def _check_scalar(self, value: Any) -> Any:
-        if self.kind is float and isinstance(value, int):
+        if self.kind is float and type(value) is int and abs(value) < 2**31:
             value = float(value)
         # bool is a subclass of int: an int attribute must not silently take true for 1.
         if not isinstance(value, self.kind) or (self.kind is not bool and isinstance(value, bool)):
             raise ValueError(f"expected {self.kind.__name__}, got {value!r}")
-        if self.kind in (int, float) and not self.minimum <= value < 2**31:
+        if isinstance(value, (int, float)) and self.kind is not bool and not self.minimum <= value < 2**31:
             raise ValueError(f"expected a number of at least {self.minimum}, got {value}")
         if self.choices and value not in self.choices:
             raise ValueError(f"expected one of {', '.join(self.choices)}, got {value!r}")
@@ -55,10 +55,10 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpSpec:
-    """One kind of layer: how many inputs it takes (None: one or more), its attributes and its own tensors."""
+    """One kind of layer: its inputs (None: one or more), dimensions of its weight, attributes and own tensors."""
 
     inputs: int | None = 1
-    has_weight: bool = False
+    weight_rank: int = 0  # 0: it has no weight
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -95,7 +95,7 @@ _EPILOGUE = {
 
 OPS: dict[str, OpSpec] = {
     "conv2d": OpSpec(
-        has_weight=True,
+        weight_rank=4,
         attributes={
             "stride": _pair(1, 1),
             "padding": Attribute(length=4, default=(0, 0, 0, 0)),  # top, bottom, left, right
@@ -104,7 +104,7 @@ OPS: dict[str, OpSpec] = {
         },
         tensors=_EPILOGUE,
     ),
-    "linear": OpSpec(has_weight=True, tensors=_EPILOGUE),
+    "linear": OpSpec(weight_rank=2, tensors=_EPILOGUE),
     "affine": OpSpec(  # a batch norm that follows no convolution: y = x * scale + bias, per channel
         tensors={"scale": Tensor(dtypes=("F32",), shape=("C",)), "bias": Tensor(dtypes=("F32",), shape=("C",))},
     ),
@@ -160,9 +160,7 @@ CODECS: dict[str, CodecSpec] = {
 FEATURES: frozenset[str] = frozenset(spec.feature for spec in CODECS.values() if spec.feature)
 
 
-def canonical_attributes(
-    spec: Mapping[str, Attribute], given: Mapping[str, Any], what: str
-) -> dict[str, Any]:
+def canonical_attributes(spec: Mapping[str, Attribute], given: Mapping[str, Any], what: str) -> dict[str, Any]:
     """Return all attributes of `spec`, defaults filled in.
 
     Raises:

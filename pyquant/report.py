@@ -113,7 +113,7 @@ def layer_rows(model: ModelFile) -> list[LayerRow]:
 
 def dense_bytes(graph: Graph) -> int:
     """Return the bytes of the original network's parameters in fp32: weights, biases and affine batch norms."""
-    shapes = graph.infer_shapes([(1, *declared.default) for declared in graph.inputs])
+    shapes = graph.infer_shapes()
     parameters: dict[str, int] = {}  # by name, so that what layers share counts once
     for node in graph.nodes:
         channels = shapes[node.output][1] if len(shapes[node.output]) > 1 else 0

@@ -1,0 +1,127 @@
+"""How the shape of each operation's output follows from the shapes of its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import floor, prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pyquant.errors import InputError
+
+if TYPE_CHECKING:
+    from pyquant.graph import Node
+
+Shape = tuple[int, ...]
+
+
+def _fail(node: Node, shape: Shape, expected: str) -> InputError:
+    return InputError(f"layer '{node.name}' ({node.op}): expected {expected}, got an input of {list(shape)}")
+
+
+def _conv2d(node: Node, inputs: list[Shape]) -> Shape:
+    assert node.weight is not None
+    o, c, kh, kw = node.weight.shape
+    groups = node.attributes["groups"]
+    if len(inputs[0]) != 4 or inputs[0][1] != c * groups or o % groups:
+        raise _fail(node, inputs[0], f"[N, {c * groups}, H, W]")
+    n, _, h, w = inputs[0]
+    (sy, sx), (dy, dx) = node.attributes["stride"], node.attributes["dilation"]
+    top, bottom, left, right = node.attributes["padding"]
+    return n, o, (h + top + bottom - dy * (kh - 1) - 1) // sy + 1, (w + left + right - dx * (kw - 1) - 1) // sx + 1
+
+
+def _linear(node: Node, inputs: list[Shape]) -> Shape:
+    assert node.weight is not None
+    o, c = node.weight.shape
+    if len(inputs[0]) != 2 or inputs[0][1] != c:
+        raise _fail(node, inputs[0], f"[N, {c}]")
+    return inputs[0][0], o
+
+
+def _same(node: Node, inputs: list[Shape]) -> Shape:
+    return inputs[0]
+
+
+def _affine(node: Node, inputs: list[Shape]) -> Shape:
+    if len(inputs[0]) < 2:
+        raise _fail(node, inputs[0], "[N, C, ..]")
+    return inputs[0]
+
+
+def _broadcast(node: Node, inputs: list[Shape]) -> Shape:
+    try:
+        return tuple(int(size) for size in np.broadcast_shapes(*inputs))
+    except ValueError:
+        raise _fail(node, inputs[1], f"a shape that broadcasts with {list(inputs[0])}") from None
+
+
+def _concat(node: Node, inputs: list[Shape]) -> Shape:
+    axis = node.attributes["axis"]
+    first = inputs[0]
+    for shape in inputs:
+        if len(shape) <= axis or shape[:axis] + shape[axis + 1 :] != first[:axis] + first[axis + 1 :]:
+            raise _fail(node, shape, f"the shape of {list(first)} in all dimensions but {axis}")
+    return *first[:axis], sum(shape[axis] for shape in inputs), *first[axis + 1 :]
+
+
+def _pool2d(node: Node, inputs: list[Shape]) -> Shape:
+    if len(inputs[0]) != 4:
+        raise _fail(node, inputs[0], "[N, C, H, W]")
+    a = node.attributes
+    result = list(inputs[0][:2])
+    for axis in (0, 1):
+        size, pad, stride = inputs[0][2 + axis], a["padding"][axis], a["stride"][axis]
+        reach = a.get("dilation", (1, 1))[axis] * (a["kernel"][axis] - 1) + 1
+        if 2 * pad > reach:  # PyTorch forbids it too: a window could lie in the padding alone
+            raise InputError(f"layer '{node.name}' ({node.op}): padding {pad} is more than half of a window of {reach}")
+        span = size + 2 * pad - reach
+        pixels = (-(-span // stride) if a["ceil_mode"] else span // stride) + 1
+        if a["ceil_mode"] and (pixels - 1) * stride >= size + pad:
+            pixels -= 1  # PyTorch: the last window must start inside the input or its left padding
+        result.append(pixels)
+    return tuple(result)
+
+
+def _adaptive_avg_pool2d(node: Node, inputs: list[Shape]) -> Shape:
+    if len(inputs[0]) != 4:
+        raise _fail(node, inputs[0], "[N, C, H, W]")
+    return *inputs[0][:2], *node.attributes["output_size"]
+
+
+def _flatten(node: Node, inputs: list[Shape]) -> Shape:
+    start = node.attributes["start_axis"]
+    if len(inputs[0]) <= start:
+        raise _fail(node, inputs[0], f"more than {start} dimensions")
+    return *inputs[0][:start], prod(inputs[0][start:])
+
+
+def _upsample(node: Node, inputs: list[Shape]) -> Shape:
+    if len(inputs[0]) != 4:
+        raise _fail(node, inputs[0], "[N, C, H, W]")
+    n, c, h, w = inputs[0]
+    if any(node.attributes["size"]):
+        return n, c, *node.attributes["size"]
+    fy, fx = node.attributes["factor"]
+    return n, c, floor(h * fy), floor(w * fx)
+
+
+SHAPE_RULES: dict[str, Callable[[Node, list[Shape]], Shape]] = {
+    "conv2d": _conv2d,
+    "linear": _linear,
+    "affine": _affine,
+    "relu": _same,
+    "relu6": _same,
+    "silu": _same,
+    "hardswish": _same,
+    "sigmoid": _same,
+    "add": _broadcast,
+    "mul": _broadcast,
+    "concat": _concat,
+    "max_pool2d": _pool2d,
+    "avg_pool2d": _pool2d,
+    "adaptive_avg_pool2d": _adaptive_avg_pool2d,
+    "flatten": _flatten,
+    "upsample": _upsample,
+}
