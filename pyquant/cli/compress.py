@@ -65,15 +65,16 @@ def command(
     MODEL is a torchvision name (resnet18, vgg16_bn, ..) or package.module:callable, which returns an nn.Module.
     The file that is written has been loaded, run and compared with the network before the command ends.
     """
-    options.check_output(out, weights, calibration)
     from pyquant.choose import Recipe, parse_rule
     from pyquant.pictures import read_classes
+    from pyquant.storage import check_writable
 
+    check_writable(out, inputs=[path for path in (weights, calibration, classes) if path is not None])
     recipe = Recipe(preset=preset, rules=tuple(parse_rule(rule) for rule in rules))
     names = None if classes is None else read_classes(classes)
     preprocessing = options.preprocessing_for(input_shape, resize, mean, std)
 
-    from pyquant.compress import compress
+    from pyquant.compression import compress
     from pyquant.models import build_network, is_torchvision_name
 
     if weights is None and is_torchvision_name(model):

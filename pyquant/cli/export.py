@@ -8,7 +8,6 @@ import click
 
 from pyquant import console
 from pyquant.cli import options
-from pyquant.errors import ConfigError
 
 
 @click.command("export")
@@ -19,12 +18,11 @@ def command(file: Path, out: Path) -> None:
 
     The state dict has the original module's names, with batch norms kept; `pyquant compress --weights` takes it.
     """
-    options.check_output(out, file)
-    from pyquant.export import export_onnx, export_safetensors
+    from pyquant.export import export, format_for
     from pyquant.file import read_model
+    from pyquant.storage import check_writable
 
-    writers = {".onnx": export_onnx, ".safetensors": export_safetensors}
-    if (write := writers.get(out.suffix)) is None:
-        raise ConfigError(f"{out}: the name must end in {' or '.join(writers)}")
-    write(read_model(file), out)
-    console.note(f"wrote {out}, {console.bytes_text(out.stat().st_size)}")
+    format_for(out)
+    check_writable(out, inputs=(file,))
+    size = export(read_model(file), out)
+    console.note(f"wrote {out}, {console.bytes_text(size)}")

@@ -35,7 +35,6 @@ def command(
 
     The codes and codebooks are taken over as they are. The number of classes comes from the checkpoint.
     """
-    options.check_output(out, checkpoint)
     from pyquant.interop import import_checkpoint
     from pyquant.pictures import read_classes
 

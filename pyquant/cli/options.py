@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pyquant.errors import ConfigError
-
 if TYPE_CHECKING:
     from pyquant.preprocessing import Preprocessing
 
@@ -114,18 +112,3 @@ def preprocessing_for(
     if input_shape[0] != 3 and resize is None and mean is None and std is None:
         return None
     return Preprocessing.default_for(input_shape, resize=resize, mean=mean or IMAGENET_MEAN, std=std or IMAGENET_STD)
-
-
-def check_output(path: Path, *inputs: Path | None) -> None:
-    """Refuse an output that cannot be written, or is one of the inputs, before any work is done.
-
-    Raises:
-        ConfigError: saying which path it is.
-    """
-    if path.is_dir():
-        raise ConfigError(f"{path}: the output is a folder; name a file")
-    if not path.parent.is_dir():
-        raise ConfigError(f"{path}: there is no folder '{path.parent}' to write it to")
-    for source in inputs:
-        if source is not None and source.exists() and path.exists() and path.samefile(source):
-            raise ConfigError(f"{path}: the output would overwrite the input; name another file")
