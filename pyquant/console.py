@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from time import monotonic
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 T = TypeVar("T")
+Progress = Callable[[str, int, int], None]  # what is being done, how many are done, of how many
 
 SECONDS_BETWEEN_LINES = 10.0  # of progress, where standard error is not a terminal
 MAX_FIXED_WIDTH = 12  # characters of a text column that is never shortened
@@ -42,44 +44,69 @@ def warn(message: str) -> None:
     note(f"warning: {message}")
 
 
-def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-    """Yield `items`, showing how many are done: a bar on a terminal, now and then a line elsewhere.
+@contextmanager
+def progress() -> Iterator[Progress]:
+    """Show the progress of long work: a bar on a terminal, now and then a line elsewhere.
 
-    Args:
-        items: the work, one item after the other.
-        label: what is being done, for example "reading pictures".
-        total: how many items there are, where `items` has no length.
+    Yields:
+        A function to call with what is being done, how many are done, and of how many. Work inside other work shows
+        nothing of its own.
     """
-    if total is None and isinstance(items, Sequence):
-        total = len(items)
-    if not _enabled.get() or _bar_shown.get():  # work inside other work shows nothing of its own
-        yield from items
+    if not _enabled.get() or _bar_shown.get():
+        yield lambda label, done, total: None
         return
     _bar_shown.set(True)
     try:
-        yield from (_with_bar if _stderr().is_terminal else _with_lines)(items, label, total)
+        with _bars() if _stderr().is_terminal else _lines() as report:
+            yield report
     finally:
         _bar_shown.set(False)
 
 
-def _with_bar(items: Iterable[T], label: str, total: int | None) -> Iterator[T]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def track(items: Sequence[T], label: str) -> Iterator[T]:
+    """Yield `items`, showing as `progress` does how many are done; `label` says of what, as in "reading pictures"."""
+    with progress() as report:
+        for done, item in enumerate(items):
+            report(label, done, len(items))
+            yield item
+        report(label, len(items), len(items))
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=_stderr(), transient=True) as progress:
-        yield from progress.track(items, total=total, description=label)
+
+@contextmanager
+def _bars() -> Iterator[Progress]:
+    from rich import progress as rich_progress
+
+    columns = (
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(),
+        rich_progress.MofNCompleteColumn(),
+        rich_progress.TimeRemainingColumn(),
+    )
+    with rich_progress.Progress(*columns, console=_stderr(), transient=True) as bars:
+        tasks: dict[str, rich_progress.TaskID] = {}
+
+        def report(label: str, done: int, total: int) -> None:
+            if label not in tasks:
+                tasks[label] = bars.add_task(label)
+            bars.update(tasks[label], completed=done, total=total)
+
+        yield report
 
 
-def _with_lines(items: Iterable[T], label: str, total: int | None) -> Iterator[T]:
-    of_total = "" if total is None else f" of {total}"
-    last = start = monotonic()
-    done = 0
-    for done, item in enumerate(items, 1):
-        yield item
-        if (now := monotonic()) - last >= SECONDS_BETWEEN_LINES:
-            note(f"{label}: {done}{of_total}, {now - start:.0f} s")
+@contextmanager
+def _lines() -> Iterator[Progress]:
+    start: dict[str, float] = {}
+    last = monotonic()
+
+    def report(label: str, done: int, total: int) -> None:
+        nonlocal last
+        now = monotonic()
+        seconds = now - start.setdefault(label, now)
+        if done == total or now - last >= SECONDS_BETWEEN_LINES:
+            note(f"{label}: {done} of {total}, {seconds:.1f} s")
             last = now
-    note(f"{label}: {done} done, {monotonic() - start:.1f} s")
+
+    yield report
 
 
 def print_json(value: Any) -> None:

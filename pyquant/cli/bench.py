@@ -11,7 +11,7 @@ from pyquant.cli import options
 from pyquant.cli.show import show_bench
 
 
-@click.command("bench")
+@click.command("bench", short_help="Measure latency and memory, against other engines too.")
 @click.argument("file", type=options.PATH)
 @options.batch
 @options.input_shape_of_file

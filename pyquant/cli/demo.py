@@ -9,7 +9,7 @@ import click
 from pyquant.cli import options
 
 
-@click.command("demo")
+@click.command("demo", short_help="Go the whole way on a small network, offline.")
 @click.option("--out", type=options.PATH, default="pyquant-demo", show_default=True, metavar="FOLDER",
               help="Where pictures and files go.")  # fmt: skip
 def command(out: Path) -> None:

@@ -10,7 +10,7 @@ from pyquant import console
 from pyquant.cli import options
 
 
-@click.command("eval")
+@click.command("eval", short_help="Measure accuracy on pictures in class folders.")
 @click.argument("file", type=options.PATH)
 @click.argument("data", type=options.PATH)
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use N pictures only, drawn from all of them.")

@@ -10,7 +10,7 @@ from pyquant import console
 from pyquant.cli import options
 
 
-@click.command("export")
+@click.command("export", short_help="Write the dense network as ONNX or safetensors.")
 @click.argument("file", type=options.PATH)
 @click.option("--out", type=options.PATH, required=True, metavar="X.onnx|X.safetensors", help="The file to write.")
 def command(file: Path, out: Path) -> None:

@@ -10,7 +10,7 @@ from pyquant.cli import options
 from pyquant.cli.show import show_report
 
 
-@click.command("import")
+@click.command("import", short_help="Import a published compressed checkpoint.")
 @click.argument("checkpoint", type=options.PATH)
 @click.option(
     "--arch", required=True, metavar="NAME", help="The ResNet that the checkpoint is of, by torchvision's name."

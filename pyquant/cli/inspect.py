@@ -11,7 +11,7 @@ from pyquant.cli import options
 from pyquant.cli.show import show_inspection
 
 
-@click.command("inspect")
+@click.command("inspect", short_help="Show what a .pqmodel file holds.")
 @click.argument("file", type=options.PATH)
 @options.as_json
 def command(file: Path, as_json: bool) -> None:

@@ -11,7 +11,7 @@ from pyquant import console
 from pyquant.cli import options
 
 
-@click.command("profile")
+@click.command("profile", short_help="Show the time and the kernel of each step.")
 @click.argument("file", type=options.PATH)
 @options.batch
 @options.input_shape_of_file

@@ -10,7 +10,7 @@ from pyquant import console
 from pyquant.cli import options
 
 
-@click.command("run")
+@click.command("run", short_help="Name what pictures show.")
 @click.argument("file", type=options.PATH)
 @click.argument("pictures", type=options.PATH, nargs=-1, required=True, metavar="PICTURE...")
 @click.option("--topk", type=click.IntRange(min=1), default=5, show_default=True, help="Classes shown per picture.")
