@@ -91,14 +91,14 @@ def dumps(model: ModelFile) -> bytes:
     return pack(metadata, model.network.tensors)
 
 
-def loads(data: bytes, name: str) -> ModelFile:
+def loads(data: bytes | memoryview, name: str) -> ModelFile:
     """Return what a `.pqmodel` with the bytes `data` holds, all of it checked; `name` begins the error messages.
 
     Raises:
         FormatError: the file is not a `.pqmodel`, is damaged, or needs a newer pyquant.
     """
     try:
-        metadata, tensors = unpack(data)
+        metadata, tensors = unpack(bytes(data))
         return _model(metadata, tensors)
     except FormatError as error:
         raise FormatError(f"{name}: {error}") from error

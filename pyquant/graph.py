@@ -334,7 +334,8 @@ def _weight_from_json(value: dict[str, Any], node_name: str, what: str) -> Weigh
 def _state_from_json(value: dict[str, Any], what: str) -> StateNames:
     usual = StateNames()
     for key, entry in value.items():
-        if type(entry) is not type(getattr(usual, key, None)) or (key == "eps" and not 0 <= entry < 1):
+        same_type = type(entry) is type(getattr(usual, key, None))
+        if not same_type or (isinstance(entry, float) and not 0 <= entry < 1):
             raise FormatError(f"{what}: state: unknown entry, or unusable value: {key}: {entry!r}")
     return StateNames(**value)
 

@@ -38,7 +38,7 @@ class Attribute:
         if not isinstance(value, self.kind) or (self.kind is not bool and isinstance(value, bool)):
             raise ValueError(f"expected {self.kind.__name__}, got {value!r}")
         if isinstance(value, (int, float)) and self.kind is not bool and not self.minimum <= value < 2**31:
-            raise ValueError(f"expected a number of at least {self.minimum}, got {value}")
+            raise ValueError(f"expected a number of at least {self.minimum} and below 2**31, got {value}")
         if self.choices and value not in self.choices:
             raise ValueError(f"expected one of {', '.join(self.choices)}, got {value!r}")
         return value

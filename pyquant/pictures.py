@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from pyquant.classes import ClassName, parse_classes
 from pyquant.errors import InputError
 from pyquant.preprocessing import Preprocessing
-from pyquant.storage import read_whole
+from pyquant.storage import read_whole, reason
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".gif"})
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "GIF")  # what Pillow may try: its rarer decoders stay out of reach
@@ -107,7 +107,7 @@ class _Zip:
         except InputError:
             raise
         except Exception as error:  # a damaged entry surfaces as BadZipFile, zlib.error, NotImplementedError, ...
-            raise InputError(f"{self.label}/{name}: cannot be read from the zip file: {_reason(error)}") from error
+            raise InputError(f"{self.label}/{name}: cannot be read from the zip file: {reason(error)}") from error
 
 
 def find_pictures(data: str | os.PathLike[str]) -> list[PictureRef]:
@@ -129,11 +129,11 @@ def find_pictures(data: str | os.PathLike[str]) -> list[PictureRef]:
             raise InputError(f"{path}: no such folder or zip file")
         names = sorted({name for name in source.names() if _is_picture(name)})
     except zipfile.BadZipFile as error:
-        raise InputError(f"{path}: not a zip file of pictures, or a damaged one: {_reason(error)}") from error
+        raise InputError(f"{path}: not a zip file of pictures, or a damaged one: {reason(error)}") from error
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {_reason(error)}") from error
+        raise InputError(f"{path}: cannot be read: {reason(error)}") from error
     except (ValueError, NotImplementedError) as error:  # odd names, unknown zip versions
-        raise InputError(f"{path}: not usable as a folder or zip file of pictures: {_reason(error)}") from error
+        raise InputError(f"{path}: not usable as a folder or zip file of pictures: {reason(error)}") from error
     if not names:
         suffixes = ", ".join(sorted(SUFFIXES))
         raise InputError(f"{path}: no picture found; expected files that end in {suffixes}")
@@ -227,12 +227,7 @@ def _decode(data: bytes, name: str) -> NDArray[np.uint8]:
     except UnidentifiedImageError as error:
         raise InputError(f"{name}: not a picture in a known format ({', '.join(_FORMATS)})") from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError, ...
-        raise InputError(f"{name}: the picture is corrupt: {_reason(error)}") from error
-
-
-def _reason(error: BaseException) -> str:
-    """Return what went wrong, without the path that our message names already."""
-    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+        raise InputError(f"{name}: the picture is corrupt: {reason(error)}") from error
 
 
 def _some(names: Sequence[str], limit: int = 5) -> str:

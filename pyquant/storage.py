@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,7 +31,7 @@ def check_writable(path: AnyPath, *, inputs: Iterable[AnyPath] = ()) -> None:
         os.close(descriptor)
         temporary.unlink()
     except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
+        raise InputError(f"{path}: cannot be written: {reason(error)}") from error
 
 
 def write_whole(path: AnyPath, data: bytes) -> None:
@@ -54,7 +55,7 @@ def write_whole(path: AnyPath, data: bytes) -> None:
                 temporary.unlink()
             raise
     except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}; no file was left") from error
+        raise InputError(f"{path}: cannot be written: {reason(error)}; no file was left") from error
     _sync_folder(target.parent)
 
 
@@ -73,7 +74,7 @@ def open_input(path: AnyPath) -> Iterator[BinaryIO]:
         with open(path, "rb") as file:
             yield file
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise InputError(f"{path}: cannot be read: {reason(error)}") from error
 
 
 def read_whole(path: AnyPath, *, limit: int) -> bytes:
@@ -92,14 +93,17 @@ def _target(path: AnyPath) -> Path:
     """Return where the file really goes, links followed; raise InputError where no file can be."""
     try:
         target = Path(os.path.realpath(path))
-        if target.is_dir():
-            raise InputError(f"{path}: is a folder; give the name of a file")
         if not target.parent.is_dir():
             raise InputError(f"{path}: there is no folder '{target.parent}'")
-        if target.exists() and not target.is_file():
-            raise InputError(f"{path}: is not an ordinary file")
+        mode = os.stat(target).st_mode
+    except FileNotFoundError:
+        return target
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be written: {error}") from error
+        raise InputError(f"{path}: cannot be written: {reason(error)}") from error
+    if stat.S_ISDIR(mode):
+        raise InputError(f"{path}: is a folder; give the name of a file")
+    if not stat.S_ISREG(mode):  # a rename would put our file in the place of a device or pipe
+        raise InputError(f"{path}: is not an ordinary file")
     return target
 
 
@@ -118,3 +122,8 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def reason(error: BaseException) -> str:
+    """Return what went wrong, without the path that our message names already."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
