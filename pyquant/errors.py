@@ -27,3 +27,7 @@ class SelfCheckError(PyquantError):
 
 class MissingDependencyError(PyquantError):
     """An optional library that the requested work needs is not installed."""
+
+
+class EngineError(PyquantError):
+    """An engine that is being measured failed, or computes something else than pyquant."""

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from pyquant.errors import InputError
 from pyquant.export.folded import folded
 from pyquant.extras import missing_dependency
-from pyquant.graph import Graph, GraphInput, Network, Node, Shape
+from pyquant.graph import Graph, GraphInput, Network, Node
+from pyquant.shapes import Shape
 from pyquant.storage import AnyPath, write_whole
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class _Writer:
     def __init__(self, network: Network) -> None:
         self.network = network
         self.static = _is_static(network.graph)
-        self.shapes = network.graph.infer_shapes([(1, *i.default) for i in network.graph.inputs])
+        self.shapes = network.graph.infer_shapes([(i.shape[0] or 1, *i.default) for i in network.graph.inputs])
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self._known: set[str] = set()

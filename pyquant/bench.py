@@ -1,0 +1,197 @@
+"""Latency and memory of a `.pqmodel`, and of other engines on the decoded dense network, in one run.
+
+Engines take turns, each in a process of its own that is stopped while another is measured; a turn begins with runs that
+do not count. So drifts of the machine's clock touch all engines alike, and ratios hold where absolute times do not.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyquant import _core, console
+from pyquant.engines import ENGINES, OWN, FileKind, check_engines
+from pyquant.engines.process import EngineProcess
+from pyquant.errors import ConfigError, EngineError, InputError
+from pyquant.file import read_model
+from pyquant.graph import Graph, Network
+from pyquant.runtime import check_options
+from pyquant.shapes import Shape
+from pyquant.storage import AnyPath
+
+TURN_SECONDS = 0.3
+SECONDS_PER_ENGINE = 6.0
+TURNS = (3, 20)  # at least and at most, whatever the time
+MAX_RUNS_PER_TURN = 300
+WARM_UP_RUNS = 2
+MAX_DIFFERENCE = 1e-3  # from our outputs, relative to the largest; more means that the networks are not the same
+
+
+def bench(
+    path: AnyPath,
+    *,
+    batch: int = 1,
+    input_shape: tuple[int, int, int] | None = None,
+    against: Iterable[str] = (),
+    threads: int | None = None,
+    precision: str = "exact",
+) -> dict[str, Any]:
+    """Return latency and peak memory of the `.pqmodel` at `path`, alone or against other engines.
+
+    Args:
+        path: the file.
+        batch: images of one run.
+        input_shape: `(C, H, W)` of one image; None: the file's default.
+        against: names of `ENGINES`; these run the decoded network, dense, batch norms folded, in float32.
+        threads: of each engine; None: as many as this process may use.
+        precision: of pyquant.
+
+    Returns:
+        `{machine, threads, batch, isa, rows: [{engine, precision, file_bytes, median_ms, p10_ms, p90_ms, load_ms,
+        peak_rss_bytes}], ratios: {engine: pyquant's median / the engine's median}}`. `load_ms` is the time from the
+        file to the first output; memory is that of the whole process, Python and libraries included.
+
+    Raises:
+        ConfigError: an option or an engine is unknown.
+        MissingDependencyError: a named engine is not installed; nothing has been measured then.
+        InputError: the file cannot be read, or its network does not take that shape.
+        EngineError: an engine failed, or its outputs are not ours.
+    """
+    check_options(threads, precision)
+    peers = check_engines(against)
+    if batch < 1:
+        raise ConfigError(f"batch: expected at least 1, got {batch}")
+    network = read_model(path).network
+    shapes = input_shapes(network.graph, batch, input_shape)
+    threads = threads or _core.default_threads()
+    with tempfile.TemporaryDirectory(prefix="pyquant-bench-") as name, ExitStack() as stack:
+        folder = Path(name)
+        files = _write_files(network, shapes, [ENGINES[peer].file for peer in peers], folder)
+        files["pqmodel"] = Path(path)
+        engines = [
+            stack.enter_context(EngineProcess(engine, threads, folder / f"{engine}.log")) for engine in (OWN, *peers)
+        ]
+        rows = [_load(engine, files, shapes, threads, precision) for engine in engines]
+        isa = rows[0].pop("isa")
+        _check_outputs(engines, folder)
+        for row, times in zip(rows, _take_turns(engines), strict=True):
+            p10, middle, p90 = np.percentile(times, (10, 50, 90))
+            row |= {"median_ms": float(middle), "p10_ms": float(p10), "p90_ms": float(p90)}
+        for row, engine in zip(rows, engines, strict=True):
+            row["peak_rss_bytes"] = engine.ask("peak_memory")["bytes"]
+    keys = ("engine", "precision", "file_bytes", "median_ms", "p10_ms", "p90_ms", "load_ms", "peak_rss_bytes")
+    return {
+        "machine": machine_name(),
+        "threads": threads,
+        "batch": batch,
+        "isa": isa,
+        "rows": [{key: row[key] for key in keys} for row in rows],
+        "ratios": {row["engine"]: rows[0]["median_ms"] / row["median_ms"] for row in rows[1:]},
+    }
+
+
+def input_shapes(graph: Graph, batch: int, input_shape: tuple[int, int, int] | None) -> list[Shape]:
+    """Return the shape of each input array, checked.
+
+    Raises:
+        InputError: the network does not take that shape, or has several inputs and one shape was given.
+    """
+    if input_shape is not None and len(graph.inputs) > 1:
+        raise InputError(f"the network has {len(graph.inputs)} inputs, which one shape cannot describe; leave it out")
+    shapes = [(batch, *(input_shape or declared.default)) for declared in graph.inputs]
+    graph.infer_shapes(shapes)
+    return shapes
+
+
+def machine_name() -> str:
+    """Return the processor, the number of its logical processors, and the system, for people to read."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = (line.partition(":") for line in info.read_text().splitlines())
+        name = next((value.strip() for key, _, value in lines if key.strip() == "model name"), name)
+    return f"{name}, {os.cpu_count()} logical processors, {platform.system()} {platform.machine()}"
+
+
+def _write_files(
+    network: Network, shapes: Sequence[Shape], kinds: Iterable[FileKind], folder: Path
+) -> dict[FileKind, Path]:
+    """Write the decoded dense network in each of the formats, sizes fixed to `shapes`, as peers run fastest with."""
+    inputs = tuple(
+        replace(declared, shape=shape, default=shape[1:])
+        for declared, shape in zip(network.graph.inputs, shapes, strict=True)
+    )
+    fixed = Network(graph=replace(network.graph, inputs=inputs), tensors=network.tensors)
+    files: dict[FileKind, Path] = {}
+    for kind in dict.fromkeys(kinds):
+        files[kind] = folder / f"dense.{kind}"
+        if kind == "onnx":
+            from pyquant.export.onnx import onnx_model
+
+            files[kind].write_bytes(onnx_model(fixed).SerializeToString())
+        else:
+            from pyquant.engines.dense import write_dense
+            from pyquant.export.folded import folded
+
+            write_dense(folded(fixed), files[kind])
+    return files
+
+
+def _load(
+    engine: EngineProcess, files: dict[FileKind, Path], shapes: Sequence[Shape], threads: int, precision: str
+) -> dict[str, Any]:
+    """Let an engine load its file; return what is known of its row."""
+    spec = ENGINES[engine.engine]
+    path = files[spec.file]
+    answer = engine.ask(
+        "load", engine=engine.engine, path=os.fspath(path), shapes=shapes, threads=threads, precision=precision
+    )
+    known = {"engine": engine.engine, "precision": spec.precision or precision, "file_bytes": path.stat().st_size}
+    return {**known, **answer}
+
+
+def _check_outputs(engines: Sequence[EngineProcess], folder: Path) -> None:
+    """Raise EngineError unless all engines compute what we compute: never compare the times of different networks."""
+    ours = None
+    for engine in engines:
+        path = folder / f"{engine.engine}.npz"
+        engine.ask("save_outputs", path=os.fspath(path))
+        with np.load(path) as saved:
+            outputs = [saved[name] for name in saved.files]
+        if ours is None:
+            ours = outputs
+            continue
+        for one, other in zip(ours, outputs, strict=True):
+            if one.shape != other.shape:
+                raise EngineError(f"{engine.engine}: expected an output of {list(one.shape)}, got {list(other.shape)}")
+            difference = float(np.abs(one - other).max() / max(np.abs(one).max(), np.finfo(np.float32).tiny))
+            if not difference <= MAX_DIFFERENCE:
+                raise EngineError(
+                    f"{engine.engine}: its outputs differ from pyquant's by {difference:.1e} of the largest "
+                    f"(at most {MAX_DIFFERENCE:.0e} was expected): it does not run the same network"
+                )
+
+
+def _take_turns(engines: Sequence[EngineProcess]) -> list[list[float]]:
+    """Return the times of each engine's runs, in ms."""
+    runs, seconds = [], []
+    for engine in engines:
+        one = min(engine.ask("run", count=WARM_UP_RUNS + 1)["ms"]) / 1000
+        runs.append(min(max(round(TURN_SECONDS / one), 1), MAX_RUNS_PER_TURN))
+        seconds.append(one * (WARM_UP_RUNS + runs[-1]))
+    # A single run can take longer than a turn should.
+    turns = max(TURNS[0], min(TURNS[1], round(SECONDS_PER_ENGINE / max(seconds))))
+    times: list[list[float]] = [[] for _ in engines]
+    for turn in console.track(range(turns), "measuring, turns of each engine"):
+        order = range(len(engines)) if turn % 2 == 0 else reversed(range(len(engines)))
+        for i in order:
+            times[i] += engines[i].ask("run", count=WARM_UP_RUNS + runs[i])["ms"][WARM_UP_RUNS:]
+    return times
