@@ -55,7 +55,7 @@ def write_whole(path: AnyPath, data: bytes) -> None:
                 temporary.unlink()
             raise
     except OSError as error:
-        raise InputError(f"{path}: cannot be written: {reason(error)}; no file was left") from error
+        raise InputError(f"{path}: cannot be written: {reason(error)}; nothing was changed") from error
     _sync_folder(target.parent)
 
 

@@ -1,0 +1,106 @@
+"""Small models built by hand, without PyTorch and without random numbers, so that their bytes never change."""
+
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyquant.codecs import CodecConfig, DenseConfig, ProductConfig
+from pyquant.codecs.product import pack_codes
+from pyquant.declared import declared_tensors, weight_dimensions
+from pyquant.file import ClassName, ModelFile
+from pyquant.graph import Graph, GraphInput, Network, Node, StateNames, Weight
+from pyquant.preprocessing import Preprocessing
+
+IMAGES = GraphInput(name="x", shape=(None, 3, None, None), default=(3, 8, 8))
+
+
+def conv2d(
+    name: str, source: str, shape: tuple[int, int, int, int], codec: CodecConfig, *, groups: int = 1, bias: str = ""
+) -> Node:
+    """A convolution that keeps the picture's size, with a folded batch norm."""
+    return Node(
+        op="conv2d",
+        name=name,
+        inputs=(source,),
+        outputs=(name,),
+        attributes={"padding": (shape[2] // 2, shape[2] // 2, shape[3] // 2, shape[3] // 2), "groups": groups},
+        weight=Weight(name=name, shape=shape, codec=codec),
+        tensors=("scale", "bias"),
+        state=StateNames(norm=f"{name}_norm", bias=bias),
+    )
+
+
+def linear(name: str, source: str, shape: tuple[int, int], codec: CodecConfig) -> Node:
+    """A linear layer with a bias."""
+    weight = Weight(name=name, shape=shape, codec=codec)
+    return Node(
+        op="linear",
+        name=name,
+        inputs=(source,),
+        outputs=(name,),
+        weight=weight,
+        tensors=("bias",),
+        state=StateNames(bias=f"{name}.bias"),
+    )
+
+
+def layer(op: str, name: str, *sources: str, tensors: tuple[str, ...] = (), **attributes: Any) -> Node:
+    """A layer without a weight."""
+    return Node(op=op, name=name, inputs=sources, outputs=(name,), attributes=attributes, tensors=tensors)
+
+
+def fill(graph: Graph) -> Network:
+    """Give a graph all tensors it declares, their numbers small multiples of 1/8, exact in every dtype."""
+    tensors: dict[str, NDArray[Any]] = {}
+    for name, declared in declared_tensors(graph).items():
+        smallest = "F16" if "F16" in declared.dtypes else declared.dtypes[0]
+        dtype = {"F32": np.float32, "F16": np.float16, "U8": np.uint8}[smallest]
+        tensors[name] = (ramp(declared.shape) / 8 + ("scale" in name)).astype(dtype)
+    for weight in {weight.name: weight for _, weight in graph.weighted()}.values():
+        if isinstance(weight.codec, ProductConfig):
+            dims = weight_dimensions(weight)
+            codes = np.arange(dims["M"] * dims["O"] * dims["J"]) * 7 % weight.codec.centroids
+            tensors[weight.tensor("codes")] = pack_codes(codes, weight.codec.code_bits)
+    return Network(graph=graph, tensors=tensors)
+
+
+def ramp(shape: tuple[int, ...]) -> NDArray[np.int64]:
+    """Whole numbers from -5 to 5 in an order that repeats late."""
+    return (np.arange(prod(shape)) * 4 % 11 - 5).reshape(shape)
+
+
+def golden_model() -> ModelFile:
+    """The model of `data/golden.pqmodel`: each codec and dtype, tail blocks, groups, additive codebooks, spare bits."""
+    nodes = (
+        conv2d("stem", "x", (4, 3, 3, 3), DenseConfig()),
+        layer("relu", "relu", "stem"),
+        layer("max_pool2d", "pool", "relu", kernel=(2, 2), stride=(2, 2)),
+        conv2d("spatial", "pool", (4, 4, 3, 3), ProductConfig(block=(1, 3, 3), centroids=5)),
+        conv2d("grouped", "spatial", (4, 2, 1, 1), ProductConfig(block=(2, 1, 1), centroids=3, codebooks=2), groups=2),
+        layer("add", "sum", "grouped", "pool"),
+        layer("affine", "norm", "sum", tensors=("scale", "bias")),
+        layer("concat", "both", "norm", "spatial", axis=1),
+        layer("adaptive_avg_pool2d", "mean", "both", output_size=(1, 1)),
+        layer("flatten", "flat", "mean"),
+        linear("fc", "flat", (3, 8), ProductConfig(block=(3, 1, 1), centroids=6)),
+    )
+    graph = Graph(inputs=(IMAGES,), nodes=nodes, outputs=("fc",))
+    network = fill(graph)
+    single = {"fc.codebook": network.tensors["fc.codebook"].astype(np.float32)}
+    return ModelFile(
+        network=replace(network, tensors={**network.tensors, **single}),
+        preprocessing=Preprocessing(resize=10, crop=(8, 8)),
+        classes=(
+            ClassName(folder="n01", name="ant"),
+            ClassName(folder="n02", name="honey bee"),
+            ClassName(folder="n03", name='crème "brûlée"'),
+        ),
+        provenance={
+            "dense": {"stem": "the first convolution"},
+            "errors": {"spatial": 0.125, "grouped": None, "fc": 0.5},
+            "source": "tests",
+        },
+    )

@@ -1,0 +1,64 @@
+"""The golden file: format version 1 is these bytes, for ever.
+
+Where the format must change before its first release, write the file anew with
+`python tests/test_golden.py`, and say in the commit why.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import safetensors
+from small_models import golden_model
+
+from pyquant.file import FORMAT_VERSION, dumps, loads, read_model
+
+GOLDEN = Path(__file__).parent / "data" / "golden.pqmodel"
+
+
+def test_golden_file_is_small() -> None:
+    assert GOLDEN.stat().st_size < 8192
+
+
+def test_writer_still_gives_the_golden_bytes() -> None:
+    assert dumps(golden_model()) == GOLDEN.read_bytes()
+
+
+def test_reader_still_understands_the_golden_file() -> None:
+    expected, model = golden_model(), read_model(GOLDEN)
+    assert model.format_version == FORMAT_VERSION
+    assert model.features == ("product",)
+    assert model.network.graph == expected.network.graph
+    assert model.preprocessing == expected.preprocessing
+    assert model.classes == expected.classes
+    assert model.provenance == expected.provenance
+    assert model.network.tensors.keys() == expected.network.tensors.keys()
+    for name, array in expected.network.tensors.items():
+        np.testing.assert_array_equal(model.network.tensors[name], array, strict=True)
+
+
+def test_golden_weights_decode_to_known_numbers() -> None:
+    network = read_model(GOLDEN).network
+    weights = {weight.name: network.weight(weight) for _, weight in network.graph.weighted()}
+    # Codes run 0, 7 mod K, 14 mod K, ..; codebooks hold (4 i mod 11 - 5) / 8 at their i-th place.
+    assert weights["spatial"].shape == (4, 4, 3, 3)
+    np.testing.assert_array_equal(weights["spatial"][0, 0].reshape(-1) * 8, [-5, -1, 3, -4, 0, 4, -3, 1, 5])
+    np.testing.assert_array_equal(weights["spatial"][0, 1].reshape(-1) * 8, (np.arange(18, 27) * 4) % 11 - 5)
+    np.testing.assert_array_equal(weights["grouped"][1].reshape(-1) * 8, [3 + 2, -4 - 5])
+    assert weights["fc"].shape == (3, 8)
+
+
+def test_any_safetensors_reader_can_list_the_golden_file() -> None:
+    with safetensors.safe_open(GOLDEN, framework="numpy") as file:
+        assert file.metadata()["format_version"] == FORMAT_VERSION
+        assert {name: file.get_tensor(name).shape for name in file.keys()} == {  # noqa: SIM118 - it is no dictionary
+            name: array.shape for name, array in golden_model().network.tensors.items()
+        }
+
+
+def test_reading_and_writing_give_the_same_bytes() -> None:
+    data = GOLDEN.read_bytes()
+    assert dumps(loads(data, GOLDEN.name)) == data
+
+
+if __name__ == "__main__":
+    GOLDEN.write_bytes(dumps(golden_model()))
