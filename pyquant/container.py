@@ -78,7 +78,7 @@ def unpack(data: bytes) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
         raise FormatError(f"not a valid safetensors file: {error}") from error
     if unusable := [f"'{name}' is {entry['dtype']}" for name, entry in entries.items() if entry["dtype"] not in DTYPES]:
         raise FormatError(f"tensor {', '.join(unusable)}; expected {', '.join(DTYPES)}")
-    return metadata, {name: _as_array(entry) for name, entry in entries.items()}
+    return metadata, {name: _as_array(entries[name]) for name in header}  # in the file's order; the library's is random
 
 
 def check_prefix(start: bytes, file_bytes: int) -> int:

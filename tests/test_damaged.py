@@ -173,7 +173,7 @@ def test_header_that_is_not_utf8() -> None:
         ({"surprise": "1"}, "__metadata__ has unknown entries: surprise"),
         (
             {"features": "product,tomorrow,never"},
-            "the file needs 'tomorrow', 'never', which this pyquant does not know",
+            "the file needs 'tomorrow', 'never', which this pyquant",
         ),
         ({"features": ""}, r"features: the layers use \['product'\], the file declares \[\]"),
         ({"features": "product,product"}, "features: the layers use"),
@@ -267,7 +267,7 @@ HUGE = 2**31 - 1
     [
         (
             (conv2d("a", "x", (4, 5, 3, 3), DenseConfig()),),
-            r"cannot take its default input: layer 'a' \(conv2d\): expec",
+            r"cannot take its default input: layer 'a' \(conv2d\)",
         ),
         ((layer("max_pool2d", "a", "x", kernel=(9, 9)),), "cannot take its default input: .* leaves it an output"),
         ((layer("upsample", "a", "x", mode="nearest"),), "cannot take its default input: .* leaves it an output"),
@@ -317,7 +317,7 @@ def test_affine_needs_channels() -> None:
 def test_writer_refuses_what_the_reader_would_refuse() -> None:
     golden = golden_model()
     spoilt_network = replace(golden.network, tensors={**golden.network.tensors, "fc.bias": np.full(3, np.nan, "f4")})
-    with pytest.raises(FormatError, match="'fc.bias' holds numbers that are not finite"):
+    with pytest.raises(FormatError, match=r"'fc\.bias' holds numbers that are not finite"):
         dumps(replace(golden, network=spoilt_network))
     wide = replace(golden.network, tensors={**golden.network.tensors, "fc.bias": np.zeros(3)})
     with pytest.raises(FormatError, match=r"'fc.bias': expected F32 \[3\], got float64 \[3\]"):
