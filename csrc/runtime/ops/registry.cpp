@@ -1,3 +1,4 @@
+// The registry itself: which function plans each operation.
 #include <map>
 
 #include "runtime/ops/ops.h"
