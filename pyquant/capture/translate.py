@@ -1,0 +1,262 @@
+"""Translation: the traced program, operation by operation, into layers of ours."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+from torch._ops import OpOverload
+
+from pyquant.capture.aliases import base_of, is_in_place
+from pyquant.capture.calls import NO_STATE, Call, Constant, Symbolic, Unsupported, Value
+from pyquant.capture.drafts import F32, Draft, DraftWeight
+from pyquant.capture.operations import TRANSLATORS
+from pyquant.capture.program import NeedsFixedSizeError, Program
+from pyquant.errors import CaptureError, InputError
+from pyquant.graph import StateNames
+
+
+def translate(program: Program, state: Mapping[str, torch.Tensor]) -> tuple[list[Draft], list[tuple[str, int]]]:
+    """Return the layers of a program, and its outputs: the name that a dict gives it ("" for none) and the value.
+
+    `state` holds the module's parameters and buffers, tied ones under each of their names.
+
+    Raises:
+        CaptureError: listing every unsupported operation with the path of its module.
+        NeedsFixedSizeError: all that is missing is a fixed size.
+        InputError: naming every weight that is not finite.
+    """
+    translation = _Translation(program, state)
+    for node in program.graph.nodes:
+        translation.visit(node)
+    translation.raise_faults()
+    outputs: list[tuple[str, int]] = []
+    for name, node in program.output_nodes:
+        value = translation.values[node]
+        if not isinstance(value, Value):
+            raise CaptureError(f"output '{name or node.name}' of the network does not depend on its input")
+        # A value has one name, so an output that is the input, or another output too, needs a value of its own.
+        if value.number in {0, *(number for _, number in outputs)}:
+            value = translation.copied(value)
+        outputs.append((name, value.number))
+    return translation.drafts, outputs
+
+
+SUPPORTED = (
+    "conv2d, linear, batch norm, relu, relu6, silu, hardswish, sigmoid, add, mul, concat, max, average and adaptive "
+    "average pooling, flatten, dropout, upsampling (nearest, bilinear)"
+)
+
+
+class _Unknown:
+    """What an unsupported operation computes; whatever reads it is not translated, only checked by name."""
+
+
+_UNKNOWN = _Unknown()
+
+
+class _Translation:
+    """The layers so far, and what each traced value has become."""
+
+    def __init__(self, program: Program, state: Mapping[str, torch.Tensor]) -> None:
+        self.drafts: list[Draft] = []
+        self.values: dict[fx.Node, Any] = {}  # Value, Constant, int, Symbolic or _UNKNOWN
+        self._program = program
+        self._state = state
+        self._needed = _needed(program)
+        self._faults: list[str] = []
+        self._size_faults: list[str] = []
+        self._not_finite: list[str] = []
+        self._current = program.input_node
+
+    def visit(self, node: fx.Node) -> None:
+        """Translate one traced operation; what is wrong with it is kept for `raise_faults`."""
+        self._current = node
+        if is_in_place(node) and self._is_parameter(base_of(node)):
+            self._faults.append(f"{_where(node)}: {_operation(node)} that changes a parameter")
+        if node not in self._needed:
+            return
+        try:
+            self.values[node] = self._translated(node)
+        except Unsupported as fault:
+            faults = self._size_faults if fault.symbolic else self._faults
+            faults.append(f"{_where(node)}: {_operation(node)} {fault}".rstrip())
+            self.values[node] = _UNKNOWN
+
+    def raise_faults(self) -> None:
+        """Raise what `visit` found, all of one kind at once."""
+        if self._faults:
+            lines = list(dict.fromkeys(self._faults))
+            raise CaptureError(
+                f"{len(lines)} unsupported operation{'s' if len(lines) > 1 else ''}:\n  "
+                + "\n  ".join(lines)
+                + f"\nreplace them by what is supported: {SUPPORTED}"
+            )
+        if self._size_faults:
+            lines = list(dict.fromkeys(self._size_faults))
+            raise NeedsFixedSizeError("sizes that the network computes from its input:\n  " + "\n  ".join(lines))
+        if self._not_finite:
+            names = ", ".join(dict.fromkeys(self._not_finite))
+            raise InputError(f"NaN or infinity in {names}; expected finite weights")
+
+    def add(
+        self,
+        op: str,
+        inputs: Sequence[Value],
+        attributes: dict[str, Any] | None = None,
+        *,
+        weight: Constant | None = None,
+        own: dict[str, torch.Tensor] | None = None,
+        state: StateNames = NO_STATE,
+    ) -> Value:
+        """Add a layer and return the value that it computes."""
+        path, call = _module(self._current)
+        draft = Draft(
+            op=op,
+            inputs=tuple(value.number for value in inputs),
+            output=len(self.drafts) + 1,
+            attributes=attributes or {},
+            weight=None if weight is None else self._weight(weight),
+            own={role: self._array(tensor, f"the {role} of '{path}'") for role, tensor in (own or {}).items()},
+            state=state,
+            path=path,
+            call=call,
+        )
+        self.drafts.append(draft)
+        return Value(number=draft.output, shape=_shape_of(self._current, op, inputs))
+
+    def copied(self, value: Value) -> Value:
+        """Add a layer that changes nothing."""
+        if len(value.shape) < 2 or not isinstance(value.shape[1], int):
+            raise CaptureError("the network returns one value twice, and it has no fixed number of channels")
+        ones, zeros = torch.ones(value.shape[1]), torch.zeros(value.shape[1])
+        return self.add("affine", [value], own={"scale": ones, "bias": zeros})
+
+    def _translated(self, node: fx.Node) -> Any:
+        if node is self._program.input_node:
+            return Value(number=0, shape=tuple(node.meta["val"].shape))
+        if node.op in ("placeholder", "get_attr"):
+            source, tensor = self._program.constants[str(node.target)]
+            return Constant(tensor=tensor, source=source)
+        if isinstance(size := node.meta.get("val"), (int, torch.SymInt)):
+            return _number(size)
+        if node.target is operator.getitem:
+            first = self.values[node.args[0]]  # type: ignore[index]
+            if isinstance(first, Value) and node.args[1] != 0:
+                raise Unsupported(f"of result {node.args[1]} of {_operation(node.args[0])}")  # type: ignore[arg-type]
+            return first
+        inputs = [self.values[source] for source in node.all_input_nodes]
+        if not any(isinstance(value, (Value, _Unknown)) for value in inputs):
+            return self._evaluated(node, inputs)
+        if _operation(node) not in TRANSLATORS or not isinstance(node.target, OpOverload):
+            raise Unsupported()
+        if any(isinstance(value, _Unknown) for value in inputs):
+            return _UNKNOWN
+        result = node.meta["val"]
+        result = result[0] if isinstance(result, (tuple, list)) else result
+        if result.dtype != torch.float32:
+            raise Unsupported(f"in {result.dtype}; expected float32")
+        names = [argument.name for argument in node.target._schema.arguments]
+        given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+        defaults = {a.name: a.default_value for a in node.target._schema.arguments if a.name not in given}
+        arguments = {name: fx.node.map_aggregate(value, self._resolved) for name, value in given.items()}
+        return TRANSLATORS[_operation(node)](self, Call(arguments={**defaults, **arguments}, shape=tuple(result.shape)))
+
+    def _resolved(self, leaf: Any) -> Any:
+        """Return what an argument has become; a tied constant under its name in the module that is running."""
+        value = self.values[leaf] if isinstance(leaf, fx.Node) else leaf
+        if not isinstance(value, Constant) or not value.source:
+            return value
+        if not torch.isfinite(value.tensor).all():
+            self._not_finite.append(f"'{value.source}'")
+        path, _ = _module(self._current)
+        local = ".".join(filter(None, [path, value.source.rpartition(".")[2]]))
+        return replace(value, source=local) if self._state.get(local) is self._state.get(value.source) else value
+
+    def _evaluated(self, node: fx.Node, inputs: Sequence[Any]) -> Constant:
+        """Return the result of an operation whose arguments are all constants."""
+        if not isinstance(node.target, OpOverload) or torch.Tag.nondeterministic_seeded in node.target.tags:
+            raise Unsupported()
+        if any(isinstance(value, Symbolic) for value in inputs):
+            raise Unsupported("with a size that depends on the input", symbolic=True)
+
+        def tensor(leaf: fx.Node) -> Any:
+            value = self.values[leaf]
+            if not isinstance(value, Constant):
+                return value
+            return value.tensor.clone() if is_in_place(node) else value.tensor
+
+        args, kwargs = fx.node.map_arg(node.args, tensor), fx.node.map_arg(node.kwargs, tensor)
+        result = node.target(*args, **kwargs)
+        if not isinstance(result, torch.Tensor):
+            raise Unsupported("of constants")
+        return Constant(tensor=result, source=inputs[0].source if _operation(node) in ("alias", "detach") else "")
+
+    def _weight(self, weight: Constant) -> DraftWeight:
+        identity = weight.tensor.data_ptr()
+        for draft in self.drafts:
+            if draft.weight is not None and draft.weight.identity == identity:
+                return replace(draft.weight, source=weight.source)
+        return DraftWeight(array=self._array(weight.tensor, weight.source), source=weight.source, identity=identity)
+
+    def _array(self, tensor: torch.Tensor, what: str) -> F32:
+        array = np.array(tensor.detach().numpy(), dtype=np.float32, order="C")
+        if not self._not_finite and not np.isfinite(array).all():
+            self._not_finite.append(what)
+        return array
+
+    def _is_parameter(self, node: fx.Node) -> bool:
+        return isinstance(self._program.constants.get(str(node.target), ("", None))[1], nn.Parameter)
+
+
+def _needed(program: Program) -> set[fx.Node]:
+    """Return all that the outputs depend on; the rest (assertions, counters) is not part of the network."""
+    needed: set[fx.Node] = set()
+    waiting = [node for _, node in program.output_nodes]
+    while waiting:
+        node = waiting.pop()
+        if node not in needed:
+            needed.add(node)
+            waiting += node.all_input_nodes
+    return needed
+
+
+def _shape_of(node: fx.Node, op: str, inputs: Sequence[Value]) -> tuple[Any, ...]:
+    """Return the shape of a layer's result: the traced one, except of an affine layer that is a step towards it."""
+    if op == "affine":
+        return inputs[0].shape
+    result = node.meta["val"]
+    return tuple((result[0] if isinstance(result, (tuple, list)) else result).shape)
+
+
+def _number(size: int | torch.SymInt) -> int | Symbolic:
+    if isinstance(size, int):
+        return size
+    return int(size.node.expr) if size.node.expr.is_Integer else Symbolic(size=size)
+
+
+def _operation(node: fx.Node) -> str:
+    """Return the name of an operation without its namespace, overload and the `_` of its form in place."""
+    if isinstance(node.target, OpOverload):
+        return node.target._schema.name.rpartition("::")[2].rstrip("_")
+    return getattr(node.target, "__name__", str(node.target))
+
+
+def _module(node: fx.Node) -> tuple[str, str]:
+    """Return the path of the innermost module that was running, and a name of this very call of it."""
+    stack: Mapping[str, tuple[str, Any]] = node.meta.get("nn_module_stack") or {"": ("", None)}
+    call, (path, _) = list(stack.items())[-1]
+    return path.partition("@")[0], call
+
+
+def _where(node: fx.Node) -> str:
+    """Return the path and the kind of the innermost module that was running, to be read by people."""
+    stack: Mapping[str, tuple[str, Any]] = node.meta.get("nn_module_stack") or {"": ("", "")}
+    path, kind = list(stack.values())[-1]
+    kind = getattr(kind, "__name__", str(kind)).rpartition(".")[2]
+    return f"'{path.partition('@')[0]}' ({kind})" if path else f"the network itself ({kind})"
