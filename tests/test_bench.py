@@ -1,0 +1,182 @@
+"""Measuring engines in turns, each in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import numpy as np
+import pytest
+from hand_made import model_file, tiny_network
+
+from pyquant import bench as bench_module
+from pyquant import engines
+from pyquant.bench import bench
+from pyquant.engines.dense import read_dense, write_dense
+from pyquant.engines.process import EngineProcess
+from pyquant.errors import ConfigError, EngineError, InputError, MissingDependencyError
+from pyquant.export.folded import folded
+from pyquant.file import write_model
+
+PEERS = ("torch", "onnxruntime", "openvino")
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, rng: np.random.Generator) -> Path:
+    """A .pqmodel of a network made by hand."""
+    write_model(tmp_path / "tiny.pqmodel", model_file(tiny_network(rng)))
+    return tmp_path / "tiny.pqmodel"
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turns of a few runs: enough to see that they work."""
+    monkeypatch.setattr(bench_module, "TURN_SECONDS", 0.001)
+    monkeypatch.setattr(bench_module, "TURNS", (2, 2))
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
+    """The processes that a test starts."""
+    processes: list[subprocess.Popen[bytes]] = []
+    popen = subprocess.Popen
+
+    def recording(*args: Any, **kwargs: Any) -> subprocess.Popen[bytes]:
+        processes.append(popen(*args, **kwargs))
+        return processes[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", recording)
+    return processes
+
+
+@pytest.mark.usefixtures("quick")
+def test_result_has_the_promised_keys(tiny: Path) -> None:
+    result = bench(tiny, batch=2, input_shape=(3, 9, 7), threads=1)
+    assert list(result) == ["machine", "threads", "batch", "isa", "rows", "ratios"]
+    assert (result["threads"], result["batch"], result["ratios"]) == (1, 2, {})
+    (row,) = result["rows"]
+    assert list(row) == [
+        "engine", "precision", "file_bytes", "median_ms", "p10_ms", "p90_ms", "load_ms", "peak_rss_bytes",
+    ]  # fmt: skip
+    assert (row["engine"], row["precision"], row["file_bytes"]) == ("pyquant", "exact", tiny.stat().st_size)
+    assert 0 < row["p10_ms"] <= row["median_ms"] <= row["p90_ms"]
+    assert row["load_ms"] > 0
+
+
+@pytest.mark.parametrize("peer", PEERS)
+@pytest.mark.usefixtures("quick")
+def test_peer_runs_the_decoded_network(peer: str, tiny: Path, started: list[subprocess.Popen[bytes]]) -> None:
+    for library in engines.ENGINES[peer].libraries:
+        pytest.importorskip(library)
+    result = bench(tiny, against=(peer,), threads=1)
+    own, other = result["rows"]
+    assert other["engine"] == peer
+    assert other["precision"] == "fp32"
+    assert result["ratios"] == {peer: own["median_ms"] / other["median_ms"]}
+    assert len(started) == 2
+    assert all(process.poll() is not None for process in started)
+
+
+def test_unknown_engine_is_refused(tiny: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown engine 'tflite'; known: torch, onnxruntime, openvino"):
+        bench(tiny, against=("tflite",))
+
+
+def test_missing_engine_is_an_error_before_anything_starts(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, started: list[subprocess.Popen[bytes]]
+) -> None:
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match=r"torch, onnx, openvino not installed: .*\[bench,train\]"):
+        bench(tiny, against=("torch", "openvino"))
+    assert not started
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"batch": 0}, ConfigError),
+        ({"threads": 0}, ConfigError),
+        ({"precision": "fastest"}, ConfigError),
+        ({"input_shape": (4, 8, 8)}, InputError),
+    ],
+)
+def test_unusable_option_is_refused(
+    options: dict[str, Any], error: type[Exception], tiny: Path, started: list[subprocess.Popen[bytes]]
+) -> None:
+    with pytest.raises(error):
+        bench(tiny, **options)
+    assert not started
+
+
+@pytest.mark.usefixtures("quick")
+def test_engine_that_runs_another_network_is_refused(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, started: list[subprocess.Popen[bytes]]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    write_files = bench_module._write_files
+    other = tiny_network(np.random.default_rng(1))
+    monkeypatch.setattr(bench_module, "_write_files", lambda network, *rest: write_files(other, *rest))
+    with pytest.raises(EngineError, match="onnxruntime: its outputs differ"):
+        bench(tiny, against=("onnxruntime",), threads=1)
+    assert len(started) == 2
+    assert all(process.poll() is not None for process in started)
+
+
+def load(process: EngineProcess, path: Path) -> dict[str, Any]:
+    return process.ask("load", engine="pyquant", path=str(path), shapes=[(1, 3, 8, 8)], threads=1, precision="exact")
+
+
+def test_error_of_a_worker_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "bad").write_bytes(b"x" * 4096)
+    with EngineProcess("pyquant", 1, tmp_path / "log") as process, pytest.raises(EngineError, match="FormatError"):
+        load(process, tmp_path / "bad")
+
+
+def test_death_of_a_worker_is_reported(tmp_path: Path, started: list[subprocess.Popen[bytes]]) -> None:
+    with EngineProcess("pyquant", 1, tmp_path / "log") as process:
+        started[0].kill()
+        started[0].wait()
+        with pytest.raises(EngineError, match="pyquant: its process ended: exit code -9"):
+            process.ask("peak_memory")
+
+
+def state_of(process: subprocess.Popen[bytes]) -> str:
+    """Return the letter by which Linux describes what a process does: T is stopped."""
+    return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_worker_stands_still_between_requests(tmp_path: Path, started: list[subprocess.Popen[bytes]]) -> None:
+    with EngineProcess("pyquant", 1, tmp_path / "log") as process:
+        process.ask("peak_memory")
+        deadline = monotonic() + 5  # the signal takes effect when the worker is next scheduled
+        while (state := state_of(started[0])) != "T" and monotonic() < deadline:
+            sleep(0.001)
+        assert state == "T"
+        process.ask("peak_memory")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_peak_memory_is_the_worker_s_own(tiny: Path, tmp_path: Path) -> None:
+    ballast = np.ones(64_000_000, np.float32)  # 256 MB of this process, which a child must not count
+    with EngineProcess("pyquant", 1, tmp_path / "log") as process:
+        load(process, tiny)
+        assert 0 < process.ask("peak_memory")["bytes"] < ballast.nbytes
+
+
+def test_torch_is_not_needed(tiny: Path) -> None:
+    code = "import sys, pyquant.bench, pyquant.engines.worker; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_dense_file_keeps_the_network(tmp_path: Path, rng: np.random.Generator) -> None:
+    network = folded(tiny_network(rng))
+    write_dense(network, tmp_path / "x")
+    read = read_dense(tmp_path / "x")
+    assert read.graph == network.graph
+    assert read.tensors.keys() == network.tensors.keys()
+    for name, value in network.tensors.items():
+        np.testing.assert_array_equal(read.tensors[name], value)
