@@ -326,14 +326,18 @@ def test_wrong_number_of_classes_is_refused(tiny_arch: str, tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["x.pth"]
 
 
-def test_file_that_fails_its_check_is_removed(tiny_arch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_that_fails_its_check_is_not_left(tiny_arch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any) -> float:
         raise SelfCheckError("not the same")
 
+    checkpoint = save(abgd_entries(), tmp_path / "x.pth")
+    (tmp_path / "old.pqmodel").write_bytes(b"what was here before")
     monkeypatch.setattr(importer, "_self_check", fail)
-    with pytest.raises(SelfCheckError):
-        import_checkpoint(save(abgd_entries(), tmp_path / "x.pth"), arch=tiny_arch, out=tmp_path / "x.pqmodel")
-    assert [path.name for path in tmp_path.iterdir()] == ["x.pth"]
+    for name in ("new.pqmodel", "old.pqmodel"):
+        with pytest.raises(SelfCheckError):
+            import_checkpoint(checkpoint, arch=tiny_arch, out=tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["old.pqmodel", "x.pth"]
+    assert (tmp_path / "old.pqmodel").read_bytes() == b"what was here before"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -81,12 +83,13 @@ def import_checkpoint(
         classes=tuple(classes or ()),
         provenance={"source": "import", "layout": read.layout, "arch": arch, "dense": dense},
     )
-    write_model(out, model)
-    try:
-        difference = _self_check(out, network, arch)
-    except BaseException:
-        os.unlink(out)
-        raise
+    target = Path(os.path.realpath(out))
+    # Beside its place, so that whatever had the name before stays until the check has passed.
+    with TemporaryDirectory(prefix=".pyquant-", dir=target.parent) as folder:
+        unchecked = Path(folder) / target.name
+        write_model(unchecked, model)
+        difference = _self_check(unchecked, network, arch)
+        os.replace(unchecked, target)
     return Report.of(out, model, max_relative_error=difference)
 
 
