@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -78,7 +79,7 @@ def test_compress(cli_json: Callable[..., Any], pictures: Path, classes_txt: Pat
 def test_compress_says_how_many_pictures_it_uses(cli: Callable[..., Output], pictures: Path) -> None:
     code, out, err = cli(*compress_arguments(pictures), "--samples", "8")
     assert code == 0, err
-    assert "8 pictures" in out + err or "8 of 12 pictures" in out + err
+    assert "8 of 12 pictures" in err
     assert "times smaller" in out
     assert "block.conv1" in out
 
@@ -432,4 +433,4 @@ def test_version_and_help() -> None:
         assert name in overview
         text = runner.invoke(commands, [name, "--help"])
         assert text.exit_code == 0
-        assert all(option.help for option in commands.get_command(None, name).params if hasattr(option, "help"))
+        assert all(o.help for o in commands.get_command(None, name).params if isinstance(o, click.Option))

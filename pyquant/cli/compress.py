@@ -82,16 +82,18 @@ def command(
     elif weights is None:
         console.note(f"weights: as {model} returns them")
     network = build_network(model, weights=weights, num_classes=num_classes)
-    report = compress(
-        network,
-        calibration,
-        out=out,
-        recipe=recipe,
-        input_shape=input_shape,
-        preprocessing=preprocessing,
-        classes=names,
-        samples=samples,
-        seed=seed,
-        threads=threads,
-    )
+    with console.progress() as progress:
+        report = compress(
+            network,
+            calibration,
+            out=out,
+            recipe=recipe,
+            input_shape=input_shape,
+            preprocessing=preprocessing,
+            classes=names,
+            samples=samples,
+            seed=seed,
+            threads=threads,
+            progress=progress,
+        )
     show_report(report.to_json(), as_json)
