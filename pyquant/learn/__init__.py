@@ -1,0 +1,1 @@
+"""Learning: codebooks, batch-norm statistics and errors, layer by layer, on calibration inputs."""

@@ -1,0 +1,247 @@
+"""The choice of a codec for each layer: presets, rules and the reasons why a layer stays dense.
+
+Dimensions: O outputs · C input channels (per group) · K centroids · d weights of a block · J blocks per output row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from math import prod
+
+from pyquant.codecs import CodecConfig, DenseConfig, ProductConfig
+from pyquant.codecs.product import as_conv_shape, packed_bytes
+from pyquant.errors import ConfigError
+from pyquant.graph import Graph, Node, Weight
+
+DENSE_BYTES = 4  # of a dense fp32 weight, what coding is compared with
+CODEBOOK_BYTES = 2  # of a number in an fp16 codebook
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """Block sizes and centroids by kind of layer: those of ABGD ("And the Bit Goes Down", Stock et al., 2020).
+
+    ABGD publishes its sizes per architecture. Two rules give the same numbers for the published ones, and numbers for
+    all others: a network is built of bottlenecks where it has more 1x1 convolutions than larger ones (ResNet-50: 36 and
+    17; ResNet-18: 3 and 17), and a linear layer is wide from 1024 inputs on (ResNet-50's has 2048, ResNet-18's 512): it
+    has so many blocks that the bits of a code weigh more than the bytes of a codebook.
+    """
+
+    spatial_channels: int  # of a 3x3 block
+    pointwise_channels: int  # of a 1x1 block
+    bottleneck_channels: int  # of a 1x1 block in a network of bottlenecks
+    linear_channels: int = 4
+    centroids: int = 256
+    linear_centroids: int = 2048
+    wide_linear_centroids: int = 1024
+    wide_linear_inputs: int = 1024
+
+    def config(self, node: Node, weight: Weight, bottlenecks: bool) -> ProductConfig | None:
+        """Return the codec for a layer, or None where it has too few blocks for two centroids."""
+        _, c, kh, kw = as_conv_shape(weight.shape)
+        centroids = self.centroids
+        if node.op == "linear":
+            channels = self.linear_channels
+            centroids = self.wide_linear_centroids if c >= self.wide_linear_inputs else self.linear_centroids
+        elif (kh, kw) == (1, 1):
+            channels = self.bottleneck_channels if bottlenecks else self.pointwise_channels
+        else:
+            channels = self.spatial_channels if (kh, kw) == (3, 3) else 1
+        block = (min(channels, c), kh, kw)
+        centroids = min(centroids, clamped_centroids(block_count(weight.shape, block)))
+        return ProductConfig(block=block, centroids=centroids) if centroids > 1 else None
+
+
+PRESETS: dict[str, Preset] = {
+    "small-blocks": Preset(spatial_channels=1, pointwise_channels=4, bottleneck_channels=4),
+    "large-blocks": Preset(spatial_channels=2, pointwise_channels=4, bottleneck_channels=8),
+}
+DEFAULT_PRESET = "small-blocks"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """The codec of all layers whose dotted name matches a shell-style pattern, taken literally."""
+
+    pattern: str
+    codec: CodecConfig
+
+    def __post_init__(self) -> None:
+        if not self.pattern:
+            raise ConfigError(f"rule '{self}': the pattern is empty; '*' matches every layer")
+        if isinstance(self.codec, ProductConfig) and self.codec.codebooks != 1:
+            raise ConfigError(
+                f"rule '{self}': only one codebook per layer can be learnt yet, got {self.codec.codebooks}; "
+                "leave 'codebooks' out"
+            )
+
+    def __str__(self) -> str:
+        if isinstance(self.codec, ProductConfig):
+            block = ",".join(str(size) for size in self.codec.block)
+            return f"{self.pattern}=block:{block};centroids:{self.codec.centroids}"
+        return f"{self.pattern}=dense"
+
+    def matches(self, layer: str) -> bool:
+        """Say whether the pattern matches the dotted name of a layer (case counts; `*` matches dots too)."""
+        return fnmatchcase(layer, self.pattern)
+
+
+def parse_rule(text: str) -> Rule:
+    """Return the rule that `PATTERN=block:c,kh,kw;centroids:K` or `PATTERN=dense` stands for.
+
+    Raises:
+        ConfigError: the text is not of that form, or a number is out of range.
+    """
+    form = "expected 'PATTERN=block:c,kh,kw;centroids:K' or 'PATTERN=dense'"
+    pattern, equals, setting = text.rpartition("=")
+    if not equals or not pattern.strip():
+        raise ConfigError(f"rule '{text}': {form}")
+    if setting.strip() == "dense":
+        return Rule(pattern=pattern.strip(), codec=DenseConfig())
+    values: dict[str, tuple[int, ...]] = {}
+    for part in setting.split(";"):
+        key, _, numbers = (piece.strip() for piece in part.partition(":"))
+        if key not in ("block", "centroids", "codebooks") or key in values:
+            raise ConfigError(f"rule '{text}': cannot read '{part.strip()}'; {form}")
+        try:
+            values[key] = tuple(int(number) for number in numbers.split(","))
+        except ValueError:
+            raise ConfigError(f"rule '{text}': '{key}' needs whole numbers, got '{numbers}'; {form}") from None
+        if len(values[key]) != (3 if key == "block" else 1):
+            raise ConfigError(f"rule '{text}': '{key}' has {len(values[key])} numbers; {form}")
+    if missing := [key for key in ("block", "centroids") if key not in values]:
+        raise ConfigError(f"rule '{text}': {' and '.join(missing)} missing; {form}")
+    c, kh, kw = values["block"]
+    try:
+        codec = ProductConfig(
+            block=(c, kh, kw), centroids=values["centroids"][0], codebooks=values.get("codebooks", (1,))[0]
+        )
+    except ConfigError as error:
+        raise ConfigError(f"rule '{text}': {error}") from None
+    return Rule(pattern=pattern.strip(), codec=codec)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """The codec chosen for one weight; `reason` says why it stays dense, and is empty where it does not."""
+
+    layer: str  # the first layer that uses the weight
+    codec: CodecConfig
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """A preset, and rules that override it: the last rule that matches a layer counts.
+
+    The preset leaves the first convolution dense and clamps K to the number of blocks. A rule is taken literally.
+    Neither codes a layer that coding would not make smaller.
+    """
+
+    preset: str = DEFAULT_PRESET
+    rules: tuple[Rule, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise ConfigError(f"unknown preset '{self.preset}'; known: {', '.join(PRESETS)}")
+
+    def choose(self, graph: Graph) -> dict[str, Choice]:
+        """Return the choice for each weight of a graph, by the weight's name, in the order of the layers.
+
+        Raises:
+            ConfigError: listing every rule that matches no layer, and every layer whose rule has a block that does not
+                fit.
+        """
+        users: dict[str, list[Node]] = {}
+        for node, weight in graph.weighted():
+            users.setdefault(weight.name, []).append(node)
+        faults = self._unmatched_rules([node.name for node, _ in graph.weighted()])
+        first = next((node.name for node in graph.nodes if node.op == "conv2d"), None)
+        bottlenecks = has_bottlenecks(graph)
+        choices = {}
+        for name, nodes in users.items():
+            try:
+                choices[name] = self._choose(nodes, first, bottlenecks)
+            except ConfigError as error:
+                faults.append(str(error))
+        if faults:
+            raise ConfigError("; ".join(faults))
+        return choices
+
+    def _unmatched_rules(self, layers: list[str]) -> list[str]:
+        faults = []
+        for rule in self.rules:
+            if not any(rule.matches(layer) for layer in layers):
+                near = get_close_matches(rule.pattern, layers, n=3, cutoff=0.3) or layers[:3]
+                hint = f"near: {', '.join(near)}" if near else "the network has no layer with a weight"
+                faults.append(f"rule '{rule}' matches no layer with a weight; {hint}")
+        return faults
+
+    def _choose(self, nodes: list[Node], first: str | None, bottlenecks: bool) -> Choice:
+        node = nodes[0]
+        weight = node.weight
+        assert weight is not None
+        config: CodecConfig | None
+        # A weight that several layers share has one codec: a rule that matches any of them counts.
+        rule = next((r for r in reversed(self.rules) if any(r.matches(n.name) for n in nodes)), None)
+        if rule is not None:
+            config = rule.codec
+            if isinstance(config, DenseConfig):
+                return Choice(layer=node.name, codec=config, reason=f"rule '{rule}'")
+            _check_kernel(node.name, weight, config, rule)
+        elif first in [n.name for n in nodes]:
+            return Choice(layer=node.name, codec=DenseConfig(), reason="the first convolution")
+        else:
+            config = PRESETS[self.preset].config(node, weight, bottlenecks)
+        if config is None:
+            return Choice(layer=node.name, codec=DenseConfig(), reason="too few blocks for a codebook")
+        coded, dense = coded_bytes(weight.shape, config), DENSE_BYTES * prod(weight.shape)
+        if coded >= dense:
+            reason = f"coding would not make it smaller: {coded:,} bytes against {dense:,}"
+            return Choice(layer=node.name, codec=DenseConfig(), reason=reason)
+        return Choice(layer=node.name, codec=config)
+
+    def to_json(self) -> dict[str, str | list[str]]:
+        """Return the recipe as plain JSON values, the rules as `parse_rule` reads them."""
+        return {"preset": self.preset, "rules": [str(rule) for rule in self.rules]}
+
+
+def has_bottlenecks(graph: Graph) -> bool:
+    """Say whether a network has more 1x1 convolutions than larger ones."""
+    kernels = [weight.shape[2:] for node, weight in graph.weighted() if node.op == "conv2d"]
+    return 2 * sum(kernel == (1, 1) for kernel in kernels) > len(kernels)
+
+
+def block_count(weight_shape: tuple[int, ...], block: tuple[int, int, int]) -> int:
+    """Return the number of blocks of a weight, O·J."""
+    _, *inner = as_conv_shape(weight_shape)
+    return weight_shape[0] * prod(-(-size // step) for size, step in zip(inner, block, strict=True))
+
+
+def clamped_centroids(blocks: int) -> int:
+    """Return the largest power of two below a quarter of the blocks (ABGD's clamp), at least 1."""
+    return 1 << max(0, (-(-blocks // 4) - 1).bit_length() - 1)
+
+
+def coded_bytes(weight_shape: tuple[int, ...], config: ProductConfig) -> int:
+    """Return the bytes of the packed codes and fp16 codebooks of a weight."""
+    codes = packed_bytes(config.codebooks * block_count(weight_shape, config.block), config.code_bits)
+    return codes + CODEBOOK_BYTES * config.codebooks * config.centroids * config.dim
+
+
+def dense_reasons(graph: Graph, choices: Mapping[str, Choice]) -> dict[str, str]:
+    """Return why layers stay dense, by the layer's name; layers that share a weight share its reason."""
+    return {node.name: choices[w.name].reason for node, w in graph.weighted() if choices[w.name].reason}
+
+
+def _check_kernel(layer: str, weight: Weight, config: ProductConfig, rule: Rule) -> None:
+    _, _, kh, kw = as_conv_shape(weight.shape)
+    _, bh, bw = config.block
+    if bh > kh or bw > kw:
+        raise ConfigError(
+            f"layer '{layer}': a block of {bh}x{bw} (rule '{rule}') does not fit the {kh}x{kw} kernel of its weight "
+            f"{list(weight.shape)}; give the layer a rule of its own"
+        )

@@ -1,0 +1,241 @@
+"""Compression from beginning to end: capture, choose, learn, write, check."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+import pyquant
+from pyquant import _core, console
+from pyquant.capture import capture
+from pyquant.capture.isolate import isolated, undisturbed
+from pyquant.choose import Recipe, dense_reasons
+from pyquant.classes import ClassName
+from pyquant.errors import ConfigError, InputError
+from pyquant.file import ModelFile, check_classes, check_writable, read_model, write_model
+from pyquant.graph import Graph
+from pyquant.learn.calibration import Calibration, Source, from_arrays, from_pictures, is_path
+from pyquant.learn.layerwise import Learnt, Norm, Progress, learn
+from pyquant.learn.workers import Workers
+from pyquant.preprocessing import Preprocessing
+from pyquant.report import Report
+from pyquant.runtime import MAX_THREADS
+from pyquant.selfcheck import check_against_decoded, check_against_module
+
+CHECKED_INPUTS = 4  # run by the self-check
+
+State = Mapping[str, torch.Tensor]
+
+
+def compress(
+    module: nn.Module,
+    calibration: Source,
+    *,
+    out: str | os.PathLike[str],
+    recipe: Recipe | None = None,
+    input_shape: tuple[int, int, int] | None = None,
+    preprocessing: Preprocessing | None = None,
+    classes: Sequence[ClassName] | None = None,
+    samples: int = 1024,
+    seed: int = 0,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Compress a trained network into a `.pqmodel` file, and check the file against the network.
+
+    The same arguments give the same file, whatever `threads` is, on one machine. The module is left as it was.
+
+    Args:
+        module: the network; it is captured in eval mode, for one float32 input `[N, C, H, W]`.
+        calibration: inputs on which codebooks and batch-norm statistics are learnt, without labels: a float32 array or
+            tensor `[N, C, H, W]`, an iterable of such, the path of a folder or zip file of pictures, or None: then all
+            weights count the same, and `input_shape` is required.
+        out: the file to write; one that exists is replaced once the new one has passed its check.
+        recipe: preset and rules; by default `small-blocks`.
+        input_shape: `(C, H, W)`; by default that of the calibration inputs, or the crop of `preprocessing`.
+        preprocessing: how a picture becomes an input, kept in the file; by default
+            `Preprocessing.default_for(input_shape)` where the calibration is pictures, else nothing.
+        classes: the classes in the order of the outputs, kept in the file.
+        samples: how many calibration inputs are used at most: drawn by `seed` from pictures (sorted by name) or from an
+            array, the first ones of an iterable.
+        seed: of every random choice, 0 or more.
+        threads: by default as many as the process may use.
+        progress: called with what is being done ("capturing", "reading", "learning", "checking"), how much of it is
+            done, and of how much.
+
+    Raises:
+        ConfigError: the recipe does not fit the network, or an option is out of range.
+        CaptureError: the network cannot be described by our operations.
+        InputError: the calibration, the network's weights or the path cannot be used, or the disk is full.
+        SelfCheckError: the file did not compute what the network computes. Whatever is raised, no file is left.
+    """
+    recipe = recipe or Recipe()
+    report_progress = progress or _silent
+    _check_options(module, recipe, samples, seed, threads)
+    check_writable(out, inputs=[calibration] if is_path(calibration) else [])
+    if is_path(calibration):
+        if input_shape is None and preprocessing is None:
+            raise InputError("pictures need a size: give input_shape or preprocessing")
+        preprocessing = preprocessing or Preprocessing.default_for(_checked_shape(input_shape))
+    inputs = _open_calibration(calibration, preprocessing, samples, seed)
+    if input_shape is None and inputs is None:
+        raise InputError("without calibration, input_shape=(C, H, W) is required")
+    if inputs is None:
+        console.note("no calibration: codebooks are learnt on the weights alone, which costs accuracy")
+    shape = _checked_shape(input_shape if inputs is None or input_shape is not None else inputs.shape)
+
+    report_progress("capturing", 0, 1)
+    network = capture(module, shape)
+    report_progress("capturing", 1, 1)
+    if inputs is not None:
+        network.graph.infer_shapes([(1, *inputs.shape)])
+    check_classes(network.graph, classes or ())
+    choices = recipe.choose(network.graph)
+    with Workers(threads or _core.default_threads()) as workers:
+        learnt = learn(
+            network,
+            choices,
+            seed=seed,
+            workers=workers,
+            calibration=inputs,
+            norms=norms_of(network.graph, module.state_dict()),
+            progress=report_progress,
+        )
+    model = ModelFile(
+        network=learnt.network,
+        preprocessing=preprocessing,
+        classes=tuple(classes or ()),
+        provenance={
+            "method": "compress",
+            "objective": "weights alone" if inputs is None else "outputs on calibration inputs",
+            "samples": 0 if inputs is None else inputs.count,
+            "seed": seed,
+            "pyquant": pyquant.__version__,
+            **recipe.to_json(),
+            "dense": dense_reasons(network.graph, choices),
+            "errors": dict(learnt.errors),
+        },
+    )
+    with _unfinished(out) as path:
+        write_model(path, model)
+        report_progress("checking", 0, 1)
+        error = _self_check(path, module, learnt, _check_batch(inputs, shape, seed), threads)
+        os.replace(path, os.path.realpath(out))
+    report_progress("checking", 1, 1)
+    return Report.of(out, model, max_relative_error=error)
+
+
+def norms_of(graph: Graph, state: State) -> dict[str, Norm]:
+    """Return the batch norms of a graph by module path, from the state dict of the module it was captured from."""
+    norms = {}
+    for node in graph.nodes:
+        if name := node.state.norm:
+            mean = _array(state[f"{name}.running_mean"])
+            norms[name] = Norm(
+                weight=_array(state[f"{name}.weight"]) if f"{name}.weight" in state else np.ones_like(mean),
+                bias=_array(state[f"{name}.bias"]) if f"{name}.bias" in state else np.zeros_like(mean),
+                input_bias=_array(state[node.state.bias]) if node.state.bias else np.zeros_like(mean),
+                mean=mean,
+                variance=_array(state[f"{name}.running_var"]),
+                eps=node.state.eps,
+            )
+    return norms
+
+
+def with_learnt(module: nn.Module, learnt: Learnt) -> nn.Module:
+    """Return a copy of a module with the decoded weights and the re-estimated statistics, its batch norms not folded.
+
+    Batch norms that keep their statistics, and parts that the network does not use, stay as they are.
+    """
+    state = module.state_dict(keep_vars=True)
+    new: dict[str, NDArray[np.float32]] = {}
+    for node, weight in learnt.network.graph.weighted():
+        new[node.state.weight or f"{node.name}.weight"] = learnt.network.weight(weight)
+    for name, norm in learnt.norms.items():
+        new |= {f"{name}.running_mean": norm.mean, f"{name}.running_var": norm.variance}
+    by_tensor = {id(state[key]): value for key, value in new.items()}  # a tied weight has several names
+    result = isolated(module)
+    # Assigned, not copied: the isolated module shares its parameters with the user's.
+    entries = {key: torch.from_numpy(by_tensor[id(old)]) for key, old in state.items() if id(old) in by_tensor}
+    result.load_state_dict({**result.state_dict(), **entries}, strict=True, assign=True)
+    return result
+
+
+def _check_options(module: nn.Module, recipe: Recipe, samples: int, seed: int, threads: int | None) -> None:
+    if not isinstance(module, nn.Module):
+        raise InputError(f"module must be a torch.nn.Module, got {type(module).__name__}")
+    if not isinstance(recipe, Recipe):
+        raise ConfigError(f"recipe must be a Recipe, got {type(recipe).__name__}")
+    for name, value, low, high in (
+        ("samples", samples, 1, 2**31),
+        ("seed", seed, 0, 2**63),
+        ("threads", 1 if threads is None else threads, 1, MAX_THREADS),
+    ):
+        if not isinstance(value, int) or not low <= value <= high:
+            raise ConfigError(f"{name} must be a whole number from {low} to {high}, got {value!r}")
+
+
+def _checked_shape(shape: Sequence[int] | None) -> tuple[int, int, int]:
+    if shape is None or len(shape) != 3 or not all(isinstance(size, int) and size > 0 for size in shape):
+        raise InputError(f"input_shape must be three sizes (C, H, W), got {shape!r}")
+    channels, height, width = shape
+    return channels, height, width
+
+
+def _open_calibration(
+    source: Source, preprocessing: Preprocessing | None, samples: int, seed: int
+) -> Calibration | None:
+    if source is None:
+        return None
+    if is_path(source):
+        assert preprocessing is not None
+        return from_pictures(source, preprocessing, samples=samples, seed=seed)
+    return from_arrays(source, samples=samples, seed=seed)
+
+
+def _check_batch(inputs: Calibration | None, shape: tuple[int, int, int], seed: int) -> NDArray[np.float32]:
+    """Return the inputs of the self-check: the first calibration inputs, or else normally distributed numbers."""
+    if inputs is not None:
+        return inputs.load(0)[:CHECKED_INPUTS]
+    return np.random.default_rng(seed).standard_normal((CHECKED_INPUTS, *shape), dtype=np.float32)
+
+
+def _self_check(
+    path: Path, module: nn.Module, learnt: Learnt, batch: NDArray[np.float32], threads: int | None
+) -> float:
+    """Return the largest relative difference of the file from PyTorch; raise SelfCheckError where it is too large."""
+    written = replace(learnt, network=read_model(path).network)
+    with undisturbed():
+        return max(
+            check_against_decoded(path, batch, threads=threads),
+            check_against_module(path, with_learnt(module, written), batch, threads=threads),
+        )
+
+
+@contextmanager
+def _unfinished(out: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give the path of a file beside `out` that is gone on leaving, unless it was renamed."""
+    target = Path(os.path.realpath(out))
+    path = target.with_name(f".pyquant-{secrets.token_hex(8)}.pqmodel")
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _array(tensor: Any) -> NDArray[np.float32]:
+    return np.array(tensor.detach().cpu().numpy(), np.float32)
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """Report progress to nobody."""

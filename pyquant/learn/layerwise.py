@@ -1,0 +1,351 @@
+"""The learner: one layer after another, each on the inputs that the layers already compressed give it.
+
+Two streams of activations walk through the graph side by side: X of the dense network, and X̃ of the network compressed
+so far. A layer's Gram and batch-norm statistics come from X̃; its error is `||W X - Ŵ X̃||² / ||W X||²`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from math import isfinite, prod
+from typing import TypeVar
+from zlib import crc32
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyquant.choose import Choice
+from pyquant.codecs import ProductConfig
+from pyquant.codecs.product import pack_codes
+from pyquant.errors import InputError
+from pyquant.graph import Network, Node, Weight
+from pyquant.learn.activations import Activations, check_room
+from pyquant.learn.calibration import Calibration
+from pyquant.learn.cluster import learn_codebook
+from pyquant.learn.moments import (
+    Moments,
+    apply_epilogue,
+    apply_weight,
+    block_presence,
+    channel_moments,
+    combine_moments,
+    input_gram,
+    squared_norm,
+)
+from pyquant.learn.workers import Workers
+from pyquant.torch_network import TorchNetwork
+
+Floats = NDArray[np.float32]
+Result = TypeVar("Result")
+Progress = Callable[[str, int, int], None]  # what is being done, how many are done, of how many
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Norm:
+    """A batch norm of the user's module; all arrays `[O]`. `weight` is 1 and the biases are 0 where there is none."""
+
+    weight: Floats
+    bias: Floats
+    input_bias: Floats  # of the layer that the norm follows; part of what it normalises
+    mean: Floats
+    variance: Floats
+    eps: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learnt:
+    """A compressed network, each layer's relative output error, and the batch norms with statistics of their own."""
+
+    network: Network
+    errors: Mapping[str, float]  # by layer; empty without calibration
+    norms: Mapping[str, Norm]  # by the module path of the batch norm; those re-estimated
+
+
+def learn(
+    network: Network,
+    choices: Mapping[str, Choice],
+    *,
+    seed: int,
+    workers: Workers,
+    calibration: Calibration | None,
+    norms: Mapping[str, Norm],
+    progress: Progress,
+) -> Learnt:
+    """Return `network`, which is dense, with its weights in the codecs of `choices` (by the weight's name).
+
+    Without calibration all weights count the same and batch norms keep their statistics. With it, a batch norm gets the
+    mean and variance of what its layer now computes; it keeps its own where nothing before it is compressed, and where
+    several layers share it, each of which would want others.
+
+    Args:
+        norms: the batch norms by module path, as `StateNames.norm` of the layers names them.
+
+    Raises:
+        InputError: an output is not finite, or the temporary folder is full.
+    """
+    learner = _Learner(network, choices, seed=seed, workers=workers, norms=norms)
+    if calibration is None:
+        weights = {weight.name: weight for _, weight in network.graph.weighted()}.values()
+        for done, weight in enumerate(weights):
+            progress("learning", done, len(weights))
+            learner.code(weight, None)
+        progress("learning", len(weights), len(weights))
+    else:
+        with Activations() as values:
+            _Walk(learner, calibration, values, progress).run()
+    return learner.result()
+
+
+class _Learner:
+    """The network as learnt so far, and the one step that changes it: coding a weight."""
+
+    def __init__(
+        self,
+        network: Network,
+        choices: Mapping[str, Choice],
+        *,
+        seed: int,
+        workers: Workers,
+        norms: Mapping[str, Norm],
+    ) -> None:
+        self.network = network
+        self.workers = workers
+        self.norms = norms
+        self.new_norms: dict[str, Norm] = {}
+        self.errors: dict[str, float] = {}
+        self._choices = choices
+        self._seed = seed
+        self._tensors = dict(network.tensors)
+        self._coded: dict[str, Weight] = {}
+
+    def config(self, weight: Weight) -> ProductConfig | None:
+        """Return the codec chosen for a weight, or None where it stays dense."""
+        codec = self._choices[weight.name].codec
+        return codec if isinstance(codec, ProductConfig) else None
+
+    def is_coded(self, weight: Weight) -> bool:
+        """Say whether the weight has been coded already."""
+        return weight.name in self._coded
+
+    def code(self, weight: Weight, gram: NDArray[np.float64] | None) -> None:
+        """Learn the codebook and codes of a weight, unless it stays dense."""
+        if (config := self.config(weight)) is None:
+            return
+        dense = self.network.weight(weight)
+        # A seed for each layer, so that a layer's codebook does not depend on the layers before it.
+        seed = crc32(f"{self._seed} {weight.name}".encode())
+        codes, codebook = learn_codebook(dense, config, gram, seed=seed, workers=self.workers)
+        del self._tensors[weight.tensor("weight")]
+        self._tensors[weight.tensor("codes")] = pack_codes(codes, config.code_bits)
+        self._tensors[weight.tensor("codebook")] = codebook
+        self._coded[weight.name] = replace(weight, codec=config)
+
+    def weight(self, weight: Weight) -> Floats:
+        """Return a weight as it is now: decoded where it is coded."""
+        coded = self._coded.get(weight.name, weight)
+        return Network(graph=self.network.graph, tensors=self._tensors).weight(coded)
+
+    def epilogue(self, node: Node) -> tuple[Floats | None, Floats | None]:
+        """Return scale and bias of a layer as they are now."""
+        scale, bias = (self._tensors[node.tensor(role)] if role in node.tensors else None for role in ("scale", "bias"))
+        return scale, bias
+
+    def set_norm(self, node: Node, name: str, norm: Norm) -> None:
+        """Give a layer's batch norm new statistics, folded into its scale and bias."""
+        scale = norm.weight.astype(np.float64) / np.sqrt(norm.variance.astype(np.float64) + norm.eps)
+        bias = norm.bias + (norm.input_bias.astype(np.float64) - norm.mean) * scale
+        self._tensors[node.tensor("scale")] = scale.astype(np.float32)
+        self._tensors[node.tensor("bias")] = bias.astype(np.float32)
+        self.new_norms[name] = norm
+
+    def result(self) -> Learnt:
+        """Return the network learnt."""
+        nodes = []
+        for node in self.network.graph.nodes:
+            if node.weight is not None:
+                node = replace(node, weight=self._coded.get(node.weight.name, node.weight))
+            nodes.append(node)
+        graph = replace(self.network.graph, nodes=tuple(nodes))
+        return Learnt(network=Network(graph=graph, tensors=self._tensors), errors=self.errors, norms=self.new_norms)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """A layer to learn or to measure (None at the start of a network), and the layers up to the next one."""
+
+    head: Node | None
+    rest: tuple[Node, ...]
+
+
+class _Walk:
+    """The walk of both streams through the graph, one stage after another, each on all batches."""
+
+    def __init__(self, learner: _Learner, calibration: Calibration, values: Activations, progress: Progress) -> None:
+        self._learner = learner
+        self._graph = learner.network.graph
+        self._calibration = calibration
+        self._values = values
+        self._progress = progress
+        self._runner = TorchNetwork(learner.network)
+        self._apart = _values_apart(learner)  # the values whose X̃ differs from X
+        counts: dict[str, int] = {}
+        for node in self._graph.nodes:
+            if name := node.state.norm:
+                counts[name] = counts.get(name, 0) + 1
+        self._shared_norms = {name for name, count in counts.items() if count > 1}
+
+    def run(self) -> None:
+        """Learn all layers."""
+        stages, keep = self._stages()
+        check_room(self._peak_bytes(stages, keep))
+        self._read_inputs()
+        for done, (stage, kept) in enumerate(zip(stages, keep, strict=True)):
+            self._progress("learning", done, len(stages))
+            if stage.head is not None:
+                self._learn_head(stage.head)
+            self._each_batch(partial(self._run_rest, stage, kept))
+            gone = {name for node in self._graph.nodes for name in (*node.inputs, *node.outputs)} - kept
+            self._values.drop(key for name in gone for key in (_dense(name), _coded(name)))
+        self._progress("learning", len(stages), len(stages))
+
+    def _stages(self) -> tuple[list[_Stage], list[set[str]]]:
+        """Return the stages, and the values that later stages read, by stage."""
+        nodes = self._graph.nodes
+        starts = [index for index, node in enumerate(nodes) if self._is_head(node)]
+        if not starts:
+            return [], []
+        # What follows the last layer that is learnt has nothing to teach.
+        ends = [*starts[1:], starts[-1] + 1]
+        stages = [_Stage(None, nodes[: starts[0]])]
+        stages += [_Stage(nodes[start], nodes[start + 1 : end]) for start, end in zip(starts, ends, strict=True)]
+        keep: list[set[str]] = [set()]
+        for stage in reversed(stages[1:]):
+            reads = {name for node in (stage.head, *stage.rest) if node is not None for name in node.inputs}
+            keep.append(keep[-1] | reads)
+        return stages, keep[::-1]
+
+    def _is_head(self, node: Node) -> bool:
+        if node.weight is not None:
+            return node.output in self._apart or self._learner.config(node.weight) is not None
+        return node.op == "affine" and node.output in self._apart and bool(node.state.norm)
+
+    def _peak_bytes(self, stages: list[_Stage], keep: list[set[str]]) -> int:
+        """Return the most bytes of activations kept at any time."""
+        shapes = self._graph.infer_shapes([(1, *self._calibration.shape)])
+        size = {name: 4 * prod(shape) * (2 if name in self._apart else 1) for name, shape in shapes.items()}
+        before, peak = {declared.name for declared in self._graph.inputs}, 0
+        for stage, kept in zip(stages, keep, strict=True):
+            held = before | kept | ({stage.head.output} if stage.head is not None else set())
+            peak = max(peak, sum(size[name] for name in held))
+            before = kept
+        return peak * self._calibration.count
+
+    def _each_batch(self, function: Callable[[int], Result]) -> list[Result]:
+        return self._learner.workers.map(function, range(self._calibration.batches))
+
+    def _read_inputs(self) -> None:
+        (declared,) = self._graph.inputs
+        self._progress("reading", 0, self._calibration.batches)
+        for batch in range(self._calibration.batches):
+            self._values.put(_dense(declared.name), batch, self._calibration.load(batch))
+            self._progress("reading", batch + 1, self._calibration.batches)
+
+    def _read(self, name: str, batch: int, *, coded: bool) -> Tensor:
+        key = _coded(name) if coded and name in self._apart else _dense(name)
+        return torch.from_numpy(self._values.get(key, batch))
+
+    def _learn_head(self, node: Node) -> None:
+        if node.weight is None:
+            measured = self._each_batch(lambda batch: channel_moments(self._read(node.inputs[0], batch, coded=True)))
+        else:
+            self._code(node, node.weight)
+            dense = torch.from_numpy(self._learner.network.weight(node.weight))
+            coded = torch.from_numpy(self._learner.weight(node.weight))
+            results = self._each_batch(partial(self._multiply, node, dense, coded))
+            signal, error = sum(result[0] for result in results), sum(result[1] for result in results)
+            if not isfinite(signal + error):
+                raise InputError(f"layer '{node.name}': its outputs on the calibration inputs are not finite")
+            # Outputs that are all 0 have no relative error, unless they are kept.
+            if signal > 0 or error == 0:
+                self._learner.errors[node.name] = float(f"{error / signal if signal else 0.0:.6g}")
+            measured = [result[2] for result in results]
+        name = node.state.norm
+        if name and name not in self._shared_norms:
+            self._renew_norm(node, name, combine_moments(measured))
+
+    def _code(self, node: Node, weight: Weight) -> None:
+        """Code the weight of a layer, unless it stays dense or an earlier layer that shares it was coded."""
+        config = self._learner.config(weight)
+        if config is None or self._learner.is_coded(weight):
+            return
+
+        def gram_of(batch: int) -> NDArray[np.float64]:
+            return input_gram(node, config.block, self._read(node.inputs[0], batch, coded=True))
+
+        # A weight at the kernel's edge is missing from tail blocks: each entry is a mean over the blocks that have it,
+        # scaled from both sides so that the Gram stays positive semidefinite.
+        factor = 1 / np.sqrt(block_presence(weight.shape, config.block))
+        gram = sum(self._each_batch(gram_of), np.zeros((config.dim, config.dim)))
+        self._learner.code(weight, gram * np.outer(factor, factor))
+
+    def _multiply(self, node: Node, dense: Tensor, coded: Tensor, batch: int) -> tuple[float, float, Moments]:
+        """Keep W X and Ŵ X̃ of a batch; return the square sums of signal and error, and the moments of Ŵ X̃."""
+        y = apply_weight(node, dense, self._read(node.inputs[0], batch, coded=False))
+        z = apply_weight(node, coded, self._read(node.inputs[0], batch, coded=True))
+        self._values.put(_dense(node.output), batch, y.numpy())
+        self._values.put(_coded(node.output), batch, z.numpy())
+        return squared_norm(y), squared_norm(y - z), channel_moments(z)
+
+    def _renew_norm(self, node: Node, name: str, measured: Moments) -> None:
+        norm = self._learner.norms[name]
+        # A channel that never varies on these pictures says nothing about how it varies.
+        variance = np.where(measured.variance > 0, measured.variance, norm.variance)
+        mean = measured.mean + norm.input_bias
+        new = replace(norm, mean=mean.astype(np.float32), variance=variance.astype(np.float32))
+        self._learner.set_norm(node, name, new)
+
+    def _run_rest(self, stage: _Stage, kept: set[str], batch: int) -> None:
+        """Finish a stage on one batch, in both streams, and keep what later stages read."""
+        for coded in (False, True):
+            local: dict[str, Tensor] = {}
+            if stage.head is not None:
+                head = stage.head
+                source = head.output if head.weight is not None else head.inputs[0]
+                local[head.output] = self._epilogue(head, self._read(source, batch, coded=coded), coded=coded)
+            for node in stage.rest:
+                if coded and node.output not in self._apart:
+                    continue
+                inputs = [
+                    local[name] if name in local else self._read(name, batch, coded=coded) for name in node.inputs
+                ]
+                local[node.output] = self._runner.run_node(node, inputs)
+            for name in kept & local.keys():
+                self._values.put(_coded(name) if coded else _dense(name), batch, local[name].numpy())
+
+    def _epilogue(self, node: Node, x: Tensor, *, coded: bool) -> Tensor:
+        if coded:
+            return apply_epilogue(*self._learner.epilogue(node), x)
+        network = self._learner.network
+        return apply_epilogue(network.own(node, "scale"), network.own(node, "bias"), x)
+
+
+def _values_apart(learner: _Learner) -> set[str]:
+    """Return the values that compressed weights come before, so that X̃ is not X."""
+    apart: set[str] = set()
+    for node in learner.network.graph.nodes:
+        changed = node.weight is not None and learner.config(node.weight) is not None
+        if changed or apart.intersection(node.inputs):
+            apart.update(node.outputs)
+    return apart
+
+
+def _dense(value: str) -> str:
+    return f"dense {value}"
+
+
+def _coded(value: str) -> str:
+    return f"coded {value}"

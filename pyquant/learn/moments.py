@@ -1,0 +1,139 @@
+"""What the learner measures on a layer's inputs and outputs: Grams, output errors, means and variances.
+
+Dimensions: N images · C input channels (per group) · O outputs · P output pixels · J blocks per output row · d weights
+of a block. Every function works on one batch; the sums of batches are taken in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from pyquant.codecs.product import as_conv_shape, blocks_from_weight
+from pyquant.graph import Node
+
+GRAM_PICTURES = 4  # unfolded at a time: unfolding a 3x3 layer's inputs takes nine times their memory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moments:
+    """Per channel: the number of values, their mean and the sum of their squared distances from it, float64 `[O]`."""
+
+    count: int
+    mean: NDArray[np.float64]
+    deviation: NDArray[np.float64]
+
+    @property
+    def variance(self) -> NDArray[np.float64]:
+        """The unbiased variance, as PyTorch keeps it in a batch norm; 0 where there is a single value."""
+        return self.deviation / max(self.count - 1, 1)
+
+
+def apply_weight(node: Node, weight: Tensor, x: Tensor) -> Tensor:
+    """Return W x: the output `[N, O, H, W]` or `[N, O]` of a convolution or linear layer without scale and bias."""
+    if node.op == "linear":
+        return functional.linear(x, weight)
+    return functional.conv2d(
+        _padded(node, x),
+        weight,
+        stride=node.attributes["stride"],
+        dilation=node.attributes["dilation"],
+        groups=node.attributes["groups"],
+    )
+
+
+def apply_epilogue(scale: NDArray[np.float32] | None, bias: NDArray[np.float32] | None, x: Tensor) -> Tensor:
+    """Return `x * scale + bias`, per channel (axis 1)."""
+    shape = (1, -1) + (1,) * (x.ndim - 2)
+    if scale is not None:
+        x = x * torch.from_numpy(scale).view(shape)
+    return x if bias is None else x + torch.from_numpy(bias).view(shape)
+
+
+def input_gram(node: Node, block: tuple[int, int, int], x: Tensor) -> NDArray[np.float64]:
+    """Return the sum `[d, d]` of `v vᵀ` over all images, pixels and blocks, v being the d inputs that meet a block.
+
+    The inputs that meet the padding of a tail block count as 0.
+    """
+    assert node.weight is not None
+    _, c, kh, kw = as_conv_shape(node.weight.shape)
+    total = torch.zeros(block[0] * block[1] * block[2], block[0] * block[1] * block[2], dtype=torch.float64)
+    for start in range(0, len(x), GRAM_PICTURES):
+        part = x[start : start + GRAM_PICTURES]
+        if node.op == "linear":
+            unfolded = part.reshape(-1, c, 1, 1, 1)
+        else:
+            unfolded = _unfold(node, part).reshape(-1, c, kh, kw, _pixels(node, part))
+        v = _cut(unfolded, block)
+        # [N, J, d, P] @ [N, J, P, d]: short sums in float32, sums of those in float64.
+        total += (v @ v.transpose(2, 3)).sum(dim=(0, 1), dtype=torch.float64)
+    return np.asarray(total.numpy(), np.float64)
+
+
+def block_presence(weight_shape: tuple[int, ...], block: tuple[int, int, int]) -> NDArray[np.float64]:
+    """Return `[d]`, at how many of the J block positions each weight of a block is there (not padding)."""
+    ones = np.ones((1, *weight_shape[1:]), np.float32)
+    return np.asarray(blocks_from_weight(ones, block)[0].sum(axis=0), np.float64)
+
+
+def channel_moments(y: Tensor) -> Moments:
+    """Return the moments of each channel (axis 1) of `[N, O]` or `[N, O, H, W]`."""
+    flat = y.transpose(0, 1).reshape(y.shape[1], -1).double()
+    mean = flat.mean(dim=1)
+    deviation = (flat - mean[:, None]).square().sum(dim=1)
+    return Moments(count=flat.shape[1], mean=mean.numpy(), deviation=deviation.numpy())
+
+
+def combine_moments(parts: Sequence[Moments]) -> Moments:
+    """Return the moments of all values together (Chan, Golub and LeVeque, 1979)."""
+    total = parts[0]
+    for part in parts[1:]:
+        count = total.count + part.count
+        delta = part.mean - total.mean
+        total = Moments(
+            count=count,
+            mean=total.mean + delta * (part.count / count),
+            deviation=total.deviation + part.deviation + delta**2 * (total.count * part.count / count),
+        )
+    return total
+
+
+def squared_norm(y: Tensor) -> float:
+    """Return the sum of squares of all elements."""
+    return float(y.square().sum(dtype=torch.float64))
+
+
+def _padded(node: Node, x: Tensor) -> Tensor:
+    top, bottom, left, right = node.attributes["padding"]
+    return functional.pad(x, (left, right, top, bottom)) if top or bottom or left or right else x
+
+
+def _unfold(node: Node, x: Tensor) -> Tensor:
+    """Return the inputs that meet each weight, `[N, groups * C * kh * kw, P]`."""
+    assert node.weight is not None
+    _, _, kh, kw = as_conv_shape(node.weight.shape)
+    padded, stride = _padded(node, x), node.attributes["stride"]
+    if (kh, kw) == (1, 1):
+        return padded[:, :, :: stride[0], :: stride[1]].flatten(2)
+    return functional.unfold(padded, (kh, kw), dilation=node.attributes["dilation"], stride=stride)
+
+
+def _pixels(node: Node, x: Tensor) -> int:
+    return _unfold(node, x[:1, :1]).shape[2]
+
+
+def _cut(unfolded: Tensor, block: tuple[int, int, int]) -> Tensor:
+    """Cut `[N, C, kh, kw, P]` into blocks `[N, J, d, P]`, as `codecs.product` cuts weights."""
+    n, *inner, p = unfolded.shape
+    (c, bh, bw), pads = block, [-size % step for size, step in zip(inner, block, strict=True)]
+    if any(pads):
+        unfolded = functional.pad(unfolded, (0, 0, 0, pads[2], 0, pads[1], 0, pads[0]))
+    _, pc, ph, pw, _ = unfolded.shape
+    cut = unfolded.reshape(n, pc // c, c, ph // bh, bh, pw // bw, bw, p).permute(0, 1, 3, 5, 2, 4, 6, 7)
+    return cut.reshape(n, -1, c * bh * bw, p)

@@ -1,0 +1,51 @@
+"""A pool of threads whose results do not depend on how many there are.
+
+Every task is one fixed piece of the work, computed by a single thread from beginning to end, and results come back in
+the order of the tasks. So a sum over them is the same sum whatever the number of threads. The tasks spend their time in
+PyTorch and faiss, which release the interpreter's lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Workers:
+    """`threads` threads for one piece of work; leaving the context restores the caller's number of PyTorch threads."""
+
+    def __init__(self, threads: int) -> None:
+        self._torch_threads = torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="pyquant", initializer=_run_alone)
+
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+        """Return `function` of each item, in the order of the items; the first exception is raised here."""
+        futures = [self._pool.submit(function, item) for item in items]
+        try:
+            return [future.result() for future in futures]
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(self._torch_threads)
+
+
+def _run_alone() -> None:
+    # Both settings belong to the thread that makes them, except that PyTorch also remembers the number of threads as
+    # the default of threads to come: `Workers` restores that one.
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
