@@ -91,7 +91,7 @@ def test_usual_choices() -> None:
     assert Preprocessing.default_for((3, 64, 64), resize="none").resize is None
     other = Preprocessing.default_for((3, 8, 8), resize=9, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     assert (other.resize, other.mean, other.std) == (9, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    with pytest.raises(ConfigError, match="pictures have 3 channels .*, but the network takes 1"):
+    with pytest.raises(ConfigError, match=r"pictures have 3 channels .*, but the network takes 1"):
         Preprocessing.default_for((1, 8, 8))
     with pytest.raises(ConfigError, match="resize must be a number of pixels or 'none', got 'big'"):
         Preprocessing.default_for((3, 8, 8), resize="big")
