@@ -109,7 +109,7 @@ class Model:
         Raises:
             InputError: an array's number, dtype or shape does not fit.
         """
-        results = self._core.run(self._plan(inputs))
+        results = self._core.run(*self._prepare(inputs))
         return results[0] if len(results) == 1 else dict(zip(self.outputs, results, strict=True))
 
     def predict(
@@ -138,7 +138,7 @@ class Model:
             pixels = picture if isinstance(picture, np.ndarray) else read_picture(picture)
             logits = self(preprocessing(pixels)[None])
             if isinstance(logits, dict) or logits.ndim != 2:
-                raise InputError("the network's output is not one score per class; call the model with an array instead")
+                raise InputError("the network's output is not a score per class; call the model with an array instead")
             results.append(self._best(logits[0], topk))
         return results
 
@@ -148,14 +148,14 @@ class Model:
         Returns:
             `{"steps": [{"name", "op", "kernel", "ms", "share"}]}`, share being the part of the whole run, 0 to 1.
         """
-        arrays = self._plan(inputs)
-        self._core.run(arrays)
-        steps = self._core.profile(arrays)
+        plan, arrays = self._prepare(inputs)
+        self._core.run(plan, arrays)
+        steps = self._core.profile(plan, arrays)
         total = sum(step["ms"] for step in steps) or 1.0
         return {"steps": [{**step, "share": step["ms"] / total} for step in steps]}
 
-    def _plan(self, inputs: Sequence[ArrayLike]) -> list[NDArray[np.float32]]:
-        """Return the inputs as contiguous arrays, checked, with a plan made for their shapes."""
+    def _prepare(self, inputs: Sequence[ArrayLike]) -> tuple[_core.Plan, list[NDArray[np.float32]]]:
+        """Return the plan for inputs of these shapes, and the inputs as contiguous arrays."""
         if len(inputs) != len(self.inputs):
             raise InputError(f"the network takes {len(self.inputs)} inputs, got {len(inputs)}")
         arrays = []
@@ -166,10 +166,11 @@ class Model:
             declared.check(array.shape)
             arrays.append(np.ascontiguousarray(array))
         shapes = [array.shape for array in arrays]
-        if not self._core.has_plan(shapes):
+        plan = self._core.find_plan(shapes)
+        if plan is None:
             inferred = self._graph.infer_shapes(shapes)
-            self._core.make_plan([inferred[name] for name in _value_names(self._graph)])
-        return arrays
+            plan = self._core.make_plan([inferred[name] for name in _value_names(self._graph)])
+        return plan, arrays
 
     def _best(self, logits: NDArray[np.float32], topk: int) -> list[dict[str, Any]]:
         exponentials = np.exp(logits.astype(np.float64) - logits.max())

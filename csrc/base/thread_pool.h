@@ -15,9 +15,8 @@ class LoopBody {
  public:
   template <typename F>
   LoopBody(const F& f)  // NOLINT: implicit on purpose, so that a lambda can be passed
-      : object_(&f), call_([](const void* object, int64_t index, int worker) {
-          (*static_cast<const F*>(object))(index, worker);
-        }) {}
+      : object_(&f),
+        call_([](const void* object, int64_t index, int worker) { (*static_cast<const F*>(object))(index, worker); }) {}
   void operator()(int64_t index, int worker) const { call_(object_, index, worker); }
 
  private:

@@ -1,5 +1,7 @@
 #include "bindings/kernels.h"
 
+#include <pybind11/stl.h>
+
 #include "bindings/convert.h"
 #include "kernels/select.h"
 
@@ -39,7 +41,8 @@ void register_kernels(py::module_& m) {
         kernels.gemm_tile(left.data(), depth, right.data(), pixels, out.data(), pitch, rows, pixels, depth);
         return to_array(out, {rows, pitch});
       },
-      "a"_a, "b"_a, "isa"_a, "The product of a [rows, depth] and b [depth, pixels], its rows rounded up to whole vectors.");
+      "a"_a, "b"_a, "isa"_a,
+      "The product of a [rows, depth] and b [depth, pixels], its rows rounded up to whole vectors.");
 
   m.def(
       "decode_rows",
@@ -50,8 +53,8 @@ void register_kernels(py::module_& m) {
         AlignedBuffer<float> out(rows * blocks * dim);
         for (int64_t book = 0; book < books; ++book) {
           select_kernels(isa).decode_rows(codes.data() + book * rows * blocks, blocks,
-                                          centroid_values.data() + book * centroids * dim, dim, out.data(), blocks * dim,
-                                          rows, blocks, book > 0);
+                                          centroid_values.data() + book * centroids * dim, dim, out.data(),
+                                          blocks * dim, rows, blocks, book > 0);
         }
         return to_array(out, {rows, blocks * dim});
       },
@@ -70,21 +73,25 @@ void register_kernels(py::module_& m) {
       "sums [O, pixels] plus, for each output, the rows of table [blocks, K, pixels] that codes [O, blocks] name.");
 
   m.def(
-      "finish_row",
-      [](const Array<float>& in, float scale, float bias, const std::optional<Array<float>>& residual, float low,
-         float high, const std::string& isa) {
-        const int64_t count = in.size();
+      "finish_tile",
+      [](const Array<float>& in, const Array<float>& scale, const Array<float>& bias,
+         const std::optional<Array<float>>& residual, float low, float high, const std::string& isa) {
+        const int64_t rows = in.shape(0), count = in.shape(1);
+        const int64_t pitch = count + 1;
         const AlignedBuffer<float> values = copied(in);
-        const AlignedBuffer<float> added = residual ? copied(*residual) : AlignedBuffer<float>(0);
-        // One value more than asked for, to show that it is left alone.
-        AlignedBuffer<float> out(count + 1);
-        out[count] = -1.0f;
-        select_kernels(isa).finish_row(values.data(), scale, bias, residual ? added.data() : nullptr, low, high,
-                                       out.data(), count);
-        return to_array(out, {count + 1});
+        AlignedBuffer<float> added(rows * pitch);
+        AlignedBuffer<float> out(rows * pitch);
+        for (int64_t r = 0; r < rows; ++r) {
+          for (int64_t p = 0; residual && p < count; ++p) added[r * pitch + p] = residual->data()[r * count + p];
+          // One value more than asked for, to show that it is left alone.
+          out[r * pitch + count] = -1.0f;
+        }
+        select_kernels(isa).finish_tile(values.data(), count, scale.data(), bias.data(),
+                                        residual ? added.data() : nullptr, low, high, out.data(), pitch, rows, count);
+        return to_array(out, {rows, pitch});
       },
       "values"_a, "scale"_a, "bias"_a, "residual"_a, "low"_a, "high"_a, "isa"_a,
-      "The epilogue of one row, and behind it a -1 that the kernel must not touch.");
+      "The epilogue of values [rows, count], and behind each row a -1 that the kernel must not touch.");
 }
 
 }  // namespace pyquant

@@ -29,25 +29,18 @@ struct Arrays {
 
 Arrays connect(const Model& model, const Plan& plan, const std::vector<Array<float>>& inputs) {
   Arrays arrays;
-  for (const Array<float>& input : inputs) arrays.inputs.push_back(input.data());
+  if (inputs.size() != model.graph().inputs.size()) throw Error("the number of inputs is off");
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    const Shape shape(inputs[i].shape(), inputs[i].shape() + inputs[i].ndim());
+    if (shape != plan.shapes[model.graph().inputs[i]]) throw Error("the plan was made for inputs of other shapes");
+    arrays.inputs.push_back(inputs[i].data());
+  }
   for (const ValueId value : model.graph().outputs) {
     Array<float> result(plan.shapes[value]);
     arrays.outputs.push_back(result.mutable_data());
     arrays.results.append(std::move(result));
   }
   return arrays;
-}
-
-std::vector<Shape> shapes_of(const std::vector<Array<float>>& inputs) {
-  std::vector<Shape> shapes;
-  for (const Array<float>& input : inputs) shapes.emplace_back(input.shape(), input.shape() + input.ndim());
-  return shapes;
-}
-
-std::shared_ptr<const Plan> planned(Model& model, const std::vector<Array<float>>& inputs) {
-  auto plan = model.find_plan(shapes_of(inputs));
-  if (!plan) throw Error("no plan for these input shapes");
-  return plan;
 }
 
 }  // namespace
@@ -77,6 +70,11 @@ PYBIND11_MODULE(_core, m) {
       "isa"_a, "Measured fp32 multiply-accumulates per nanosecond of one core, in registers.");
   register_kernels(m);
 
+  py::class_<Plan, std::shared_ptr<Plan>>(m, "Plan", "Everything decided before the first run, for given input shapes.")
+      .def_property_readonly(
+          "arena_bytes", [](const Plan& plan) { return plan.placement.total * static_cast<int64_t>(sizeof(float)); },
+          "Bytes that the values of one run share.");
+
   py::class_<Model>(m, "Model", "A network on the native kernels; pyquant.runtime.Model is its face.")
       .def(py::init([](const py::list& weights, const py::list& nodes, std::vector<ValueId> inputs,
                        std::vector<ValueId> outputs, int32_t num_values, int threads, const std::string& isa,
@@ -88,51 +86,36 @@ PYBIND11_MODULE(_core, m) {
            "weights"_a, "nodes"_a, "inputs"_a, "outputs"_a, "num_values"_a, "threads"_a, "isa"_a, "kernels"_a)
       .def_property_readonly("isa", &Model::isa)
       .def_property_readonly("threads", &Model::threads)
-      .def(
-          "has_plan",
-          [](Model& model, const std::vector<Shape>& inputs) { return model.find_plan(inputs) != nullptr; },
-          "inputs"_a, "Whether inputs of these shapes have been planned for.")
-      .def("make_plan",
-           [](Model& model, std::vector<Shape> values) {
-             const py::gil_scoped_release no_gil;
-             model.make_plan(std::move(values));
-           },
-           "values"_a, "Plan for values of these shapes, by value number.")
+      .def("find_plan", &Model::find_plan, "inputs"_a, "The plan for inputs of these shapes, or None.")
+      .def("make_plan", &Model::make_plan, "values"_a, py::call_guard<py::gil_scoped_release>(),
+           "Plan for values of these shapes, by value number.")
       .def(
           "run",
-          [](Model& model, const std::vector<Array<float>>& inputs) {
-            const auto plan = planned(model, inputs);
-            Arrays arrays = connect(model, *plan, inputs);
+          [](Model& model, const Plan& plan, const std::vector<Array<float>>& inputs) {
+            Arrays arrays = connect(model, plan, inputs);
             {
               const py::gil_scoped_release no_gil;
-              model.run(*plan, arrays.inputs, arrays.outputs);
+              model.run(plan, arrays.inputs, arrays.outputs);
             }
             return arrays.results;
           },
-          "inputs"_a, "Outputs for inputs whose shapes have been planned for.")
+          "plan"_a, "inputs"_a, "The network's outputs.")
       .def(
           "profile",
-          [](Model& model, const std::vector<Array<float>>& inputs) {
-            const auto plan = planned(model, inputs);
-            Arrays arrays = connect(model, *plan, inputs);
-            std::vector<double> ms(plan->steps.size());
+          [](Model& model, const Plan& plan, const std::vector<Array<float>>& inputs) {
+            Arrays arrays = connect(model, plan, inputs);
+            std::vector<double> ms(plan.steps.size());
             {
               const py::gil_scoped_release no_gil;
-              model.run(*plan, arrays.inputs, arrays.outputs, ms);
+              model.run(plan, arrays.inputs, arrays.outputs, ms);
             }
             py::list steps;
             for (size_t i = 0; i < ms.size(); ++i) {
-              const Step& step = *plan->steps[i];
+              const Step& step = *plan.steps[i];
               steps.append(
                   py::dict("name"_a = step.name(), "op"_a = step.op(), "kernel"_a = step.kernel(), "ms"_a = ms[i]));
             }
             return steps;
           },
-          "inputs"_a, "Each step of one run: name, op, kernel and milliseconds.")
-      .def(
-          "arena_bytes",
-          [](Model& model, const std::vector<Array<float>>& inputs) {
-            return planned(model, inputs)->placement.total * static_cast<int64_t>(sizeof(float));
-          },
-          "inputs"_a, "Bytes of memory that the values of one run share.");
+          "plan"_a, "inputs"_a, "Each step of one run: name, op, kernel and milliseconds.");
 }

@@ -8,7 +8,8 @@ namespace pyquant {
 
 constexpr int kMaxCodeBits = 16;
 
-// Unpack codes.size() codes of `bits` (1 to 16) bits from `packed`, which holds at least ceil(codes.size() * bits / 8) bytes.
+// Unpack codes.size() codes of `bits` (1 to 16) bits from `packed`, which holds at least ceil(codes.size() * bits / 8)
+// bytes.
 void unpack_codes(std::span<const uint8_t> packed, int bits, std::span<uint16_t> codes);
 
 }  // namespace pyquant

@@ -3,8 +3,9 @@
 // Dimensions: O outputs (rows) · D depth, the unfolded inputs of an output (J * d) · P pixels, the vector lanes ·
 //             K centroids · d weights of a block · J blocks per output row
 //
-// A convolution is computed on tiles of pixels. The inputs of a tile are laid out as a panel [D][pitch]: row k holds, for
-// each pixel, the k-th weight's input, in the order in which a codec stores weights. Two ways lead from there to outputs:
+// A convolution is computed on tiles of pixels. The inputs of a tile are laid out as a panel [D][pitch]: row k holds,
+// for each pixel, the k-th weight's input, in the order in which a codec stores weights. Two ways lead from there to
+// outputs:
 //
 //   decode    decode_rows() writes the weights of a few outputs as a matrix [rows][D]; gemm_tile() multiplies.
 //   table     gemm_tile() multiplies the codebook with the d panel rows of a block: table [K][P]; table_sum() adds,
@@ -43,13 +44,20 @@ constexpr int64_t kBlocksPerPass = 4;
 using TableSumFn = void (*)(const uint16_t* codes, const float* table, int64_t block_stride, float* sums,
                             int64_t outputs) noexcept;
 
-// out[p] = min(max(in[p] * scale + bias + residual[p], low), high) for p < count; residual may be null; NaN stays NaN.
-// in may be read, out must not be written, beyond count.
-using FinishRowFn = void (*)(const float* in, float scale, float bias, const float* residual, float low, float high,
-                             float* out, int64_t count) noexcept;
+// out[r][p] = min(max(in[r][p] * scale[r] + bias[r] + residual[r][p], low), high) for r < rows, p < count; NaN stays
+// NaN.
+//   in        [rows, in_pitch]
+//   residual  [rows, out_pitch], or null
+//   out       [rows, out_pitch]   nothing behind the count of a row is read or written
+using FinishTileFn = void (*)(const float* in, int64_t in_pitch, const float* scale, const float* bias,
+                              const float* residual, float low, float high, float* out, int64_t out_pitch, int64_t rows,
+                              int64_t count) noexcept;
 
 // Multiply-add registers with each other, `steps` times, without touching memory; returns the multiply-adds per step.
 using PeakFn = int64_t (*)(int64_t steps, float* sink) noexcept;
+
+// No table's tile_pixels and table_pixels are larger: callers keep arrays of this size.
+constexpr int64_t kMostTilePixels = 64;
 
 struct KernelTable {
   const char* isa;
@@ -60,7 +68,7 @@ struct KernelTable {
   GemmTileFn gemm_tile;
   DecodeRowsFn decode_rows;
   TableSumFn table_sum;
-  FinishRowFn finish_row;
+  FinishTileFn finish_tile;
   PeakFn peak;
 };
 

@@ -37,15 +37,18 @@ void table_sum_reference(const uint16_t* codes, const float* table, int64_t bloc
   }
 }
 
-void finish_row_reference(const float* in, float scale, float bias, const float* residual, float low, float high,
-                          float* out, int64_t count) noexcept {
-  for (int64_t p = 0; p < count; ++p) {
-    float value = in[p] * scale + bias;
-    if (residual != nullptr) value += residual[p];
-    // Written so that a NaN fails both comparisons and stays.
-    if (value < low) value = low;
-    if (value > high) value = high;
-    out[p] = value;
+void finish_tile_reference(const float* in, int64_t in_pitch, const float* scale, const float* bias,
+                           const float* residual, float low, float high, float* out, int64_t out_pitch, int64_t rows,
+                           int64_t count) noexcept {
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t p = 0; p < count; ++p) {
+      float value = in[r * in_pitch + p] * scale[r] + bias[r];
+      if (residual != nullptr) value += residual[r * out_pitch + p];
+      // Written so that a NaN fails both comparisons and stays.
+      if (value < low) value = low;
+      if (value > high) value = high;
+      out[r * out_pitch + p] = value;
+    }
   }
 }
 
@@ -67,7 +70,7 @@ KernelTable reference_kernels() {
           .gemm_tile = &gemm_tile_reference,
           .decode_rows = &decode_rows_reference,
           .table_sum = &table_sum_reference,
-          .finish_row = &finish_row_reference,
+          .finish_tile = &finish_tile_reference,
           .peak = &peak_reference};
 }
 

@@ -1,7 +1,8 @@
 // The vectorised kernels, written once over a vector type `V`; each instruction set instantiates them with its own.
 //
 // V provides   Float   a vector of kLanes floats
-//              kRows, kVectors   the register tile: kRows * kVectors sums, kVectors inputs and a broadcast weight must fit
+//              kRows, kVectors   the register tile: kRows * kVectors sums, kVectors inputs and a broadcast weight must
+//              fit
 //                                the registers
 //              load, store (any alignment), load_first, store_first (the first n lanes), broadcast,
 //              multiply_add(a, b, c) = a * b + c, add, max, min (returning the second operand where one is NaN)
@@ -23,6 +24,7 @@ struct VectorKernels {
   static constexpr int64_t kLanes = V::kLanes;
   static constexpr int64_t kTableVectors = 2;  // two vectors per table row: half the code look-ups of one
   static constexpr int64_t kTablePixels = kTableVectors * kLanes;
+  static_assert(kTablePixels <= kMostTilePixels && V::kVectors * kLanes <= kMostTilePixels);
 
   // One register tile: kRows * kVectors sums stay in registers for the whole depth. A step loads kVectors inputs and
   // broadcasts kRows weights for kRows * kVectors multiply-adds.
@@ -109,46 +111,53 @@ struct VectorKernels {
     }
   }
 
-  static Float finish(Float value, Float scale, Float bias, Float low, Float high) noexcept {
-    return V::min(high, V::max(low, V::multiply_add(value, scale, bias)));
-  }
-
-  static void finish_row(const float* in, float scale, float bias, const float* residual, float low, float high,
-                         float* out, int64_t count) noexcept {
-    const Float scales = V::broadcast(scale);
-    const Float biases = V::broadcast(bias);
+  template <bool has_residual>
+  static void finish_rows(const float* in, int64_t in_pitch, const float* scale, const float* bias,
+                          const float* residual, float low, float high, float* out, int64_t out_pitch, int64_t rows,
+                          int64_t count) noexcept {
     const Float lows = V::broadcast(low);
     const Float highs = V::broadcast(high);
-    int64_t p = 0;
-    if (residual == nullptr) {
-      for (; p + kLanes <= count; p += kLanes) V::store(out + p, finish(V::load(in + p), scales, biases, lows, highs));
-      if (p < count) {
-        V::store_first(out + p, count - p, finish(V::load_first(in + p, count - p), scales, biases, lows, highs));
+    const auto finish = [&](Float value, Float scales, Float shifts) {
+      return V::min(highs, V::max(lows, V::multiply_add(value, scales, shifts)));
+    };
+    for (int64_t r = 0; r < rows; ++r, in += in_pitch, residual += has_residual ? out_pitch : 0, out += out_pitch) {
+      const Float scales = V::broadcast(scale[r]);
+      const Float biases = V::broadcast(bias[r]);
+      int64_t p = 0;
+      for (; p + kLanes <= count; p += kLanes) {
+        const Float shifts = has_residual ? V::add(biases, V::load(residual + p)) : biases;
+        V::store(out + p, finish(V::load(in + p), scales, shifts));
       }
-      return;
-    }
-    for (; p + kLanes <= count; p += kLanes) {
-      const Float bias_and_residual = V::add(biases, V::load(residual + p));
-      V::store(out + p, finish(V::load(in + p), scales, bias_and_residual, lows, highs));
-    }
-    if (p < count) {
-      const Float bias_and_residual = V::add(biases, V::load_first(residual + p, count - p));
-      V::store_first(out + p, count - p,
-                     finish(V::load_first(in + p, count - p), scales, bias_and_residual, lows, highs));
+      if (const int64_t rest = count - p; rest > 0) {
+        const Float shifts = has_residual ? V::add(biases, V::load_first(residual + p, rest)) : biases;
+        V::store_first(out + p, rest, finish(V::load_first(in + p, rest), scales, shifts));
+      }
     }
   }
 
-  // As many independent sums as gemm_tile has; enough to hide the latency of a multiply-add.
+  static void finish_tile(const float* in, int64_t in_pitch, const float* scale, const float* bias,
+                          const float* residual, float low, float high, float* out, int64_t out_pitch, int64_t rows,
+                          int64_t count) noexcept {
+    const auto finish = residual == nullptr ? &finish_rows<false> : &finish_rows<true>;
+    finish(in, in_pitch, scale, bias, residual, low, high, out, out_pitch, rows, count);
+  }
+
+  // gemm_tile's sums, but no memory: what the arithmetic alone allows.
   static int64_t peak(int64_t steps, float* sink) noexcept {
-    constexpr int64_t kSums = V::kRows * V::kVectors;
-    Float sums[kSums];
-    for (Float& sum : sums) sum = V::load(sink);
+    Float sums[V::kRows][V::kVectors];
+    for (auto& row : sums) {
+      for (Float& sum : row) sum = V::load(sink);
+    }
     const Float factor = V::load(sink + kLanes);
     for (int64_t i = 0; i < steps; ++i) {
-      for (Float& sum : sums) sum = V::multiply_add(factor, factor, sum);
+      for (auto& row : sums) {
+        for (Float& sum : row) sum = V::multiply_add(factor, factor, sum);
+      }
     }
-    for (const Float& sum : sums) V::store(sink, V::add(V::load(sink), sum));
-    return kSums * kLanes;
+    for (const auto& row : sums) {
+      for (const Float& sum : row) V::store(sink, V::add(V::load(sink), sum));
+    }
+    return V::kRows * V::kVectors * kLanes;
   }
 
   static KernelTable improve(KernelTable table, const char* isa) noexcept {
@@ -160,7 +169,7 @@ struct VectorKernels {
     table.gemm_tile = &gemm_tile;
     table.decode_rows = &decode_rows;
     table.table_sum = &table_sum;
-    table.finish_row = &finish_row;
+    table.finish_tile = &finish_tile;
     table.peak = &peak;
     return table;
   }

@@ -27,6 +27,10 @@ Clamp clamp_of(Activation activation) {
   }
 }
 
+bool has_curve(Activation activation) {
+  return activation == Activation::kSilu || activation == Activation::kHardswish || activation == Activation::kSigmoid;
+}
+
 void apply_curve(Activation activation, float* values, int64_t count) {
   switch (activation) {
     case Activation::kSilu:

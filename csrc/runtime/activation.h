@@ -19,7 +19,8 @@ struct Clamp {
 };
 Clamp clamp_of(Activation activation);
 
-// Apply what the clamp leaves to do, in place.
+// Whether the clamp leaves something to do, and doing it, in place.
+bool has_curve(Activation activation);
 void apply_curve(Activation activation, float* values, int64_t count);
 
 }  // namespace pyquant

@@ -17,8 +17,8 @@ std::vector<Layer> fuse_layers(const Graph& graph, const std::vector<Shape>& sha
   for (const ValueId value : graph.outputs) ++uses[value];
 
   std::vector<Layer> layers;
-  std::vector<bool> fused_away;                                   // by position in layers
-  std::vector<int64_t> producer(graph.num_values, kNoLayer);      // by value
+  std::vector<bool> fused_away;                               // by position in layers
+  std::vector<int64_t> producer(graph.num_values, kNoLayer);  // by value
   // The layer that writes `value`, if it has an epilogue that may still grow and nobody else reads the value.
   const auto open_producer = [&](ValueId value) {
     const int64_t at = producer[value];

@@ -27,7 +27,8 @@ struct Block {
 };
 
 // The weight of a convolution [O, C, kernel_rows, kernel_columns]; a linear layer's kernel is 1x1. An output row is a
-// sequence of J blocks of d weights: block positions by channels, kernel rows, kernel columns; so are weights within one.
+// sequence of J blocks of d weights: block positions by channels, kernel rows, kernel columns; so are weights within
+// one.
 struct Weight {
   int64_t outputs = 0;
   int64_t channels = 0;

@@ -16,7 +16,7 @@ constexpr size_t kMostPlans = 4;
 Model::Model(Graph graph, int threads, const std::string& isa, KernelChoice choice)
     : graph_(std::move(graph)), kernels_(select_kernels(isa)), isa_(kernels_.isa), choice_(choice), pool_(threads) {}
 
-std::shared_ptr<const Plan> Model::find_plan(const std::vector<Shape>& inputs) {
+std::shared_ptr<Plan> Model::find_plan(const std::vector<Shape>& inputs) {
   const std::lock_guard lock(mutex_);
   const auto found = std::find_if(plans_.begin(), plans_.end(), [&](const Entry& e) { return e.inputs == inputs; });
   if (found == plans_.end()) return nullptr;
@@ -24,12 +24,12 @@ std::shared_ptr<const Plan> Model::find_plan(const std::vector<Shape>& inputs) {
   return found->plan;
 }
 
-std::shared_ptr<const Plan> Model::make_plan(std::vector<Shape> values) {
+std::shared_ptr<Plan> Model::make_plan(std::vector<Shape> values) {
   std::vector<Shape> inputs;
   for (const ValueId input : graph_.inputs) inputs.push_back(values.at(input));
   const PlanContext context{
       .kernels = &kernels_, .choice = choice_, .threads = pool_.threads(), .shapes = std::move(values)};
-  auto plan = std::make_shared<const Plan>(graph_, context);
+  auto plan = std::make_shared<Plan>(graph_, context);
   const std::lock_guard lock(mutex_);
   plans_.push_front({.inputs = std::move(inputs), .plan = plan, .idle = {}});
   if (plans_.size() > kMostPlans) plans_.pop_back();

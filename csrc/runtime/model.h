@@ -23,12 +23,13 @@ class Model {
   int threads() const { return pool_.threads(); }
 
   // The plan for inputs of these shapes, or null if it has to be made first.
-  std::shared_ptr<const Plan> find_plan(const std::vector<Shape>& inputs);
+  std::shared_ptr<Plan> find_plan(const std::vector<Shape>& inputs);
 
   // Make the plan for values of these shapes, given by ValueId.
-  std::shared_ptr<const Plan> make_plan(std::vector<Shape> values);
+  std::shared_ptr<Plan> make_plan(std::vector<Shape> values);
 
-  // Run: inputs and outputs are contiguous and have the plan's shapes. step_ms, unless empty, receives each step's time.
+  // Run: inputs and outputs are contiguous and have the plan's shapes. step_ms, unless empty, receives each step's
+  // time.
   void run(const Plan& plan, std::span<const float* const> inputs, std::span<float* const> outputs,
            std::span<double> step_ms = {});
 
@@ -43,7 +44,7 @@ class Model {
   };
   struct Entry {
     std::vector<Shape> inputs;
-    std::shared_ptr<const Plan> plan;
+    std::shared_ptr<Plan> plan;
     std::vector<std::unique_ptr<Session>> idle;
   };
 
@@ -55,8 +56,8 @@ class Model {
   std::string isa_;
   KernelChoice choice_;
   ThreadPool pool_;
-  ForkMutex mutex_;           // guards plans_
-  std::list<Entry> plans_;    // most recently used first
+  ForkMutex mutex_;         // guards plans_
+  std::list<Entry> plans_;  // most recently used first
 };
 
 }  // namespace pyquant

@@ -43,45 +43,56 @@ Patches::Patches(const ConvGeometry& geometry, const Weight& weight) : geometry_
 
 void Patches::pack(const float* input, int64_t group, int64_t first, int64_t count, int64_t pitch, float* panel) const {
   const ConvGeometry& g = geometry_;
-  const int64_t group_channels = g.channels / g.groups;
-  for (int64_t k = 0; k < depth(); ++k, panel += pitch) {
-    const Row& row = rows_[k];
+  // The pixels of a panel, cut where an output row ends: the same cuts for every panel row.
+  struct Run {
+    int64_t at;       // in a panel row
+    int64_t size;     // pixels
+    int64_t y, x;     // the first pixel's top left input
+    const float* in;  // the group's first channel of its image
+  };
+  Run runs[kMostTilePixels];
+  int64_t num_runs = 0;
+  for (int64_t at = 0; at < count; at += runs[num_runs++].size) {
+    const int64_t image = (first + at) / g.out_plane();
+    const int64_t y = (first + at) % g.out_plane() / g.out_width;
+    const int64_t x = (first + at) % g.out_width;
+    runs[num_runs] = {.at = at,
+                      .size = std::min(g.out_width - x, count - at),
+                      .y = y * g.stride_y,
+                      .x = x * g.stride_x,
+                      .in = input + (image * g.groups + group) * (g.channels / g.groups) * g.plane()};
+  }
+  for (const Row& row : rows_) {
     if (row.channel < 0) {
       std::memset(panel, 0, count * sizeof(float));
-      continue;
-    }
-    int64_t image = first / g.out_plane();
-    int64_t y = first % g.out_plane() / g.out_width;
-    int64_t x = first % g.out_width;
-    for (int64_t p = 0; p < count;) {
-      // The pixels [p, p + run) lie in one output row; those in [begin, end) have their input inside the picture.
-      const int64_t run = std::min(g.out_width - x, count - p);
-      float* to = panel + p;
-      const int64_t in_y = y * g.stride_y + row.y;
-      if (in_y < 0 || in_y >= g.height) {
-        std::memset(to, 0, run * sizeof(float));
-      } else {
-        const int64_t in_x = x * g.stride_x + row.x;
-        const int64_t begin = std::min(in_x >= 0 ? 0 : ceil_div(-in_x, g.stride_x), run);
-        const int64_t end = std::clamp(in_x >= g.width ? 0 : ceil_div(g.width - in_x, g.stride_x), begin, run);
-        const float* from =
-            input + ((image * g.channels + group * group_channels + row.channel) * g.height + in_y) * g.width + in_x;
-        for (int64_t i = 0; i < begin; ++i) to[i] = 0;
-        if (g.stride_x == 1) {
-          copy_run(from + begin, to + begin, end - begin);
+    } else {
+      for (const Run* run = runs; run < runs + num_runs; ++run) {
+        const int64_t y = run->y + row.y;
+        if (y < 0 || y >= g.height) {
+          std::memset(panel + run->at, 0, run->size * sizeof(float));
         } else {
-          for (int64_t i = begin; i < end; ++i) to[i] = from[i * g.stride_x];
+          unfold_row(run->in + (row.channel * g.height + y) * g.width, run->x + row.x, run->size, panel + run->at);
         }
-        for (int64_t i = end; i < run; ++i) to[i] = 0;
-      }
-      p += run;
-      x = 0;
-      if (++y == g.out_height) {
-        y = 0;
-        ++image;
       }
     }
+    panel += pitch;
   }
+}
+
+void Patches::unfold_row(const float* in, int64_t x, int64_t size, float* out) const {
+  const int64_t stride = geometry_.stride_x;
+  const int64_t width = geometry_.width;
+  // Outputs [begin, end) have their input inside the row.
+  const int64_t begin = x >= 0 ? 0 : std::min(ceil_div(-x, stride), size);
+  const int64_t end =
+      x + (size - 1) * stride < width ? size : std::max(begin, x >= width ? 0 : ceil_div(width - x, stride));
+  for (int64_t i = 0; i < begin; ++i) out[i] = 0;
+  if (stride == 1) {
+    copy_run(in + x + begin, out + begin, end - begin);
+  } else {
+    for (int64_t i = begin; i < end; ++i) out[i] = in[x + i * stride];
+  }
+  for (int64_t i = end; i < size; ++i) out[i] = 0;
 }
 
 }  // namespace pyquant

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels/kernels.h"
 #include "runtime/graph.h"
 
 namespace pyquant {
@@ -36,9 +37,9 @@ class Patches {
   // Rows of a panel: the weight's depth.
   int64_t depth() const { return static_cast<int64_t>(rows_.size()); }
 
-  // Write panel[k][p] = the input of the k-th weight for pixel first + p, p < count; zero outside the picture and for the
-  // padding of tail blocks. Rows are `pitch` floats apart; up to kRunOver floats behind the last one may be written, and
-  // input is read up to kRunOver floats beyond its end.
+  // Write panel[k][p] = the input of the k-th weight for pixel first + p, p < count <= kMostTilePixels; zero outside
+  // the picture and for the padding of tail blocks. Rows are `pitch` floats apart; up to kRunOver floats behind the
+  // last one may be written, and input is read up to kRunOver floats beyond its end.
   void pack(const float* input, int64_t group, int64_t first, int64_t count, int64_t pitch, float* panel) const;
 
   static constexpr int64_t kRunOver = 16;
@@ -48,6 +49,9 @@ class Patches {
     int64_t channel;  // within the group; -1: padding of a tail block
     int64_t y, x;     // offset from a pixel's top left input
   };
+
+  // out[i] = in[x + i * stride] for i < size, zero where that lies outside the input row.
+  void unfold_row(const float* in, int64_t x, int64_t size, float* out) const;
 
   ConvGeometry geometry_;
   std::vector<Row> rows_;

@@ -14,10 +14,10 @@ struct Plan {
   Plan(const Graph& graph, PlanContext context);
 
   std::vector<std::unique_ptr<Step>> steps;
-  std::vector<Shape> shapes;        // by ValueId
-  std::vector<ValueId> storage;     // by ValueId: the value whose memory it uses, itself except for views
-  Placement placement;              // by ValueId
-  int64_t scratch_floats = 0;       // per worker
+  std::vector<Shape> shapes;     // by ValueId
+  std::vector<ValueId> storage;  // by ValueId: the value whose memory it uses, itself except for views
+  Placement placement;           // by ValueId
+  int64_t scratch_floats = 0;    // per worker
 };
 
 }  // namespace pyquant

@@ -16,8 +16,8 @@ namespace pyquant {
 
 // Where the values of one run lie, and what it runs on.
 struct RunState {
-  std::vector<float*> values;       // by ValueId; null for values that no step needs
-  std::vector<float*> scratch;      // by worker: Plan::scratch_floats each
+  std::vector<float*> values;   // by ValueId; null for values that no step needs
+  std::vector<float*> scratch;  // by worker: Plan::scratch_floats each
   ThreadPool* pool = nullptr;
 };
 

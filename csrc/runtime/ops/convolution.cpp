@@ -62,13 +62,13 @@ void Convolution::finish(const float* tile, int64_t pitch, int64_t first_output,
   while (count > 0) {
     const int64_t image = pixel / plane;
     const int64_t run = std::min(count, (image + 1) * plane - pixel);
-    int64_t at = (image * weight->outputs + first_output) * plane + pixel % plane;
-    for (int64_t r = 0; r < rows; ++r, at += plane) {
-      float* out = state.values[output] + at;
-      const float* added = residual < 0 ? nullptr : state.values[residual] + at;
-      kernels->finish_row(tile + r * pitch, scale[first_output + r], bias[first_output + r], added, clamp.low,
-                          clamp.high, out, run);
-      apply_curve(activation, out, run);
+    const int64_t at = (image * weight->outputs + first_output) * plane + pixel % plane;
+    float* const out = state.values[output] + at;
+    kernels->finish_tile(tile, pitch, &scale[first_output], &bias[first_output],
+                         residual < 0 ? nullptr : state.values[residual] + at, clamp.low, clamp.high, out, plane, rows,
+                         run);
+    if (has_curve(activation)) {
+      for (int64_t r = 0; r < rows; ++r) apply_curve(activation, out + r * plane, run);
     }
     tile += run;
     pixel += run;

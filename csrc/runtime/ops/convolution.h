@@ -15,8 +15,8 @@ struct Convolution {
 
   int64_t group_outputs() const { return weight->outputs / geometry.groups; }
 
-  // Write outputs [output, output + rows) of pixels [pixel, pixel + count): tile [rows, pitch] scaled, shifted, with the
-  // residual added and the activation applied.
+  // Write outputs [output, output + rows) of pixels [pixel, pixel + count): tile [rows, pitch] scaled, shifted, with
+  // the residual added and the activation applied.
   void finish(const float* tile, int64_t pitch, int64_t output, int64_t rows, int64_t pixel, int64_t count,
               const RunState& state) const;
 
@@ -34,7 +34,7 @@ struct Convolution {
 
 // How a convolution's work is cut into units that threads take: groups x blocks of pixel tiles x ranges of outputs.
 struct Tiling {
-  int64_t tile_pixels = 0;      // pixels of a tile, a multiple of lanes
+  int64_t tile_pixels = 0;  // pixels of a tile, a multiple of lanes
   int64_t num_tiles = 0;
   int64_t tiles_per_block = 1;
   int64_t num_blocks = 0;

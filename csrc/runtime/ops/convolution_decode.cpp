@@ -6,7 +6,8 @@
 namespace pyquant {
 namespace {
 
-// Panels of one block of pixels: they are read once per tile_rows outputs, so they should stay in the second-level cache.
+// Panels of one block of pixels: they are read once per tile_rows outputs, so they should stay in the second-level
+// cache.
 constexpr int64_t kPanelBytes = 512 * 1024;
 
 // From this many tiles per thread on, threads take pixels; below, an uneven last tile would cost more than packing the

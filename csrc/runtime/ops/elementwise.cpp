@@ -10,6 +10,9 @@ namespace {
 // Values that a thread takes at a time: large enough to be worth it, small enough to share out.
 constexpr int64_t kChunk = 16384;
 
+constexpr float kZero = 0.0f;
+constexpr float kOne = 1.0f;
+
 class ActivationStep : public Step {
  public:
   ActivationStep(const Layer& layer, const PlanContext& context, Activation activation)
@@ -26,7 +29,8 @@ class ActivationStep : public Step {
       const int64_t first = chunk * kChunk;
       const int64_t count = std::min(kChunk, size_ - first);
       float* out = state.values[output_] + first;
-      kernels_->finish_row(state.values[input_] + first, 1.0f, 0.0f, nullptr, clamp.low, clamp.high, out, count);
+      kernels_->finish_tile(state.values[input_] + first, 0, &kOne, &kZero, nullptr, clamp.low, clamp.high, out, 0, 1,
+                            count);
       apply_curve(activation_, out, count);
     });
   }
@@ -47,9 +51,9 @@ class AffineStep : public Step {
         input_(layer.inputs[0]),
         output_(layer.output) {
     const Shape& shape = context.shapes[layer.output];
+    images_ = shape.at(0);
     channels_ = shape.at(1);
-    rows_ = checked_multiply(shape[0], channels_);
-    plane_ = checked_product(shape) / rows_;
+    plane_ = checked_product(shape) / (images_ * channels_);
     if (static_cast<int64_t>(node_->scale.size()) != channels_ || node_->bias.size() != node_->scale.size()) {
       throw Error("layer '" + node_->name + "' (affine): expected a scale and a bias for each of " +
                   std::to_string(channels_) + " channels, got " + std::to_string(node_->scale.size()));
@@ -58,10 +62,10 @@ class AffineStep : public Step {
 
   void run(const RunState& state) const override {
     const Clamp open = clamp_of(Activation::kNone);
-    state.pool->parallel_for(rows_, [&](int64_t row, int) {
-      kernels_->finish_row(state.values[input_] + row * plane_, node_->scale[row % channels_],
-                           node_->bias[row % channels_], nullptr, open.low, open.high,
-                           state.values[output_] + row * plane_, plane_);
+    state.pool->parallel_for(images_, [&](int64_t image, int) {
+      const int64_t at = image * channels_ * plane_;
+      kernels_->finish_tile(state.values[input_] + at, plane_, node_->scale.data(), node_->bias.data(), nullptr,
+                            open.low, open.high, state.values[output_] + at, plane_, channels_, plane_);
     });
   }
 
@@ -69,7 +73,7 @@ class AffineStep : public Step {
   const KernelTable* kernels_;
   const Node* node_;
   ValueId input_, output_;
-  int64_t channels_, rows_, plane_;
+  int64_t images_, channels_, plane_;
 };
 
 constexpr int64_t kMostDimensions = 6;
@@ -93,8 +97,8 @@ class BinaryStep : public Step {
     // Neighbouring dimensions that both inputs walk through without a jump are one long dimension.
     for (int64_t d = kMostDimensions - 2; d >= 0; --d) {
       const int64_t inner = sizes_[kMostDimensions - 1];
-      const bool joins = left_strides_[d] == left_strides_.back() * inner &&
-                         right_strides_[d] == right_strides_.back() * inner;
+      const bool joins =
+          left_strides_[d] == left_strides_.back() * inner && right_strides_[d] == right_strides_.back() * inner;
       if (sizes_[d] != 1 && !joins) break;
       sizes_.back() *= sizes_[d];
       sizes_[d] = 1;

@@ -24,7 +24,8 @@ class PlaneStep : public Step {
 
   void run(const RunState& state) const override {
     state.pool->parallel_for(planes_, [&](int64_t plane, int) {
-      run_plane(state.values[input_] + plane * height_ * width_, state.values[output_] + plane * out_height_ * out_width_);
+      run_plane(state.values[input_] + plane * height_ * width_,
+                state.values[output_] + plane * out_height_ * out_width_);
     });
   }
 
@@ -114,8 +115,8 @@ class AveragePoolStep : public WindowStep {
       for (int64_t x = first_x; x < last_x; ++x) sum += in[y * width_ + x];
     }
     // With ceil_mode a window may reach behind the padding; what lies there never counts.
-    const int64_t padded = (std::min(top + kernel_y_, height_ + pad_y_) - top) *
-                           (std::min(left + kernel_x_, width_ + pad_x_) - left);
+    const int64_t padded =
+        (std::min(top + kernel_y_, height_ + pad_y_) - top) * (std::min(left + kernel_x_, width_ + pad_x_) - left);
     const int64_t inside = std::max<int64_t>(last_y - first_y, 0) * std::max<int64_t>(last_x - first_x, 0);
     const int64_t count = divisor_ != 0 ? divisor_ : count_include_pad_ ? padded : inside;
     return count == 0 ? 0.0f : sum / static_cast<float>(count);

@@ -26,14 +26,18 @@ std::vector<Source> sources_of(int64_t in, int64_t out, double factor, bool bili
   std::vector<Source> sources;
   for (int64_t i = 0; i < out; ++i) {
     const auto at = static_cast<float>(i);
-    if (!bilinear) {
-      const int64_t nearest = std::min(static_cast<int64_t>(std::floor(at * step)), in - 1);
+    // Equal and doubled sizes are cases of their own in PyTorch, whatever the factor that led to them.
+    if (out == in) {
+      sources.push_back({i, i, 0});
+    } else if (!bilinear) {
+      const int64_t nearest = out == 2 * in ? i / 2 : std::min(static_cast<int64_t>(std::floor(at * step)), in - 1);
       sources.push_back({nearest, nearest, 0});
-      continue;
+    } else {
+      const float position = align_corners ? at * step : std::max((at + 0.5f) * step - 0.5f, 0.0f);
+      const int64_t first = std::min(static_cast<int64_t>(position), in - 1);
+      const float weight = std::clamp(position - static_cast<float>(first), 0.0f, 1.0f);
+      sources.push_back({first, std::min(first + 1, in - 1), weight});
     }
-    const float position = align_corners ? at * step : std::max((at + 0.5f) * step - 0.5f, 0.0f);
-    const int64_t first = std::min(static_cast<int64_t>(position), in - 1);
-    sources.push_back({first, std::min(first + 1, in - 1), position - static_cast<float>(first)});
   }
   return sources;
 }

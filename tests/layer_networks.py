@@ -1,0 +1,66 @@
+"""Networks of one or two layers with random weights, for tests of the runtime."""
+
+from typing import Any
+
+import numpy as np
+
+from pyquant.codecs import DenseConfig, ProductConfig
+from pyquant.codecs.product import pack_codes
+from pyquant.file import ModelFile
+from pyquant.graph import Graph, GraphInput, Network, Node, Weight
+
+
+def model_file(nodes: list[Node], tensors: dict[str, np.ndarray], *shapes: tuple[int, ...]) -> ModelFile:
+    """Return a network of `nodes` on inputs x, x1, x2 .. of `shapes` (batch included, all sizes but channels free)."""
+    inputs = tuple(
+        GraphInput(
+            name=f"x{i or ''}",
+            shape=tuple(size if axis == 1 else None for axis, size in enumerate(shape)),
+            default=shape[1:],
+        )
+        for i, shape in enumerate(shapes)
+    )
+    graph = Graph(inputs=inputs, nodes=tuple(nodes), outputs=nodes[-1].outputs)
+    return ModelFile(network=Network(graph=graph, tensors=tensors), preprocessing=None, classes=(), provenance={})
+
+
+def random_weight(
+    rng: np.random.Generator, name: str, shape: tuple[int, ...], codec: ProductConfig | DenseConfig
+) -> tuple[Weight, dict[str, np.ndarray]]:
+    """Return a weight in `codec` and its tensors, all values random."""
+    if isinstance(codec, DenseConfig):
+        tensors = {f"{name}.weight": rng.standard_normal(shape).astype(np.float32)}
+    else:
+        codes = rng.integers(codec.centroids, size=(codec.codebooks, shape[0], codec.blocks_per_row(shape)))
+        codebook = rng.standard_normal((codec.codebooks, codec.centroids, codec.dim))
+        tensors = {
+            f"{name}.codes": pack_codes(codes, codec.code_bits),
+            f"{name}.codebook": codebook.astype(np.float16),
+        }
+    return Weight(name=name, shape=shape, codec=codec), tensors
+
+
+def weighted_layer(
+    rng: np.random.Generator,
+    weight_shape: tuple[int, ...],
+    codec: ProductConfig | DenseConfig,
+    *,
+    name: str = "layer",
+    inputs: tuple[str, ...] = ("x",),
+    output: str = "y",
+    **attributes: Any,
+) -> tuple[Node, dict[str, np.ndarray]]:
+    """Return a convolution (4 dimensions) or linear layer (2) with random weights, scale and bias."""
+    weight, tensors = random_weight(rng, name, weight_shape, codec)
+    tensors[f"{name}.scale"] = rng.standard_normal(weight_shape[0]).astype(np.float32)
+    tensors[f"{name}.bias"] = rng.standard_normal(weight_shape[0]).astype(np.float32)
+    node = Node(
+        op="conv2d" if len(weight_shape) == 4 else "linear",
+        name=name,
+        inputs=inputs,
+        outputs=(output,),
+        attributes=attributes,
+        weight=weight,
+        tensors=("scale", "bias"),
+    )
+    return node, tensors

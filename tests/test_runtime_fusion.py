@@ -1,0 +1,78 @@
+"""Which layers become one step, and that the result stays the same where they may not."""
+
+import numpy as np
+import pytest
+from layer_networks import model_file, weighted_layer
+from tolerance import assert_close
+
+from pyquant import reference
+from pyquant.codecs import DenseConfig, ProductConfig
+from pyquant.graph import Node
+from pyquant.runtime import Model
+
+CODEC = ProductConfig(block=(2, 1, 1), centroids=9)
+
+
+def node(op: str, name: str, *inputs: str) -> Node:
+    return Node(op=op, name=name, inputs=inputs, outputs=(f"{name}_out",))
+
+
+def run(nodes: list[Node], tensors: dict[str, np.ndarray], x: np.ndarray) -> list[str]:
+    """Compare the network with the reference; return the operations of its steps."""
+    file = model_file(nodes, tensors, x.shape)
+    model = Model(file, threads=2)
+    got = model(x)
+    (expected,) = reference.run(file.network, x).values()
+    assert isinstance(got, np.ndarray)
+    assert_close(got, expected, terms=64)
+    return [step["op"] for step in model.profile(x)["steps"]]
+
+
+@pytest.fixture
+def x(rng: np.random.Generator) -> np.ndarray:
+    return rng.standard_normal((2, 6, 5, 9)).astype(np.float32)
+
+
+def test_convolution_takes_residual_and_activation(x: np.ndarray, rng: np.random.Generator) -> None:
+    conv, tensors = weighted_layer(rng, (6, 6, 1, 1), CODEC)
+    steps = run([conv, node("add", "sum", "x", "y"), node("relu", "act", "sum_out")], tensors, x)
+    assert steps == ["conv2d+add+relu"]
+
+
+def test_the_later_of_two_convolutions_takes_the_sum(x: np.ndarray, rng: np.random.Generator) -> None:
+    first, tensors = weighted_layer(rng, (6, 6, 1, 1), CODEC, name="first", output="a")
+    second, more = weighted_layer(rng, (6, 6, 1, 1), DenseConfig(), name="second", output="b")
+    for order in (("a", "b"), ("b", "a")):
+        steps = run([first, second, node("add", "sum", *order), node("silu", "act", "sum_out")], {**tensors, **more}, x)
+        assert steps == ["conv2d", "conv2d+add+silu"]
+
+
+def test_value_with_two_readers_is_not_fused(x: np.ndarray, rng: np.random.Generator) -> None:
+    conv, tensors = weighted_layer(rng, (6, 6, 1, 1), CODEC)
+    steps = run([conv, node("relu", "act", "y"), node("add", "sum", "act_out", "y")], tensors, x)
+    assert steps == ["conv2d", "relu", "add"]
+
+
+def test_activation_before_the_sum_stays_before_it(x: np.ndarray, rng: np.random.Generator) -> None:
+    conv, tensors = weighted_layer(rng, (6, 6, 1, 1), CODEC)
+    steps = run([conv, node("relu", "act", "y"), node("add", "sum", "act_out", "x")], tensors, x)
+    assert steps == ["conv2d+relu", "add"]
+
+
+def test_two_sums_do_not_fit_one_step(x: np.ndarray, rng: np.random.Generator) -> None:
+    conv, tensors = weighted_layer(rng, (6, 6, 1, 1), CODEC)
+    steps = run([conv, node("add", "one", "y", "x"), node("add", "two", "one_out", "x")], tensors, x)
+    assert steps == ["conv2d+add", "add"]
+
+
+def test_doubled_value_is_not_its_own_residual(x: np.ndarray, rng: np.random.Generator) -> None:
+    conv, tensors = weighted_layer(rng, (6, 6, 1, 1), CODEC)
+    assert run([conv, node("add", "twice", "y", "y")], tensors, x) == ["conv2d", "add"]
+
+
+def test_broadcast_sum_is_not_fused(x: np.ndarray, rng: np.random.Generator) -> None:
+    conv, tensors = weighted_layer(rng, (6, 6, 1, 1), CODEC)
+    pool = Node(
+        op="adaptive_avg_pool2d", name="pool", inputs=("x",), outputs=("p",), attributes={"output_size": (1, 1)}
+    )
+    assert run([pool, conv, node("add", "sum", "y", "p")], tensors, x) == ["adaptive_avg_pool2d", "conv2d", "add"]

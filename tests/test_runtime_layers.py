@@ -1,0 +1,150 @@
+"""Each operation in the runtime, on each instruction set and path, against the NumPy reference."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from layer_networks import model_file, weighted_layer
+from tolerance import assert_close
+
+from pyquant import _core, reference
+from pyquant.codecs import DenseConfig, ProductConfig
+from pyquant.file import ModelFile
+from pyquant.graph import Node
+from pyquant.runtime import Model
+
+ISAS = _core.available_isas()
+
+
+def check(file: ModelFile, *inputs: np.ndarray, terms: int) -> None:
+    """Compare every instruction set, path and number of threads with the reference."""
+    (expected,) = reference.run(file.network, *inputs).values()
+    for isa in ISAS:
+        for kernels in ("decode", "table", "auto"):
+            for threads in (1, 3):
+                got = Model(file, isa=isa, kernels=kernels, threads=threads)(*inputs)
+                assert isinstance(got, np.ndarray)
+                assert_close(got, expected, terms)
+
+
+# (weight shape, block, K, M, attributes, plane): kernels, strides, paddings, groups and tails of every kind.
+CONVOLUTIONS: list[tuple[tuple[int, int, int, int], Any, int, int, dict[str, Any], tuple[int, int]]] = [
+    ((5, 3, 3, 3), None, 0, 1, {"padding": (1, 1, 1, 1)}, (9, 11)),
+    ((16, 8, 1, 1), (4, 1, 1), 16, 1, {}, (7, 7)),
+    ((17, 7, 1, 1), (4, 1, 1), 256, 1, {}, (14, 3)),
+    ((33, 6, 3, 3), (1, 3, 3), 64, 1, {"padding": (1, 1, 1, 1)}, (7, 7)),
+    ((8, 5, 3, 3), (2, 3, 3), 32, 1, {"padding": (1, 1, 1, 1), "stride": (2, 2)}, (13, 17)),
+    ((9, 10, 3, 3), (8, 1, 1), 20, 2, {"padding": (1, 1, 1, 1)}, (8, 9)),
+    ((6, 4, 5, 3), (3, 2, 2), 7, 3, {"padding": (2, 1, 0, 3), "stride": (3, 1)}, (11, 12)),
+    ((12, 2, 3, 3), (1, 3, 3), 8, 1, {"padding": (2, 2, 2, 2), "dilation": (2, 2), "groups": 3}, (10, 10)),
+    ((6, 1, 3, 3), (1, 3, 3), 4, 1, {"padding": (1, 1, 1, 1), "groups": 6}, (5, 21)),
+    ((4, 3, 7, 7), (1, 7, 7), 3, 1, {"padding": (3, 3, 3, 3), "stride": (2, 2)}, (31, 30)),
+    ((5, 3, 1, 1), (2, 1, 1), 5, 1, {"padding": (1, 0, 2, 0), "stride": (2, 3)}, (6, 7)),
+    ((3, 2, 2, 2), (1, 2, 2), 300, 1, {"padding": (0, 3, 0, 3)}, (4, 4)),
+]
+
+
+@pytest.mark.parametrize(("shape", "block", "centroids", "codebooks", "attributes", "plane"), CONVOLUTIONS)
+@pytest.mark.parametrize("images", [1, 3])
+def test_convolution(
+    shape: tuple[int, int, int, int],
+    block: tuple[int, int, int] | None,
+    centroids: int,
+    codebooks: int,
+    attributes: dict[str, Any],
+    plane: tuple[int, int],
+    images: int,
+    rng: np.random.Generator,
+) -> None:
+    codec = ProductConfig(block=block, centroids=centroids, codebooks=codebooks) if block else DenseConfig()
+    node, tensors = weighted_layer(rng, shape, codec, **attributes)
+    x = rng.standard_normal((images, shape[1] * node.attributes["groups"], *plane)).astype(np.float32)
+    check(model_file([node], tensors, x.shape), x, terms=shape[1] * shape[2] * shape[3] * codebooks)
+
+
+@pytest.mark.parametrize("images", [1, 2, 17, 50])
+@pytest.mark.parametrize("codec", [DenseConfig(), ProductConfig(block=(4, 1, 1), centroids=32)])
+def test_linear(images: int, codec: ProductConfig | DenseConfig, rng: np.random.Generator) -> None:
+    node, tensors = weighted_layer(rng, (19, 66), codec)
+    x = rng.standard_normal((images, 66)).astype(np.float32)
+    check(model_file([node], tensors, x.shape), x, terms=66)
+
+
+def layer(op: str, *inputs: str, output: str = "y", **attributes: Any) -> Node:
+    return Node(op=op, name=op, inputs=inputs or ("x",), outputs=(output,), attributes=attributes)
+
+
+PLANE_LAYERS = [
+    layer("relu"),
+    layer("relu6"),
+    layer("silu"),
+    layer("hardswish"),
+    layer("sigmoid"),
+    layer("max_pool2d", kernel=(3, 3), stride=(2, 2), padding=(1, 1)),
+    layer("max_pool2d", kernel=(2, 3), stride=(3, 1), dilation=(2, 3), ceil_mode=True),
+    layer("avg_pool2d", kernel=(3, 2), stride=(2, 3), padding=(1, 1)),
+    layer("avg_pool2d", kernel=(3, 3), stride=(2, 2), padding=(1, 1), ceil_mode=True, count_include_pad=False),
+    layer("avg_pool2d", kernel=(4, 4), stride=(3, 3), padding=(2, 2), ceil_mode=True),
+    layer("avg_pool2d", kernel=(2, 2), stride=(2, 2), divisor=3),
+    layer("adaptive_avg_pool2d", output_size=(1, 1)),
+    layer("adaptive_avg_pool2d", output_size=(7, 3)),
+    layer("flatten"),
+    layer("flatten", start_axis=2),
+    layer("upsample", mode="nearest", size=(20, 9)),
+    layer("upsample", mode="nearest", factor=(2.0, 2.0)),
+    layer("upsample", mode="nearest", factor=(1.7, 0.6)),
+    layer("upsample", mode="bilinear", size=(20, 31)),
+    layer("upsample", mode="bilinear", size=(11, 31), align_corners=True),
+    layer("upsample", mode="bilinear", factor=(2.5, 0.4)),
+    layer("upsample", mode="bilinear", factor=(1.05, 2.0)),
+]
+
+
+@pytest.mark.parametrize("node", PLANE_LAYERS, ids=lambda n: n.op)
+def test_layer_without_weights(node: Node, rng: np.random.Generator) -> None:
+    x = 4 * rng.standard_normal((2, 3, 11, 13)).astype(np.float32)
+    check(model_file([node], {}, x.shape), x, terms=20)
+
+
+def test_affine(rng: np.random.Generator) -> None:
+    node = Node(op="affine", name="norm", inputs=("x",), outputs=("y",), tensors=("scale", "bias"))
+    tensors = {f"norm.{role}": rng.standard_normal(5).astype(np.float32) for role in node.tensors}
+    for shape in [(3, 5, 4, 7), (6, 5)]:
+        x = rng.standard_normal(shape).astype(np.float32)
+        check(model_file([node], tensors, shape), x, terms=2)
+
+
+@pytest.mark.parametrize("op", ["add", "mul"])
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        ((2, 3, 5, 7), (2, 3, 5, 7)),
+        ((2, 3, 5, 7), (2, 3, 1, 1)),
+        ((2, 3, 1, 1), (2, 3, 5, 7)),
+        ((2, 3, 5, 1), (2, 3, 1, 7)),
+        ((2, 3, 5, 7), (1, 3, 1, 7)),
+        ((2, 40), (1, 40)),
+        ((2, 3, 130, 130), (2, 3, 130, 130)),
+    ],
+)
+def test_two_inputs(op: str, left: tuple[int, ...], right: tuple[int, ...], rng: np.random.Generator) -> None:
+    arrays = [rng.standard_normal(shape).astype(np.float32) for shape in (left, right)]
+    check(model_file([layer(op, "x", "x1")], {}, left, right), *arrays, terms=1)
+
+
+def test_concat(rng: np.random.Generator) -> None:
+    shapes = [(2, 3, 4, 5), (2, 1, 4, 5), (2, 6, 4, 5)]
+    arrays = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+    check(model_file([layer("concat", "x", "x1", "x2", axis=1)], {}, *shapes), *arrays, terms=1)
+    wide = [rng.standard_normal((2, 3, 4, width)).astype(np.float32) for width in (2, 5)]
+    check(model_file([layer("concat", "x", "x1", axis=3)], {}, *(w.shape for w in wide)), *wide, terms=1)
+
+
+def test_max_pool_keeps_nan() -> None:
+    x = np.zeros((1, 1, 4, 4), np.float32)
+    x[0, 0, 1, 1] = np.nan
+    file = model_file([layer("max_pool2d", kernel=(2, 2), stride=(2, 2))], {}, x.shape)
+    got = Model(file)(x)
+    assert isinstance(got, np.ndarray)
+    assert np.isnan(got[0, 0, 0, 0])
+    assert not np.isnan(got[0, 0]).ravel()[1:].any()
