@@ -29,7 +29,7 @@ class TorchNetwork(nn.Module):
         self.tensors = nn.Module()
         for node in self.graph.nodes:
             if node.weight is not None and self._get(node.weight.tensor("weight")) is None:
-                self._put(node.weight.tensor("weight"), _copied(network.weight(node.weight)))
+                self._put(node.weight.tensor("weight"), torch.from_numpy(network.weight(node.weight)))
             for role in ("scale", "bias"):
                 if (own := network.own(node, role)) is not None:
                     self._put(node.tensor(role), _copied(own))

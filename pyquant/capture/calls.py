@@ -88,7 +88,10 @@ class Call:
         """Return an argument that is an entry of the state dict as it is."""
         found = self.constant(name)
         if found is None or not found.source:
-            raise Unsupported(f"with a {name} that is computed from other tensors")
+            raise Unsupported(
+                f"with a {name} computed from other tensors; first make it a parameter of its own "
+                "(torch.nn.utils.parametrize.remove_parametrizations, remove_weight_norm, prune.remove)"
+            )
         return found
 
     def pair(self, name: str) -> tuple[int, int]:

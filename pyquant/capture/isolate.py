@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import random
 import warnings
 from collections import OrderedDict
@@ -16,6 +17,9 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from pyquant.errors import CaptureError
+
+# The attributes in which a module keeps its hooks.
+_HOOKS = frozenset(name for name, value in vars(nn.Module()).items() if "hook" in name and isinstance(value, dict))
 
 
 def isolated(module: nn.Module) -> nn.Module:
@@ -31,9 +35,8 @@ def isolated(module: nn.Module) -> nn.Module:
     # What deepcopy finds in `memo` under an object's id, it takes instead of a copy of that object.
     memo: dict[int, Any] = {}
     for path, part in module.named_modules():
-        _refuse_computed_weights(path, part)
         for name, attribute in vars(part).items():
-            if "hook" in name and isinstance(attribute, dict):
+            if name in _HOOKS:
                 memo[id(attribute)] = OrderedDict()
             elif isinstance(attribute, torch.Tensor):
                 memo[id(attribute)] = _converted(attribute, f"{path}.{name}").clone()
@@ -51,15 +54,17 @@ def isolated(module: nn.Module) -> nn.Module:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Give back, on leaving, the random state of Python, NumPy and PyTorch and the gradient mode; hide warnings."""
-    python, numpy = random.getstate(), np.random.get_state()
+    """Give back, on leaving, the random state of Python, NumPy and PyTorch; torch.export's own warnings are hidden."""
+    python, numpy, silenced = random.getstate(), np.random.get_state(), logging.root.manager.disable
     cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     devices = list(range(torch.cuda.device_count())) if cuda else []
     try:
         with torch.random.fork_rng(devices), torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch.export, about its own insides
+            warnings.simplefilter("ignore")
+            logging.disable(max(logging.WARNING, silenced))
             yield
     finally:
+        logging.disable(silenced)
         random.setstate(python)
         np.random.set_state(numpy)
 
@@ -73,18 +78,3 @@ def _converted(tensor: torch.Tensor, name: str) -> torch.Tensor:
     if tensor.is_complex() or tensor.is_quantized:
         raise CaptureError(f"tensor '{name}' is {tensor.dtype}; expected real floating-point weights")
     return tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype)
-
-
-def _refuse_computed_weights(path: str, part: nn.Module) -> None:
-    """Raise where a hook or parametrization computes the weight, which the copy would have as a stale value."""
-    hooks = part._forward_pre_hooks.values()
-    if any(type(hook).__module__ in ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm") for hook in hooks):
-        raise CaptureError(
-            f"layer '{path}' computes its weight in a hook; "
-            "call torch.nn.utils.remove_weight_norm or remove_spectral_norm on it first"
-        )
-    if nn.utils.parametrize.is_parametrized(part):
-        raise CaptureError(
-            f"layer '{path}' computes its weight from other parameters; "
-            "call torch.nn.utils.parametrize.remove_parametrizations on it first"
-        )

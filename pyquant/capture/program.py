@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,9 +43,11 @@ def trace(module: nn.Module, shape: tuple[int, int, int, int], free: tuple[int, 
     try:
         # AUTO fixes a dimension that the network fixes, where a named Dim would be an error.
         dynamic = (dict.fromkeys(free, Dim.AUTO),)
-        exported = torch.export.export(module, (example,), dynamic_shapes=dynamic, strict=False)
-        if writes_through_views(exported.graph):
-            exported = exported.run_decompositions({})  # several times slower than the export, but free of side effects
+        with contextlib.redirect_stderr(io.StringIO()):  # where a failing export prints the whole graph
+            exported = torch.export.export(module, (example,), dynamic_shapes=dynamic, strict=False)
+            if writes_through_views(exported.graph):
+                # Several times slower than the export; what it returns has no operations in place.
+                exported = exported.run_decompositions({})
     except Exception as error:  # torch.export raises whatever it meets, the user's own exceptions included
         raise _explained(error, free) from error
     return _program(exported)

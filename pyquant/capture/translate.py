@@ -72,6 +72,7 @@ class _Translation:
         self._faults: list[str] = []
         self._size_faults: list[str] = []
         self._not_finite: list[str] = []
+        self._checked: set[str] = set()
         self._current = program.input_node
 
     def visit(self, node: fx.Node) -> None:
@@ -172,8 +173,7 @@ class _Translation:
         value = self.values[leaf] if isinstance(leaf, fx.Node) else leaf
         if not isinstance(value, Constant) or not value.source:
             return value
-        if not torch.isfinite(value.tensor).all():
-            self._not_finite.append(f"'{value.source}'")
+        self._check_finite(value.tensor, f"'{value.source}'")
         path, _ = _module(self._current)
         local = ".".join(filter(None, [path, value.source.rpartition(".")[2]]))
         return replace(value, source=local) if self._state.get(local) is self._state.get(value.source) else value
@@ -202,13 +202,18 @@ class _Translation:
         for draft in self.drafts:
             if draft.weight is not None and draft.weight.identity == identity:
                 return replace(draft.weight, source=weight.source)
-        return DraftWeight(array=self._array(weight.tensor, weight.source), source=weight.source, identity=identity)
+        array = self._array(weight.tensor, f"'{weight.source}'")
+        return DraftWeight(array=array, source=weight.source, identity=identity)
 
     def _array(self, tensor: torch.Tensor, what: str) -> F32:
-        array = np.array(tensor.detach().numpy(), dtype=np.float32, order="C")
-        if not self._not_finite and not np.isfinite(array).all():
-            self._not_finite.append(what)
-        return array
+        if not self._not_finite:  # else it is the consequence of what is known already
+            self._check_finite(tensor, what)
+        return np.array(tensor.detach().numpy(), dtype=np.float32, order="C")
+
+    def _check_finite(self, tensor: torch.Tensor, name: str) -> None:
+        if name not in self._checked and not torch.isfinite(tensor).all():
+            self._not_finite.append(name)
+        self._checked.add(name)
 
     def _is_parameter(self, node: fx.Node) -> bool:
         return isinstance(self._program.constants.get(str(node.target), ("", None))[1], nn.Parameter)
