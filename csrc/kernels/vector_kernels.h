@@ -31,19 +31,27 @@ struct VectorKernels {
   template <int64_t rows, int64_t vectors>
   static void gemm_registers(const float* a, int64_t a_pitch, const float* b, int64_t b_pitch, float* out,
                              int64_t out_pitch, int64_t depth) noexcept {
+    // A constant number of turns, unrolled early: else the compiler keeps a copy of the sums in memory as well.
     Float sums[rows][vectors];
+#pragma GCC unroll 8
     for (int64_t r = 0; r < rows; ++r) {
+#pragma GCC unroll 8
       for (int64_t v = 0; v < vectors; ++v) sums[r][v] = V::broadcast(0.0f);
     }
     for (int64_t k = 0; k < depth; ++k) {
       Float inputs[vectors];
+#pragma GCC unroll 8
       for (int64_t v = 0; v < vectors; ++v) inputs[v] = V::load(b + k * b_pitch + v * kLanes);
+#pragma GCC unroll 8
       for (int64_t r = 0; r < rows; ++r) {
         const Float weight = V::broadcast(a[r * a_pitch + k]);
+#pragma GCC unroll 8
         for (int64_t v = 0; v < vectors; ++v) sums[r][v] = V::multiply_add(weight, inputs[v], sums[r][v]);
       }
     }
+#pragma GCC unroll 8
     for (int64_t r = 0; r < rows; ++r) {
+#pragma GCC unroll 8
       for (int64_t v = 0; v < vectors; ++v) V::store(out + r * out_pitch + v * kLanes, sums[r][v]);
     }
   }
