@@ -42,18 +42,22 @@ def pack(metadata: Mapping[str, str], tensors: Mapping[str, NDArray[Any]]) -> by
     """Return the file that holds `metadata`, in the order given, and `tensors`; the same input gives the same bytes."""
     order = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
     header: dict[str, Any] = {"__metadata__": {"digest": "0" * 64, **metadata}}
-    chunks, offset = [], 0
+    chunks: list[memoryview] = []
+    offset = 0
     for name in order:
         array = np.ascontiguousarray(tensors[name], DTYPES[dtype_name(tensors[name])])
         end = offset + array.nbytes
         header[name] = {"dtype": dtype_name(array), "shape": list(array.shape), "data_offsets": [offset, end]}
-        chunks.append(array.tobytes())
+        chunks.append(array.reshape(-1).view(np.uint8).data)
         offset = end
     text = compact_json(header).encode()
     text += b" " * (-(8 + len(text)) % _ALIGNMENT)
-    data = bytearray().join([len(text).to_bytes(8, "little"), text, *chunks])
-    data[_DIGEST] = _digest(data).encode()
-    return bytes(data)
+    start = bytearray(len(text).to_bytes(8, "little") + text)
+    digest = hashlib.sha256(start)
+    for chunk in chunks:
+        digest.update(chunk)
+    start[_DIGEST] = digest.hexdigest().encode()
+    return b"".join([start, *chunks])
 
 
 def unpack(data: bytes) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
@@ -138,7 +142,7 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number")
 
 
-def _digest(data: bytes | bytearray) -> str:
+def _digest(data: bytes) -> str:
     view = memoryview(data)
     digest = hashlib.sha256(view[: _DIGEST.start])
     digest.update(b"0" * 64)

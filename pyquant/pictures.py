@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,9 +64,17 @@ class _Folder:
         self.label = str(path)
 
     def names(self) -> Iterator[str]:
-        """Yield the files below the folder, following links to folders once each (links may form circles)."""
+        """Yield the files below the folder, following links to folders once each (links may form circles).
+
+        Raises:
+            OSError: a folder cannot be listed; passing over it would change results silently.
+        """
+
+        def fail(error: OSError) -> NoReturn:
+            raise error
+
         seen: set[str] = set()
-        for parent, folders, files in os.walk(self.path, followlinks=True):
+        for parent, folders, files in os.walk(self.path, onerror=fail, followlinks=True):
             real = os.path.realpath(parent)
             if real in seen:
                 folders.clear()

@@ -144,10 +144,10 @@ def test_reading_is_quick(tmp_path: Path) -> None:
     assert path.stat().st_size > 5_000_000
     times = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()
         read_model(path)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.5  # measured: 0.02 s; the room is for machines that are busy
+        times.append(time.process_time() - start)
+    assert min(times) < 0.3  # measured: 0.02 s; the room is for slow machines
 
 
 def test_write_and_read(tmp_path: Path) -> None:
@@ -282,6 +282,6 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_large_file_of_another_kind_is_refused_at_once(tmp_path: Path) -> None:
     path = tmp_path / "large"
     with path.open("wb") as file:
-        file.truncate(1 << 40)  # a hole: it takes no room on the disk
+        file.truncate(1 << 36)  # a hole: it takes no room on the disk
     with pytest.raises(FormatError, match=r"large: not a \.pqmodel file"):
         read_model(path)

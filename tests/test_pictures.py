@@ -57,7 +57,7 @@ def data(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def zipped(path: Path, files: dict[str, bytes]) -> Path:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.mkdir("empty") if hasattr(archive, "mkdir") else None
+        archive.writestr("empty/", b"")
         for name, content in files.items():
             archive.writestr(name, content)
     return path
