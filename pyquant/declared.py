@@ -45,9 +45,11 @@ def declared_tensors(graph: Graph) -> dict[str, DeclaredTensor]:
             weight = weights.setdefault(node.weight.name, node.weight)
             if weight != node.weight:
                 faults.append(f"layer '{node.name}' stores the shared weight '{weight.name}' in another way")
-            if prod(weight.shape) > MAX_ELEMENTS:
-                faults.append(f"layer '{node.name}': a weight of {list(weight.shape)} is too large")
             dims = weight_dimensions(weight)
+            # A few codes of a huge block would otherwise decode to terabytes.
+            padded = dims["O"] * dims["J"] * dims["d"] if "J" in dims else 0
+            if max(prod(weight.shape), padded) > MAX_ELEMENTS:
+                faults.append(f"layer '{node.name}': a weight of {list(weight.shape)} is too large")
             for role, tensor in CODECS[weight.codec_name].tensors.items():
                 name = weight.tensor(role)
                 result[name] = DeclaredTensor(name, tensor.dtypes, _shape(tensor, dims, weight.shape))

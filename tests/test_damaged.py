@@ -282,6 +282,10 @@ HUGE = 2**31 - 1
             ),
             "layer 'a': a weight of .* is too large",
         ),
+        (
+            (conv2d("a", "x", (4096, 3, 1, 1), ProductConfig(block=(2**20, 1, 1), centroids=2)),),
+            "layer 'a': a weight of .* is too large",
+        ),
         ((layer("affine", "a", "x", tensors=("scale",)),), r"layer 'a' \(affine\) needs bias"),
         ((layer("affine", "a", "y", tensors=("scale", "bias")),), "reads 'y', which nothing before it writes"),
         (

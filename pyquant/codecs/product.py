@@ -111,7 +111,7 @@ def pack_codes(codes: NDArray[np.integer], bits: int) -> NDArray[np.uint8]:
         InputError: a code needs more bits, and would change its neighbours.
     """
     flat = codes.reshape(-1)
-    if flat.size and not (0 <= flat.min() and flat.max() < 1 << bits):
+    if flat.size and (flat.min() < 0 or flat.max() >= 1 << bits):
         raise InputError(f"codes of {bits} bits must be 0 to {(1 << bits) - 1}, got {flat.min()} to {flat.max()}")
     count = packed_bytes(flat.size, bits)
     if bits == 8:
