@@ -1,0 +1,112 @@
+"""The layers of shapes/*.txt as networks of one layer, compressed as in the published files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from pyquant.choose import PRESETS
+from pyquant.codecs import DenseConfig
+from pyquant.codecs.product import pack_codes
+from pyquant.file import ModelFile
+from pyquant.graph import Graph, GraphInput, Network, Node, Weight
+
+SHAPES = Path(__file__).parent / "shapes"
+PRESET_OF = {"resnet18": "small-blocks", "resnet50": "large-blocks"}  # as in ABGD's published files
+BOTTLENECKS = {"resnet18": False, "resnet50": True}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """One distinct layer of a network: a row of its file of shapes."""
+
+    network: str
+    op: str  # "conv2d", padded so that it keeps the size but for its stride, or "linear"
+    inputs: int
+    outputs: int
+    kernel: tuple[int, int]
+    stride: int
+    plane: tuple[int, int]  # height and width of the input
+    count: int  # how often the network has it
+
+    def __str__(self) -> str:
+        kind = "linear" if self.op == "linear" else f"{self.kernel[0]}x{self.kernel[1]}s{self.stride}"
+        return f"{self.network}-{kind}-{self.inputs}-{self.outputs}-{self.plane[0]}x{self.plane[1]}"
+
+    @property
+    def macs(self) -> int:
+        """The multiply-accumulates of one run of the layer, as a dense one needs them."""
+        pixels = -(-self.plane[0] // self.stride) * -(-self.plane[1] // self.stride)
+        return self.inputs * self.outputs * self.kernel[0] * self.kernel[1] * pixels
+
+    @property
+    def is_stem(self) -> bool:
+        """Whether the layer reads the picture: it stays dense."""
+        return self.inputs == 3
+
+    def input_shape(self) -> tuple[int, ...]:
+        """Return the shape of the input array, batch 1."""
+        return (1, self.inputs) if self.op == "linear" else (1, self.inputs, *self.plane)
+
+    def model(self) -> ModelFile:
+        """Return the network of this layer alone, with random weights, codes and batch norm, followed by a ReLU."""
+        rng = np.random.default_rng(0)
+        is_conv = self.op == "conv2d"
+        weight = Weight(name="layer", shape=(self.outputs, self.inputs, *(self.kernel if is_conv else ())))
+        rows, columns = (size // 2 for size in self.kernel)
+        attributes = {"stride": (self.stride,) * 2, "padding": (rows, rows, columns, columns)} if is_conv else {}
+        node = Node(
+            op=self.op,
+            name="layer",
+            inputs=("x",),
+            outputs=("y",),
+            attributes=attributes,
+            weight=weight,
+            tensors=("scale", "bias"),
+        )
+        preset = PRESETS[PRESET_OF[self.network]]
+        codec = None if self.is_stem else preset.config(node, weight, BOTTLENECKS[self.network])
+        weight = replace(weight, codec=codec or DenseConfig())
+        tensors = {
+            "layer.scale": rng.standard_normal(self.outputs, dtype=np.float32),
+            "layer.bias": rng.standard_normal(self.outputs, dtype=np.float32),
+        }
+        if codec is None:
+            tensors["layer.weight"] = rng.standard_normal(weight.shape, dtype=np.float32)
+        else:
+            count = self.outputs * codec.blocks_per_row(weight.shape)
+            tensors["layer.codes"] = pack_codes(rng.integers(codec.centroids, size=count), codec.code_bits)
+            codebook = rng.standard_normal((1, codec.centroids, codec.dim), dtype=np.float32)
+            tensors["layer.codebook"] = codebook.astype(np.float16)
+        shape = self.input_shape()
+        relu = Node(op="relu", name="relu", inputs=("y",), outputs=("z",))
+        graph = Graph(
+            inputs=(GraphInput(name="x", shape=shape, default=shape[1:]),),
+            nodes=(replace(node, weight=weight), relu),
+            outputs=("z",),
+        )
+        return ModelFile(network=Network(graph=graph, tensors=tensors))
+
+
+def read_layers(network: str) -> list[Layer]:
+    """Return the layers of a network, one per line of its file of shapes."""
+    layers = []
+    for line in (SHAPES / f"{network}.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            op, *numbers = line.split()
+            inputs, outputs, kh, kw, stride, height, width, count = (int(number) for number in numbers)
+            layers.append(
+                Layer(
+                    network=network,
+                    op=op,
+                    inputs=inputs,
+                    outputs=outputs,
+                    kernel=(kh, kw),
+                    stride=stride,
+                    plane=(height, width),
+                    count=count,
+                )
+            )
+    return layers
