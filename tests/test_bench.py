@@ -143,9 +143,16 @@ def test_death_of_a_worker_is_reported(tmp_path: Path, started: list[subprocess.
             process.ask("peak_memory")
 
 
-def state_of(process: subprocess.Popen[bytes]) -> str:
-    """Return the letter by which Linux describes what a process does: T is stopped."""
-    return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+def state_of(pid: int) -> str:
+    """Return the letter by which Linux describes what a process does: T is stopped, Z and X are dead."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return state_of(pid) not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
@@ -153,10 +160,31 @@ def test_worker_stands_still_between_requests(tmp_path: Path, started: list[subp
     with EngineProcess("pyquant", 1, tmp_path / "log") as process:
         process.ask("peak_memory")
         deadline = monotonic() + 5  # the signal takes effect when the worker is next scheduled
-        while (state := state_of(started[0])) != "T" and monotonic() < deadline:
+        while (state := state_of(started[0].pid)) != "T" and monotonic() < deadline:
             sleep(0.001)
         assert state == "T"
         process.ask("peak_memory")
+
+
+PARENT = """
+import os, sys
+from pathlib import Path
+from pyquant.engines.process import EngineProcess
+process = EngineProcess("pyquant", 1, Path(sys.argv[1]))
+process.ask("peak_memory")
+print(process._process.pid, flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a stopped process may outlive its parent")
+def test_worker_ends_with_its_parent(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", PARENT, str(tmp_path / "log")]
+    pid = int(subprocess.run(command, capture_output=True, text=True, check=False).stdout)
+    deadline = monotonic() + 5
+    while (alive := is_alive(pid)) and monotonic() < deadline:
+        sleep(0.01)
+    assert not alive
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")

@@ -10,6 +10,7 @@ An answer of {"error": text} ends the conversation. So does the end of standard 
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import os
@@ -83,8 +84,16 @@ def peak_rss_bytes() -> int:
     return int(getattr(info, "peak_wset", info.rss))
 
 
+def die_with_parent() -> None:
+    """Ask Linux to end this process with its parent, which may be killed while this one is stopped."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
 def main() -> None:
     """Answer requests until standard input ends."""
+    die_with_parent()
     # What libraries print must not mix with the answers; an interrupt is for the parent, which then ends this process.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
