@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from math import isfinite, prod
 from typing import TypeVar
 from zlib import crc32
@@ -27,13 +27,14 @@ from pyquant.learn.activations import Activations, check_room
 from pyquant.learn.calibration import Calibration
 from pyquant.learn.cluster import learn_codebook
 from pyquant.learn.moments import (
+    InputMoments,
     Moments,
     apply_epilogue,
     apply_weight,
     block_presence,
     channel_moments,
     combine_moments,
-    input_gram,
+    input_moments,
     squared_norm,
 )
 from pyquant.learn.workers import Workers
@@ -154,13 +155,13 @@ class _Learner:
         scale, bias = (self._tensors[node.tensor(role)] if role in node.tensors else None for role in ("scale", "bias"))
         return scale, bias
 
-    def set_norm(self, node: Node, name: str, norm: Norm) -> None:
+    def set_norm(self, node: Node, norm: Norm) -> None:
         """Give a layer's batch norm new statistics, folded into its scale and bias."""
         scale = norm.weight.astype(np.float64) / np.sqrt(norm.variance.astype(np.float64) + norm.eps)
         bias = norm.bias + (norm.input_bias.astype(np.float64) - norm.mean) * scale
         self._tensors[node.tensor("scale")] = scale.astype(np.float32)
         self._tensors[node.tensor("bias")] = bias.astype(np.float32)
-        self.new_norms[name] = norm
+        self.new_norms[node.state.norm] = norm
 
     def result(self) -> Learnt:
         """Return the network learnt."""
@@ -273,9 +274,8 @@ class _Walk:
             if signal > 0 or error == 0:
                 self._learner.errors[node.name] = float(f"{error / signal if signal else 0.0:.6g}")
             measured = [result[2] for result in results]
-        name = node.state.norm
-        if name and name not in self._shared_norms:
-            self._renew_norm(node, name, combine_moments(measured))
+        if self._renews(node):
+            self._renew_norm(node, combine_moments(measured))
 
     def _code(self, node: Node, weight: Weight) -> None:
         """Code the weight of a layer, unless it stays dense or an earlier layer that shares it was coded."""
@@ -283,13 +283,16 @@ class _Walk:
         if config is None or self._learner.is_coded(weight):
             return
 
-        def gram_of(batch: int) -> NDArray[np.float64]:
-            return input_gram(node, config.block, self._read(node.inputs[0], batch, coded=True))
-
+        parts = self._each_batch(
+            lambda batch: input_moments(node, config.block, self._read(node.inputs[0], batch, coded=True))
+        )
+        # Re-estimated, a batch norm takes away what the mean of the inputs adds to the error.
+        gram = reduce(InputMoments.plus, parts).gram(centred=self._renews(node))
+        if not np.isfinite(gram).all():
+            raise InputError(f"layer '{node.name}': its inputs on the calibration inputs are too large or not finite")
         # A weight at the kernel's edge is missing from tail blocks: each entry is a mean over the blocks that have it,
         # scaled from both sides so that the Gram stays positive semidefinite.
         factor = 1 / np.sqrt(block_presence(weight.shape, config.block))
-        gram = sum(self._each_batch(gram_of), np.zeros((config.dim, config.dim)))
         self._learner.code(weight, gram * np.outer(factor, factor))
 
     def _multiply(self, node: Node, dense: Tensor, coded: Tensor, batch: int) -> tuple[float, float, Moments]:
@@ -300,13 +303,17 @@ class _Walk:
         self._values.put(_coded(node.output), batch, z.numpy())
         return squared_norm(y), squared_norm(y - z), channel_moments(z)
 
-    def _renew_norm(self, node: Node, name: str, measured: Moments) -> None:
-        norm = self._learner.norms[name]
+    def _renews(self, node: Node) -> bool:
+        """Say whether a layer that is learnt or measured holds a batch norm of its own, to be re-estimated."""
+        return bool(node.state.norm) and node.state.norm not in self._shared_norms
+
+    def _renew_norm(self, node: Node, measured: Moments) -> None:
+        norm = self._learner.norms[node.state.norm]
         # A channel that never varies on these pictures says nothing about how it varies.
         variance = np.where(measured.variance > 0, measured.variance, norm.variance)
         mean = measured.mean + norm.input_bias
         new = replace(norm, mean=mean.astype(np.float32), variance=variance.astype(np.float32))
-        self._learner.set_norm(node, name, new)
+        self._learner.set_norm(node, new)
 
     def _run_rest(self, stage: _Stage, kept: set[str], batch: int) -> None:
         """Finish a stage on one batch, in both streams, and keep what later stages read."""

@@ -56,24 +56,42 @@ def apply_epilogue(scale: NDArray[np.float32] | None, bias: NDArray[np.float32] 
     return x if bias is None else x + torch.from_numpy(bias).view(shape)
 
 
-def input_gram(node: Node, block: tuple[int, int, int], x: Tensor) -> NDArray[np.float64]:
-    """Return the sum `[d, d]` of `v vᵀ` over all images, pixels and blocks, v being the d inputs that meet a block.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputMoments:
+    """Sums over `count` images and pixels, v being the d inputs that meet a block; 0 where they meet its padding."""
 
-    The inputs that meet the padding of a tail block count as 0.
-    """
+    count: int
+    squares: NDArray[np.float64]  # [d, d], of v vᵀ, over all blocks too
+    sums: NDArray[np.float64]  # [groups * J, d], of v
+
+    def plus(self, other: InputMoments) -> InputMoments:
+        """Return the sums over both."""
+        return InputMoments(
+            count=self.count + other.count, squares=self.squares + other.squares, sums=self.sums + other.sums
+        )
+
+    def gram(self, *, centred: bool) -> NDArray[np.float64]:
+        """Return the Gram `[d, d]`, up to scale; `centred` takes the mean of each input away first."""
+        return self.squares - self.sums.T @ self.sums / self.count if centred else self.squares
+
+
+def input_moments(node: Node, block: tuple[int, int, int], x: Tensor) -> InputMoments:
+    """Return the moments of the inputs `x` of a layer, as its blocks meet them."""
     assert node.weight is not None
     _, c, kh, kw = as_conv_shape(node.weight.shape)
-    total = torch.zeros(block[0] * block[1] * block[2], block[0] * block[1] * block[2], dtype=torch.float64)
+    result = None
     for start in range(0, len(x), GRAM_PICTURES):
         part = x[start : start + GRAM_PICTURES]
-        if node.op == "linear":
-            unfolded = part.reshape(-1, c, 1, 1, 1)
-        else:
-            unfolded = _unfold(node, part).reshape(-1, c, kh, kw, _pixels(node, part))
-        v = _cut(unfolded, block)
-        # [N, J, d, P] @ [N, J, P, d]: short sums in float32, sums of those in float64.
-        total += (v @ v.transpose(2, 3)).sum(dim=(0, 1), dtype=torch.float64)
-    return np.asarray(total.numpy(), np.float64)
+        unfolded = part[..., None] if node.op == "linear" else _unfold(node, part)
+        n, _, pixels = unfolded.shape
+        v = _cut(unfolded.reshape(-1, c, kh, kw, pixels), block)  # [N * groups, J, d, P]
+        # Short sums in float32, sums of those in float64.
+        squares = (v @ v.transpose(2, 3)).sum(dim=(0, 1), dtype=torch.float64)
+        sums = v.sum(dim=3).view(n, -1, v.shape[2]).sum(dim=0, dtype=torch.float64)
+        moments = InputMoments(count=n * pixels, squares=squares.numpy(), sums=sums.numpy())
+        result = moments if result is None else result.plus(moments)
+    assert result is not None
+    return result
 
 
 def block_presence(weight_shape: tuple[int, ...], block: tuple[int, int, int]) -> NDArray[np.float64]:
@@ -106,7 +124,7 @@ def combine_moments(parts: Sequence[Moments]) -> Moments:
 
 def squared_norm(y: Tensor) -> float:
     """Return the sum of squares of all elements."""
-    return float(y.square().sum(dtype=torch.float64))
+    return float(torch.linalg.vector_norm(y, dtype=torch.float64).square())
 
 
 def _padded(node: Node, x: Tensor) -> Tensor:
@@ -122,10 +140,6 @@ def _unfold(node: Node, x: Tensor) -> Tensor:
     if (kh, kw) == (1, 1):
         return padded[:, :, :: stride[0], :: stride[1]].flatten(2)
     return functional.unfold(padded, (kh, kw), dilation=node.attributes["dilation"], stride=stride)
-
-
-def _pixels(node: Node, x: Tensor) -> int:
-    return _unfold(node, x[:1, :1]).shape[2]
 
 
 def _cut(unfolded: Tensor, block: tuple[int, int, int]) -> Tensor:
