@@ -12,7 +12,7 @@ from pyquant.capture.assemble import assemble
 from pyquant.capture.fold import fold_batch_norms
 from pyquant.capture.isolate import isolated, undisturbed
 from pyquant.capture.probe import check, holds
-from pyquant.capture.program import NeedsFixedSizeError, Program, flat_outputs, trace
+from pyquant.capture.program import NeedsFixedSizeError, flat_outputs, trace
 from pyquant.capture.translate import translate
 from pyquant.errors import InputError
 from pyquant.graph import Graph, GraphInput, Network
@@ -53,25 +53,22 @@ def _captured(module: nn.Module, input_shape: tuple[int, int, int], free: tuple[
     batch = 2 if BATCH in free else 1  # torch.export takes a dimension of 1 for a fixed one
     program = trace(module, (batch, *input_shape), free)
     if BATCH in free and (not program.free[BATCH] or program.lowest[BATCH] > batch):
-        raise NeedsFixedSizeError(f"the network fixes the size of the batch, {batch} does not fit")
+        raise NeedsFixedSizeError("the network fixes the size of the batch")
     drafts, outputs = translate(program, _state(module))
     drafts = fold_batch_norms(drafts, [number for _, number in outputs])
-    sizes = (batch, *input_shape)
-    declared = GraphInput(
-        name=program.input_node.name,
-        shape=tuple(None if is_free else size for is_free, size in zip(program.free, sizes, strict=True)),
-        default=input_shape,
-    )
+    shape = [None if is_free else size for is_free, size in zip(program.free, (batch, *input_shape), strict=True)]
+    declared = GraphInput(name=program.input_node.name, shape=tuple(shape), default=input_shape)
     containers = {path for path, part in module.named_modules() if path == "" or any(part.children())}
     network = assemble(drafts, outputs, declared, containers)
     executable = TorchNetwork(network)
     check(module, executable, input_shape)
-    if not (program.free[ROWS] or program.free[COLUMNS]):
-        return network
-    if _stays_valid(network.graph, program) and holds(module, executable, _other_sizes(declared)):
-        return network
-    fixed = replace(declared, shape=(declared.shape[0], *input_shape))
-    return replace(network, graph=replace(network.graph, inputs=(fixed,)))
+    for axis in (ROWS, COLUMNS):
+        if shape[axis] is None and not _refuses_below(network.graph, axis, program.lowest[axis]):
+            shape[axis] = declared.default[axis - 1]
+    declared = replace(declared, shape=tuple(shape))
+    if None in shape[ROWS:] and not holds(module, executable, _other_sizes(declared)):
+        declared = replace(declared, shape=(shape[BATCH], *input_shape))
+    return replace(network, graph=replace(network.graph, inputs=(declared,)))
 
 
 def _state(module: nn.Module) -> Mapping[str, torch.Tensor]:
@@ -80,18 +77,17 @@ def _state(module: nn.Module) -> Mapping[str, torch.Tensor]:
     return {**parameters, **dict(module.named_buffers(remove_duplicate=False))}
 
 
-def _stays_valid(graph: Graph, program: Program) -> bool:
-    """Return whether the graph itself refuses the sizes below those that the trace is valid for."""
-    for axis in (ROWS, COLUMNS):
-        shape = [1, *graph.inputs[0].default]
-        shape[axis] = program.lowest[axis] - 1
-        if program.free[axis] and shape[axis] > 1:
-            try:
-                graph.infer_shapes([tuple(shape)])
-            except InputError:
-                continue
-            return False
-    return True
+def _refuses_below(graph: Graph, axis: int, lowest: int) -> bool:
+    """Return whether the graph itself refuses inputs smaller than the trace is valid for."""
+    shape = [1, *graph.inputs[0].default]
+    shape[axis] = lowest - 1
+    if shape[axis] <= 1:  # torch.export starts at 2, whatever the network
+        return True
+    try:
+        graph.infer_shapes([tuple(shape)])
+    except InputError:
+        return True
+    return False
 
 
 def _other_sizes(declared: GraphInput) -> list[tuple[int, int, int]]:

@@ -61,7 +61,7 @@ def undisturbed() -> Iterator[None]:
     try:
         with torch.random.fork_rng(devices), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            logging.disable(max(logging.WARNING, silenced))
+            logging.disable(max(logging.ERROR, silenced))
             yield
     finally:
         logging.disable(silenced)

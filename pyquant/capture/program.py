@@ -12,7 +12,7 @@ from torch import fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
-from pyquant.capture.aliases import writes_through_views
+from pyquant.capture.aliases import base_of, is_in_place, writes_through_views
 from pyquant.errors import CaptureError
 
 
@@ -45,11 +45,14 @@ def trace(module: nn.Module, shape: tuple[int, int, int, int], free: tuple[int, 
         dynamic = (dict.fromkeys(free, Dim.AUTO),)
         with contextlib.redirect_stderr(io.StringIO()):  # where a failing export prints the whole graph
             exported = torch.export.export(module, (example,), dynamic_shapes=dynamic, strict=False)
+            changed = _changed_parameters(exported)
             if writes_through_views(exported.graph):
                 # Several times slower than the export; what it returns has no operations in place.
                 exported = exported.run_decompositions({})
     except Exception as error:  # torch.export raises whatever it meets, the user's own exceptions included
         raise _explained(error, free) from error
+    if changed:
+        raise CaptureError(f"the network changes its own parameters when it runs: {', '.join(changed)}")
     return _program(exported)
 
 
@@ -78,6 +81,12 @@ def _program(exported: ExportedProgram) -> Program:
         free=free,
         lowest=lowest,
     )
+
+
+def _changed_parameters(exported: ExportedProgram) -> list[str]:
+    parameters = exported.graph_signature.inputs_to_parameters
+    written = [base_of(node).name for node in exported.graph.nodes if is_in_place(node)]
+    return sorted({parameters[name] for name in written if name in parameters})
 
 
 def _outputs(exported: ExportedProgram, nodes: dict[str, fx.Node]) -> list[tuple[str, fx.Node]]:

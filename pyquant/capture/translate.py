@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import fx
 from torch._ops import OpOverload
 
-from pyquant.capture.aliases import base_of, is_in_place
+from pyquant.capture.aliases import is_in_place
 from pyquant.capture.calls import NO_STATE, Call, Constant, Symbolic, Unsupported, Value
 from pyquant.capture.drafts import F32, Draft, DraftWeight
 from pyquant.capture.operations import TRANSLATORS
@@ -53,11 +53,11 @@ SUPPORTED = (
 )
 
 
-class _Unknown:
-    """What an unsupported operation computes; whatever reads it is not translated, only checked by name."""
+_UNKNOWN = -1  # the number of a value that an unsupported operation computes; what reads it is checked all the same
 
 
-_UNKNOWN = _Unknown()
+class _NoTensor:
+    """What an unsupported operation computes where that is not one tensor: several, or a number."""
 
 
 class _Translation:
@@ -65,7 +65,7 @@ class _Translation:
 
     def __init__(self, program: Program, state: Mapping[str, torch.Tensor]) -> None:
         self.drafts: list[Draft] = []
-        self.values: dict[fx.Node, Any] = {}  # Value, Constant, int, Symbolic or _UNKNOWN
+        self.values: dict[fx.Node, Any] = {}  # Value, Constant, int, Symbolic or _NoTensor
         self._program = program
         self._state = state
         self._needed = _needed(program)
@@ -78,8 +78,6 @@ class _Translation:
     def visit(self, node: fx.Node) -> None:
         """Translate one traced operation; what is wrong with it is kept for `raise_faults`."""
         self._current = node
-        if is_in_place(node) and self._is_parameter(base_of(node)):
-            self._faults.append(f"{_where(node)}: {_operation(node)} that changes a parameter")
         if node not in self._needed:
             return
         try:
@@ -87,7 +85,7 @@ class _Translation:
         except Unsupported as fault:
             faults = self._size_faults if fault.symbolic else self._faults
             faults.append(f"{_where(node)}: {_operation(node)} {fault}".rstrip())
-            self.values[node] = _UNKNOWN
+            self.values[node] = _unknown(node)
 
     def raise_faults(self) -> None:
         """Raise what `visit` found, all of one kind at once."""
@@ -148,19 +146,21 @@ class _Translation:
             return _number(size)
         if node.target is operator.getitem:
             first = self.values[node.args[0]]  # type: ignore[index]
+            if isinstance(first, _NoTensor):
+                return _unknown(node)
             if isinstance(first, Value) and node.args[1] != 0:
                 raise Unsupported(f"of result {node.args[1]} of {_operation(node.args[0])}")  # type: ignore[arg-type]
             return first
         inputs = [self.values[source] for source in node.all_input_nodes]
-        if not any(isinstance(value, (Value, _Unknown)) for value in inputs):
+        if not any(isinstance(value, (Value, _NoTensor)) for value in inputs):
             return self._evaluated(node, inputs)
         if _operation(node) not in TRANSLATORS or not isinstance(node.target, OpOverload):
             raise Unsupported()
-        if any(isinstance(value, _Unknown) for value in inputs):
-            return _UNKNOWN
-        result = node.meta["val"]
-        result = result[0] if isinstance(result, (tuple, list)) else result
-        if result.dtype != torch.float32:
+        if any(isinstance(value, _NoTensor) for value in inputs):
+            return _unknown(node)
+        result = _first(node.meta["val"])
+        known = not any(isinstance(value, Value) and value.number == _UNKNOWN for value in inputs)
+        if known and result.dtype != torch.float32:
             raise Unsupported(f"in {result.dtype}; expected float32")
         names = [argument.name for argument in node.target._schema.arguments]
         given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
@@ -215,9 +215,6 @@ class _Translation:
             self._not_finite.append(name)
         self._checked.add(name)
 
-    def _is_parameter(self, node: fx.Node) -> bool:
-        return isinstance(self._program.constants.get(str(node.target), ("", None))[1], nn.Parameter)
-
 
 def _needed(program: Program) -> set[fx.Node]:
     """Return all that the outputs depend on; the rest (assertions, counters) is not part of the network."""
@@ -235,8 +232,16 @@ def _shape_of(node: fx.Node, op: str, inputs: Sequence[Value]) -> tuple[Any, ...
     """Return the shape of a layer's result: the traced one, except of an affine layer that is a step towards it."""
     if op == "affine":
         return inputs[0].shape
-    result = node.meta["val"]
-    return tuple((result[0] if isinstance(result, (tuple, list)) else result).shape)
+    return tuple(_first(node.meta["val"]).shape)
+
+
+def _first(result: Any) -> Any:
+    return result[0] if isinstance(result, (tuple, list)) else result
+
+
+def _unknown(node: fx.Node) -> Value | _NoTensor:
+    result = node.meta.get("val")
+    return Value(number=_UNKNOWN, shape=tuple(result.shape)) if isinstance(result, torch.Tensor) else _NoTensor()
 
 
 def _number(size: int | torch.SymInt) -> int | Symbolic:
