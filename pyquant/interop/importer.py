@@ -101,15 +101,6 @@ def _load(checkpoint: AnyPath) -> Mapping[str, Any]:
         import torch
     except ImportError as error:
         raise missing_dependency(error) or error from error
-    try:
-        loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise InputError(f"{os.fspath(checkpoint)}: cannot be read: {error.strerror}") from error
-    except Exception as error:  # a damaged pickle can end in almost any exception
-        first_line = str(error).partition("\n")[0]
-        raise FormatError(f"not a PyTorch checkpoint of weights alone, or damaged: {first_line}") from error
-    if not isinstance(loaded, Mapping):
-        raise FormatError(f"expected a dict of entries, got {type(loaded).__name__}")
 
     def plain(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -119,7 +110,16 @@ def _load(checkpoint: AnyPath) -> Mapping[str, Any]:
             return (value.float() if value.dtype == torch.bfloat16 else value).detach().numpy()
         return value
 
-    return {str(key): plain(value) for key, value in loaded.items()}
+    try:
+        entries = plain(torch.load(checkpoint, map_location="cpu", weights_only=True))
+    except OSError as error:
+        raise InputError(f"{os.fspath(checkpoint)}: cannot be read: {error.strerror}") from error
+    except Exception as error:  # a damaged pickle can end in almost any exception
+        # PyTorch's own message would advise to run whatever code is in the file.
+        raise FormatError(f"not a PyTorch checkpoint of weights alone, or damaged ({type(error).__name__})") from error
+    if not isinstance(entries, Mapping):
+        raise FormatError(f"expected a dict of entries, got {type(entries).__name__}")
+    return {str(key): value for key, value in entries.items()}
 
 
 def _read_entries(entries: Mapping[str, Any]) -> Checkpoint:
@@ -156,6 +156,7 @@ def _torchvision_module(network: Network, arch: str) -> nn.Module | None:
     except (ImportError, RuntimeError):  # RuntimeError: it was built for another version of torch
         return None
     state = {key: torch.from_numpy(np.array(value)) for key, value in state_dict(network).items()}
-    module: nn.Module = get_model(arch, weights=None, num_classes=len(state[f"{CLASSIFIER}.weight"]))
-    module.load_state_dict(state, strict=True)
+    with torch.device("meta"):  # without initial weights, which would take time and random numbers
+        module: nn.Module = get_model(arch, weights=None, num_classes=len(state[f"{CLASSIFIER}.weight"]))
+    module.load_state_dict(state, strict=True, assign=True)
     return module.eval()
