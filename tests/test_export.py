@@ -60,6 +60,56 @@ def test_state_dict_loads_strictly_and_keeps_the_function(rng: np.random.Generat
     assert relative_error(got, reference.run(network, x)["y"]) < FLOAT32_SUMS
 
 
+def shared_layers() -> Any:
+    """Return a module with a norm before any convolution, one convolution used twice, and a weight with two names."""
+    from torch import nn
+
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.BatchNorm2d(3)
+            self.grow = nn.Conv2d(3, 8, 1)
+            self.twice = nn.Conv2d(8, 8, 3, padding=1)
+            self.norms = nn.ModuleList([nn.BatchNorm2d(8), nn.BatchNorm2d(8, affine=False)])
+            self.tied = nn.Conv2d(8, 8, 3, padding=1)
+            self.tied.weight = self.twice.weight
+            self.pool = nn.AdaptiveAvgPool2d(1)
+
+        def forward(self, x: Any) -> Any:
+            x = self.grow(self.first(x))
+            for norm in self.norms:
+                x = norm(self.twice(x)).relu()
+            return self.pool(self.tied(x)).flatten(1)
+
+    return Shared()
+
+
+def residual() -> Any:
+    import tiny_networks
+
+    return tiny_networks.residual()
+
+
+@pytest.mark.parametrize("build", [residual, shared_layers])
+def test_captured_network_goes_back_into_its_module(build: Callable[[], Any]) -> None:
+    torch = pytest.importorskip("torch")
+    from pyquant.capture import capture
+
+    torch.manual_seed(0)
+    module, other = build(), build()
+    for norm in module.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2.0)
+    module.eval()
+    state = state_dict(capture(module, (3, 16, 16)))
+    other.load_state_dict({key: torch.from_numpy(np.array(value)) for key, value in state.items()}, strict=True)
+    x = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        got, expected = other.eval()(x), module(x)
+    assert relative_error(got.numpy(), expected.numpy()) < FLOAT32_SUMS
+
+
 def norm_nodes(*states: StateNames, shared: str = "") -> Network:
     """Return convolutions in a chain, one per state, each `[2, 2, 1, 1]` with scale 0.5, 1.5, .. and bias 1, 2, .."""
     nodes, tensors = [], {}
