@@ -21,11 +21,12 @@ from pyquant.capture import capture
 from pyquant.capture.isolate import isolated, undisturbed
 from pyquant.choose import Recipe, dense_reasons
 from pyquant.classes import ClassName
+from pyquant.console import Progress
 from pyquant.errors import ConfigError, InputError
 from pyquant.file import ModelFile, check_classes, check_writable, read_model, write_model
 from pyquant.graph import Graph
 from pyquant.learn.calibration import Calibration, Source, from_arrays, from_pictures, is_path
-from pyquant.learn.layerwise import Learnt, Norm, Progress, learn
+from pyquant.learn.layerwise import Learnt, Norm, learn
 from pyquant.learn.workers import Workers
 from pyquant.preprocessing import Preprocessing
 from pyquant.report import Report
@@ -70,8 +71,7 @@ def compress(
             array, the first ones of an iterable.
         seed: of every random choice, 0 or more.
         threads: by default as many as the process may use.
-        progress: called with what is being done ("capturing", "reading", "learning", "checking"), how much of it is
-            done, and of how much.
+        progress: called now and then with what is being done, how much of it is done, and of how much.
 
     Raises:
         ConfigError: the recipe does not fit the network, or an option is out of range.
@@ -80,7 +80,6 @@ def compress(
         SelfCheckError: the file did not compute what the network computes. Whatever is raised, no file is left.
     """
     recipe = recipe or Recipe()
-    report_progress = progress or _silent
     _check_options(module, recipe, samples, seed, threads)
     check_writable(out, inputs=[calibration] if is_path(calibration) else [])
     if is_path(calibration):
@@ -94,9 +93,7 @@ def compress(
         console.note("no calibration: codebooks are learnt on the weights alone, which costs accuracy")
     shape = _checked_shape(input_shape if inputs is None or input_shape is not None else inputs.shape)
 
-    report_progress("capturing", 0, 1)
     network = capture(module, shape)
-    report_progress("capturing", 1, 1)
     if inputs is not None:
         network.graph.infer_shapes([(1, *inputs.shape)])
     check_classes(network.graph, classes or ())
@@ -109,7 +106,7 @@ def compress(
             workers=workers,
             calibration=inputs,
             norms=norms_of(network.graph, module.state_dict()),
-            progress=report_progress,
+            progress=progress or _silent,
         )
     model = ModelFile(
         network=learnt.network,
@@ -128,10 +125,8 @@ def compress(
     )
     with _unfinished(out) as path:
         write_model(path, model)
-        report_progress("checking", 0, 1)
         error = _self_check(path, module, learnt, _check_batch(inputs, shape, seed), threads)
         os.replace(path, os.path.realpath(out))
-    report_progress("checking", 1, 1)
     return Report.of(out, model, max_relative_error=error)
 
 

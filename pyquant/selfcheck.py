@@ -74,10 +74,12 @@ def _compare(
         raise SelfCheckError(f"{name}: outputs have shapes {shapes}, those of {what} {expected_shapes}")
     worst = 0.0
     for mine, theirs in zip(got, expected, strict=True):
+        if not (np.isfinite(mine).all() and np.isfinite(theirs).all()):
+            raise SelfCheckError(f"{name}: its outputs, or those of {what}, are not all finite")
         difference, largest = (float(np.abs(a).max()) for a in (mine.astype(np.float64) - theirs, theirs))
         # Outputs that are all 0 must be met exactly.
         relative = difference / largest if largest > 0 else float(difference > 0)
-        if not relative <= tolerance:  # true of NaN
+        if relative > tolerance:
             raise SelfCheckError(
                 f"{name}: differs from {what} by {difference:.3g} where the largest output is {largest:.3g}; "
                 f"expected at most {tolerance:g} of it. Please report this network"

@@ -211,8 +211,8 @@ def test_progress_counts_layers(inputs: np.ndarray) -> None:
             norms=norms_of(network.graph, tiny_networks.residual().state_dict()),
             progress=lambda what, done, total: seen.append((what, done, total)),
         )
-    assert seen[:3] == [("reading", 0, 2), ("reading", 1, 2), ("reading", 2, 2)]
-    assert seen[3:] == [("learning", done, 5) for done in range(6)]  # the stem, and four layers
+    assert seen[:3] == [("reading calibration batches", done, 2) for done in range(3)]
+    assert seen[3:] == [("learning layers", done, 5) for done in range(6)]  # the stem, and four layers
 
 
 def test_workers_keep_order_and_raise() -> None:

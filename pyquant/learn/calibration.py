@@ -58,7 +58,7 @@ def from_pictures(
     """
     found = find_pictures(path)
     refs = sample_pictures(found, samples, seed)
-    console.note(f"calibration: {len(refs)} of {len(found)} pictures")
+    console.note(f"calibration: {len(refs):,} of {len(found):,} pictures, drawn by seed {seed}")
     return Calibration(
         count=len(refs), shape=(3, *preprocessing.crop), read=lambda rows: load_batch(refs[rows], preprocessing)
     )

@@ -21,6 +21,7 @@ from torch import Tensor
 from pyquant.choose import Choice
 from pyquant.codecs import ProductConfig
 from pyquant.codecs.product import pack_codes
+from pyquant.console import Progress
 from pyquant.errors import InputError
 from pyquant.graph import Network, Node, Weight
 from pyquant.learn.activations import Activations, check_room
@@ -42,7 +43,6 @@ from pyquant.torch_network import TorchNetwork
 
 Floats = NDArray[np.float32]
 Result = TypeVar("Result")
-Progress = Callable[[str, int, int], None]  # what is being done, how many are done, of how many
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,9 +92,9 @@ def learn(
     if calibration is None:
         weights = {weight.name: weight for _, weight in network.graph.weighted()}.values()
         for done, weight in enumerate(weights):
-            progress("learning", done, len(weights))
+            progress("learning layers", done, len(weights))
             learner.code(weight, None)
-        progress("learning", len(weights), len(weights))
+        progress("learning layers", len(weights), len(weights))
     else:
         with Activations() as values:
             _Walk(learner, calibration, values, progress).run()
@@ -205,13 +205,13 @@ class _Walk:
         check_room(self._peak_bytes(stages, keep))
         self._read_inputs()
         for done, (stage, kept) in enumerate(zip(stages, keep, strict=True)):
-            self._progress("learning", done, len(stages))
+            self._progress("learning layers", done, len(stages))
             if stage.head is not None:
                 self._learn_head(stage.head)
             self._each_batch(partial(self._run_rest, stage, kept))
             gone = {name for node in self._graph.nodes for name in (*node.inputs, *node.outputs)} - kept
             self._values.drop(key for name in gone for key in (_dense(name), _coded(name)))
-        self._progress("learning", len(stages), len(stages))
+        self._progress("learning layers", len(stages), len(stages))
 
     def _stages(self) -> tuple[list[_Stage], list[set[str]]]:
         """Return the stages, and the values that later stages read, by stage."""
@@ -250,10 +250,10 @@ class _Walk:
 
     def _read_inputs(self) -> None:
         (declared,) = self._graph.inputs
-        self._progress("reading", 0, self._calibration.batches)
+        self._progress("reading calibration batches", 0, self._calibration.batches)
         for batch in range(self._calibration.batches):
             self._values.put(_dense(declared.name), batch, self._calibration.load(batch))
-            self._progress("reading", batch + 1, self._calibration.batches)
+            self._progress("reading calibration batches", batch + 1, self._calibration.batches)
 
     def _read(self, name: str, batch: int, *, coded: bool) -> Tensor:
         key = _coded(name) if coded and name in self._apart else _dense(name)
