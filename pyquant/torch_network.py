@@ -26,7 +26,7 @@ class TorchNetwork(nn.Module):
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.graph = network.graph
-        self.tensors = nn.Module()
+        self.tensors = nn.ParameterDict()
         for node in self.graph.nodes:
             if node.weight is not None and self._get(node.weight.tensor("weight")) is None:
                 self._put(node.weight.tensor("weight"), torch.from_numpy(network.weight(node.weight)))
@@ -93,12 +93,15 @@ class TorchNetwork(nn.Module):
             self._put(node.tensor(role), None if tensor is None else tensor.detach().to(torch.float32))
 
     def _get(self, tensor_name: str) -> Tensor | None:
-        return self.tensors._parameters.get(_key(tensor_name))
+        found: Tensor | None = self.tensors.get(_key(tensor_name))
+        return found
 
     def _put(self, tensor_name: str, tensor: Tensor | None) -> None:
-        parameter = None if tensor is None else nn.Parameter(tensor, requires_grad=False)
-        # Not register_parameter(), which refuses names that a Module's own attributes have.
-        self.tensors._parameters[_key(tensor_name)] = parameter
+        key = _key(tensor_name)
+        if tensor is not None:
+            self.tensors[key] = nn.Parameter(tensor, requires_grad=False)
+        elif key in self.tensors:
+            del self.tensors[key]
 
 
 def to_torch(path: str | Path) -> nn.Module:

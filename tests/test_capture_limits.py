@@ -127,7 +127,7 @@ def test_all_unsupported_operations_are_listed() -> None:
         (lambda m, x: (m.conv.weight.detach().abs_(), m.conv(x))[1], "changes its own parameters .*conv.weight"),
         (lambda m, x: torch.zeros(3), "does not depend on its input"),
         (lambda m, x: None, "returns no tensor"),
-        (lambda m, x: undefined(x), "NameError"),  # type: ignore[name-defined] # noqa: F821
+        (lambda m, x: undefined(x), "NameError"),  # noqa: F821
         (lambda m, x: m.conv(x[:, :2]), r"cannot trace this network, RuntimeError"),
     ],
 )
@@ -138,6 +138,18 @@ def test_what_cannot_be_captured_is_explained(forward: Forward, message: str) ->
     with pytest.raises(CaptureError, match=message):
         capture(module, (3, 8, 8))
     assert torch.equal(module.conv.weight, weight)
+
+
+def test_all_faults_are_listed_where_sizes_are_free_too() -> None:
+    def shuffle(m: Any, x: Any) -> Any:
+        n, c, h, w = x.shape
+        x = F.gelu(x).view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+        return F.interpolate(x.chunk(2, 1)[0], size=(h, w))
+
+    with pytest.raises(CaptureError) as caught:
+        capture(Written(shuffle), (4, 8, 8))
+    lines = str(caught.value).splitlines()[1:-1]
+    assert [line.split(":")[1].split()[0] for line in lines] == ["gelu", "view", "transpose", "reshape", "chunk"]
 
 
 def test_parametrized_weight_is_explained() -> None:
@@ -170,6 +182,16 @@ def test_uninitialised_module_is_refused() -> None:
         capture(module, (3, 8, 8))
 
 
+def test_input_changed_in_place_is_seen() -> None:
+    module = Written(lambda m, x: m.conv(F.relu_(x)) + x, conv=nn.Conv2d(3, 3, 1))
+    network = capture(module, (3, 8, 8))
+    assert [node.op for node in network.graph.nodes] == ["relu", "conv2d", "add"]
+    x = images(2, 3, 8, 8)
+    with torch.no_grad():
+        expected = module(x.clone())
+    np.testing.assert_allclose(reference.run(network, x.numpy())["add"], expected.numpy(), rtol=0, atol=1e-5)
+
+
 # The module is left as it was.
 
 
@@ -192,7 +214,7 @@ def test_module_is_left_untouched(fails: bool) -> None:
     torch.manual_seed(7)
     random.seed(7)
     np.random.seed(7)
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # type: ignore[union-attr]
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
     if fails:
         with pytest.raises(CaptureError, match="gelu"):
             capture(module, (3, 8, 8))
@@ -208,7 +230,7 @@ def test_module_is_left_untouched(fails: bool) -> None:
     assert all(parameter.grad is None for parameter in module.parameters())
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
-    np.testing.assert_array_equal(np.random.get_state()[1], states[2])  # type: ignore[arg-type]
+    np.testing.assert_array_equal(np.random.get_state()[1], states[2])
     module(images(2, 3, 8, 8))
     assert calls == ["pre", "hook"]
 

@@ -231,7 +231,8 @@ def _reshape(layers: Layers, call: Call) -> Value:
     # As many elements as before, and all dimensions but the last as before: the last is the product of the rest.
     if 0 < start < len(x.shape) and same_sizes(x.shape[:start], shape[:start]):
         return layers.add("flatten", [x], {"start_axis": start})
-    symbolic = any(not isinstance(size, int) for size in (*x.shape, *shape))
+    # Sizes that happen to be equal where they are fixed may make it one.
+    symbolic = start < len(x.shape) - 1 and any(not isinstance(size, int) for size in (*x.shape, *shape))
     raise Unsupported(f"from {_sizes(x.shape)} to {_sizes(shape)}, which is not a flatten", symbolic=symbolic)
 
 

@@ -24,7 +24,7 @@ def check(module: nn.Module, network: TorchNetwork, shape: tuple[int, int, int])
     """
     image = _image(shape)
     try:
-        expected = flat_outputs(module(image))
+        expected = flat_outputs(module(image.clone()))
     except Exception as error:  # the user's own code
         what = f"{type(error).__name__}: {error}"
         raise CaptureError(f"the module does not run on an input of {[1, *shape]}, {what}") from error
@@ -41,7 +41,7 @@ def holds(module: nn.Module, network: TorchNetwork, shapes: Sequence[tuple[int, 
     for shape in shapes:
         image = _image(shape)
         try:
-            expected = flat_outputs(module(image))
+            expected = flat_outputs(module(image.clone()))
         except Exception:  # the user's own code, given a size it may not be made for
             expected = None
         try:

@@ -28,7 +28,7 @@ def translate(program: Program, state: Mapping[str, torch.Tensor]) -> tuple[list
 
     Raises:
         CaptureError: listing every unsupported operation with the path of its module.
-        NeedsFixedSizeError: all that is missing is a fixed size.
+        NeedsFixedSizeError: some of them might be supported if a size were fixed.
         InputError: naming every weight that is not finite.
     """
     translation = _Translation(program, state)
@@ -89,16 +89,14 @@ class _Translation:
 
     def raise_faults(self) -> None:
         """Raise what `visit` found, all of one kind at once."""
-        if self._faults:
-            lines = list(dict.fromkeys(self._faults))
-            raise CaptureError(
+        if lines := list(dict.fromkeys(self._faults + self._size_faults)):
+            # What needs a fixed size is listed only where fixing it did not help.
+            error = NeedsFixedSizeError if self._size_faults else CaptureError
+            raise error(
                 f"{len(lines)} unsupported operation{'s' if len(lines) > 1 else ''}:\n  "
                 + "\n  ".join(lines)
                 + f"\nreplace them by what is supported: {SUPPORTED}"
             )
-        if self._size_faults:
-            lines = list(dict.fromkeys(self._size_faults))
-            raise NeedsFixedSizeError("sizes that the network computes from its input:\n  " + "\n  ".join(lines))
         if self._not_finite:
             names = ", ".join(dict.fromkeys(self._not_finite))
             raise InputError(f"NaN or infinity in {names}; expected finite weights")
@@ -140,8 +138,9 @@ class _Translation:
         if node is self._program.input_node:
             return Value(number=0, shape=tuple(node.meta["val"].shape))
         if node.op in ("placeholder", "get_attr"):
-            source, tensor = self._program.constants[str(node.target)]
-            return Constant(tensor=tensor, source=source)
+            if (constant := self._program.constants.get(str(node.target))) is None:
+                return _NoTensor()  # a part of the program that runs under some context of PyTorch's
+            return Constant(tensor=constant[1], source=constant[0])
         if isinstance(size := node.meta.get("val"), (int, torch.SymInt)):
             return _number(size)
         if node.target is operator.getitem:
