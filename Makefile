@@ -22,7 +22,7 @@ WITH_TOOLS    := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 .PHONY: demo test lint format clean
 
 demo: $(VENV)/.demo
-	$(VENV)/bin/pyquant demo
+	$(VENV)/bin/pyquant demo --out build/demo
 
 test: lint $(MINIMAL)/.installed
 	$(VENV)/bin/python -m pytest
