@@ -9,6 +9,7 @@ which each part is added when it is done, and the files that are made on the way
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,11 @@ def main(data: Path, folder: Path, only: tuple[str, ...]) -> None:
 
 def circumstances() -> dict[str, Any]:
     """Return what a measurement depends on besides the code."""
-    return {"machine": machine_name(), "isa": _core.available_isas()[-1], "commit": commit()}
+    return {
+        "machine": machine_name(),
+        "isa": os.environ.get("PYQUANT_ISA") or _core.available_isas()[-1],
+        "commit": commit(),
+    }
 
 
 def commit() -> str:
