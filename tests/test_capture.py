@@ -146,7 +146,11 @@ WRITTEN: dict[str, tuple[nn.Module, list[str]]] = {
         Written(lambda m, x: (y := m.conv(x)).view(y.shape) + F.relu_(y), conv=nn.Conv2d(3, 4, 1)),
         ["conv2d", "relu", "add"],
     ),
-    "identity": (nn.Sequential(nn.Identity(), nn.Conv2d(3, 2, 1), nn.Dropout2d(), nn.Identity()), ["conv2d"]),
+    "identity": (
+        nn.Sequential(nn.Identity(), nn.Conv2d(3, 2, 1), nn.Dropout2d(), nn.Dropout(inplace=True), nn.Identity()),
+        ["conv2d"],
+    ),
+    "pool that rounds up": (nn.Sequential(*[nn.MaxPool2d(3, 2, ceil_mode=True)] * 3), ["max_pool2d"] * 3),
 }
 
 

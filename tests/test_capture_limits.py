@@ -173,6 +173,11 @@ def test_wrong_input_shape_is_refused() -> None:
         capture(nn.Conv2d(3, 4, 1), (4, 8, 8))
 
 
+def test_compiled_module_is_refused() -> None:
+    with pytest.raises(CaptureError, match="a compiled module cannot be captured"):
+        capture(torch.compile(nn.ReLU()), (3, 8, 8))
+
+
 def test_uninitialised_module_is_refused() -> None:
     with pytest.raises(CaptureError, match="parameter 'weight' is not initialised"):
         capture(nn.LazyConv2d(3, 1), (3, 8, 8))

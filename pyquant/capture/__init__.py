@@ -15,7 +15,7 @@ from pyquant.capture.probe import check, holds
 from pyquant.capture.program import NeedsFixedSizeError, flat_outputs, trace
 from pyquant.capture.translate import translate
 from pyquant.errors import InputError
-from pyquant.graph import Graph, GraphInput, Network
+from pyquant.graph import GraphInput, Network
 from pyquant.torch_network import TorchNetwork
 
 __all__ = ["capture", "flat_outputs"]
@@ -63,8 +63,8 @@ def _captured(module: nn.Module, input_shape: tuple[int, int, int], free: tuple[
     executable = TorchNetwork(network)
     check(module, executable, input_shape)
     for axis in (ROWS, COLUMNS):
-        if shape[axis] is None and not _refuses_below(network.graph, axis, program.lowest[axis]):
-            shape[axis] = declared.default[axis - 1]
+        if shape[axis] is None and not _holds_below(module, executable, axis, program.lowest[axis]):
+            shape[axis] = input_shape[axis - 1]
     declared = replace(declared, shape=tuple(shape))
     if None in shape[ROWS:] and not holds(module, executable, _other_sizes(declared)):
         declared = replace(declared, shape=(shape[BATCH], *input_shape))
@@ -77,17 +77,17 @@ def _state(module: nn.Module) -> Mapping[str, torch.Tensor]:
     return {**parameters, **dict(module.named_buffers(remove_duplicate=False))}
 
 
-def _refuses_below(graph: Graph, axis: int, lowest: int) -> bool:
-    """Return whether the graph itself refuses inputs smaller than the trace is valid for."""
-    shape = [1, *graph.inputs[0].default]
-    shape[axis] = lowest - 1
-    if shape[axis] <= 1:  # torch.export starts at 2, whatever the network
+def _holds_below(module: nn.Module, network: TorchNetwork, axis: int, lowest: int) -> bool:
+    """Return whether the network is right about an input just smaller than the trace is said to be valid for."""
+    c, h, w = network.graph.inputs[0].default
+    below = (c, lowest - 1, w) if axis == ROWS else (c, h, lowest - 1)
+    if lowest <= 2:  # where torch.export starts, whatever the network
         return True
     try:
-        graph.infer_shapes([tuple(shape)])
+        network.graph.infer_shapes([(1, *below)])
     except InputError:
         return True
-    return False
+    return holds(module, network, [below])
 
 
 def _other_sizes(declared: GraphInput) -> list[tuple[int, int, int]]:

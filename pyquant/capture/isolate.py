@@ -32,6 +32,8 @@ def isolated(module: nn.Module) -> nn.Module:
     """
     if isinstance(module, torch.jit.ScriptModule):
         raise CaptureError("a TorchScript module cannot be captured; give the nn.Module that it was made from")
+    if hasattr(module, "_orig_mod"):
+        raise CaptureError("a compiled module cannot be captured; give the nn.Module that torch.compile was called on")
     # What deepcopy finds in `memo` under an object's id, it takes instead of a copy of that object.
     memo: dict[int, Any] = {}
     for path, part in module.named_modules():

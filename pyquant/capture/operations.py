@@ -247,7 +247,7 @@ def _identity(layers: Layers, call: Call) -> Value:
 def _dropout(layers: Layers, call: Call) -> Value:
     if call.arguments["train"]:
         raise Unsupported("that stays on in eval mode")
-    return call.value("input")
+    return call.value("input" if "input" in call.arguments else "self")
 
 
 def _upsample(mode: str) -> Translator:
