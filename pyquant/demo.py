@@ -37,8 +37,8 @@ TEST_EVERY = 5  # every fifth picture is kept for testing
 class DemoSize:
     """How much the demonstration does."""
 
-    channels: int = 48  # of the first stage
-    epochs: int = 5
+    channels: int = 64  # of the first stage
+    epochs: int = 6
     batch: int = 64
     learning_rate: float = 2e-3
     pictures: int = 1797  # all there are
