@@ -91,9 +91,9 @@ def _holds_below(module: nn.Module, network: TorchNetwork, axis: int, lowest: in
 
 
 def _other_sizes(declared: GraphInput) -> list[tuple[int, int, int]]:
-    """Return sizes that are odd where the default is even, not square, and multiples of what networks often need."""
+    """Return sizes of the other parity than the default, not square, and multiples of what networks often need."""
     c, h, w = declared.default
-    rows, columns = [h + 1, (h // 64 + 1) * 64], [w + 2, (w // 64 + 2) * 64]
+    rows, columns = [h + 1, (h // 64 + 1) * 64], [w + 3, (w // 64 + 2) * 64]
     if declared.shape[ROWS] is not None:
         rows = [h, h]
     if declared.shape[COLUMNS] is not None:
