@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from pyquant.errors import PyquantError
+from pyquant.extras import missing_dependency
 from pyquant.runtime import Model, load
 
 if TYPE_CHECKING:
@@ -13,17 +15,16 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+_LAZY = {"compress": "pyquant.compression", "to_torch": "pyquant.torch_network"}
+
 __all__ = ["Model", "PyquantError", "compress", "load", "to_torch"]
 
 
 def __getattr__(name: str) -> Any:
     # What needs PyTorch is imported when it is first used: running a file must not need it.
-    if name == "compress":
-        from pyquant.compression import compress
-
-        return compress
-    if name == "to_torch":
-        from pyquant.torch_network import to_torch
-
-        return to_torch
-    raise AttributeError(f"module 'pyquant' has no attribute '{name}'")
+    if (module := _LAZY.get(name)) is None:
+        raise AttributeError(f"module 'pyquant' has no attribute '{name}'")
+    try:
+        return getattr(import_module(module), name)
+    except ImportError as error:
+        raise missing_dependency(error) or error from error

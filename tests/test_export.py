@@ -165,6 +165,13 @@ def test_affine_layer_is_a_batch_norm_of_its_own() -> None:
     assert state["norm.num_batches_tracked"].shape == ()
 
 
+def test_arithmetic_without_a_module_has_no_entries() -> None:
+    node = Node(op="affine", name="mul", inputs=("x",), outputs=("y",), tensors=("scale", "bias"))
+    graph = Graph(inputs=(GraphInput(name="x", shape=(None, 2), default=(2,)),), nodes=(node,), outputs=("y",))
+    tensors = {"mul.scale": np.full(2, 3.0, np.float32), "mul.bias": np.zeros(2, np.float32)}
+    assert state_dict(Network(graph=graph, tensors=tensors)) == {}
+
+
 def test_one_norm_with_two_statistics_cannot_be_expressed() -> None:
     network = norm_nodes(StateNames(norm="norm"), StateNames(norm="norm"))
     with pytest.raises(InputError, match=r"'conv0' and 'conv1' need different values of 'norm\.weight'"):

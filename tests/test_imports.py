@@ -72,6 +72,13 @@ def test_export_needs_no_torch(without_torch: list[str], tiny_model: Path, tmp_p
     assert (tmp_path / "dense.safetensors").stat().st_size > tiny_model.stat().st_size
 
 
+def test_python_interface_without_torch_names_what_to_install() -> None:
+    blocked = WITHOUT_OPTIONAL.partition("from pyquant.cli")[0]
+    script = f"{blocked}\nimport pyquant\ntry:\n    pyquant.compress\nexcept pyquant.PyquantError as e:\n    print(e)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert "pip install 'pyquant-codec[train]'" in done.stdout
+
+
 def test_compressing_without_torch_names_what_to_install(without_torch: list[str], tmp_path: Path) -> None:
     done = run(without_torch, "compress", "resnet18", "--out", "x.pqmodel", folder=tmp_path)
     assert done.returncode == 2

@@ -149,9 +149,7 @@ def test_an_empty_cluster_takes_half_of_the_largest(rng: np.random.Generator) ->
 @pytest.mark.parametrize(
     ("scale", "dtype"), [(1.0, np.float16), (1e5, np.float32), (1e-9, np.float32), (0.0, np.float16)]
 )
-def test_codebooks_are_fp16_where_that_holds_their_numbers(
-    scale: float, dtype: type, rng: np.random.Generator
-) -> None:
+def test_codebooks_are_fp16_where_that_holds_their_numbers(scale: float, dtype: type, rng: np.random.Generator) -> None:
     centroids = (scale * rng.standard_normal((16, 4))).astype(np.float32)
     rounded = round_codebook(centroids)
     assert rounded.dtype == dtype

@@ -159,9 +159,7 @@ def test_file_becomes_a_module(network: Network, image: Any, tmp_path: Path) -> 
 
     graph = replace(network.graph, outputs=network.graph.outputs[:1])
     single = Network(graph=graph, tensors=network.tensors)
-    write_model(
-        tmp_path / "m.pqmodel", ModelFile(network=single, preprocessing=None, classes=(), provenance={})
-    )
+    write_model(tmp_path / "m.pqmodel", ModelFile(network=single, preprocessing=None, classes=(), provenance={}))
     module = to_torch(tmp_path / "m.pqmodel")
     assert not module.training
     assert not any(parameter.requires_grad for parameter in module.parameters())

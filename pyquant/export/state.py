@@ -46,11 +46,10 @@ def state_dict(network: Network) -> State:
 def _entries(network: Network, node: Node) -> Iterator[tuple[str, NDArray[np.generic]]]:
     """Yield the state dict entries of one layer; raise ValueError where the module has no place for a tensor."""
     scale, bias = network.own(node, "scale"), network.own(node, "bias")
-    if node.op == "affine":
+    if node.op == "affine" and node.state.norm:  # without a norm it is arithmetic of the module's own code
         assert scale is not None
         assert bias is not None
-        yield from _norm_entries(node, node.state.norm or node.name, scale, bias)
-        return
+        yield from _norm_entries(node, node.state.norm, scale, bias)
     if node.weight is None:
         return
     outputs = node.weight.shape[0]

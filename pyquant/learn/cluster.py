@@ -138,9 +138,7 @@ def _chunks(flat: Floats, present: NDArray[np.bool_], whitening: Floats) -> list
         for start in range(0, len(rows), CHUNK):
             part = rows[start : start + CHUNK]
             blocks = flat[part]
-            chunks.append(
-                _Chunk(rows=part, blocks=blocks, present=mask, whitening=factor, whitened=blocks @ factor)
-            )
+            chunks.append(_Chunk(rows=part, blocks=blocks, present=mask, whitening=factor, whitened=blocks @ factor))
     return chunks
 
 
