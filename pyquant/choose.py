@@ -128,7 +128,6 @@ def parse_rule(text: str) -> Rule:
 class Choice:
     """The codec chosen for one weight; `reason` says why it stays dense, and is empty where it does not."""
 
-    layer: str  # the first layer that uses the weight
     codec: CodecConfig
     reason: str = ""
 
@@ -147,6 +146,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise ConfigError(f"unknown preset '{self.preset}'; known: {', '.join(PRESETS)}")
+        if others := [rule for rule in self.rules if not isinstance(rule, Rule)]:
+            raise ConfigError(f"a recipe's rules are Rule objects, which parse_rule() makes of text; got {others[0]!r}")
 
     def choose(self, graph: Graph) -> dict[str, Choice]:
         """Return the choice for each weight of a graph, by the weight's name, in the order of the layers.
@@ -190,19 +191,19 @@ class Recipe:
         if rule is not None:
             config = rule.codec
             if isinstance(config, DenseConfig):
-                return Choice(layer=node.name, codec=config, reason=f"rule '{rule}'")
+                return Choice(codec=config, reason=f"rule '{rule}'")
             _check_kernel(node.name, weight, config, rule)
         elif first in [n.name for n in nodes]:
-            return Choice(layer=node.name, codec=DenseConfig(), reason="the first convolution")
+            return Choice(codec=DenseConfig(), reason="the first convolution")
         else:
             config = PRESETS[self.preset].config(node, weight, bottlenecks)
         if config is None:
-            return Choice(layer=node.name, codec=DenseConfig(), reason="too few blocks for a codebook")
+            return Choice(codec=DenseConfig(), reason="too few blocks for a codebook")
         coded, dense = coded_bytes(weight.shape, config), DENSE_BYTES * prod(weight.shape)
         if coded >= dense:
             reason = f"coding would not make it smaller: {coded:,} bytes against {dense:,}"
-            return Choice(layer=node.name, codec=DenseConfig(), reason=reason)
-        return Choice(layer=node.name, codec=config)
+            return Choice(codec=DenseConfig(), reason=reason)
+        return Choice(codec=config)
 
     def to_json(self) -> dict[str, str | list[str]]:
         """Return the recipe as plain JSON values, the rules as `parse_rule` reads them."""

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -228,8 +227,8 @@ def _unfinished(out: str | os.PathLike[str]) -> Iterator[Path]:
         path.unlink(missing_ok=True)
 
 
-def _array(tensor: Any) -> NDArray[np.float32]:
-    return np.array(tensor.detach().cpu().numpy(), np.float32)
+def _array(tensor: torch.Tensor) -> NDArray[np.float32]:
+    return np.array(tensor.detach().to("cpu", torch.float32).numpy())
 
 
 def _silent(what: str, done: int, total: int) -> None:

@@ -60,7 +60,7 @@ def product(*block: int, centroids: int) -> ProductConfig:
     ],
 )
 def test_presets_are_those_of_abgd(graph: Graph, preset: str, layer: str, expected: ProductConfig) -> None:
-    assert Recipe(preset=preset).choose(graph)[layer] == Choice(layer=layer, codec=expected)
+    assert Recipe(preset=preset).choose(graph)[layer] == Choice(codec=expected)
 
 
 @pytest.mark.parametrize(
@@ -137,9 +137,7 @@ def test_the_last_rule_that_matches_counts() -> None:
     graph = chain((64, 8, 1, 1), (64, 64, 1, 1), (64, 64, 1, 1), names=("stem", "layer1.0.conv", "layer1.1.conv"))
     choices = Recipe(rules=rules).choose(graph)
     assert choices["stem"].codec == product(1, 1, 1, centroids=16)  # though it is the first convolution
-    assert choices["layer1.0.conv"] == Choice(
-        layer="layer1.0.conv", codec=DenseConfig(), reason="rule 'layer1.*=dense'"
-    )
+    assert choices["layer1.0.conv"] == Choice(codec=DenseConfig(), reason="rule 'layer1.*=dense'")
     assert choices["layer1.1.conv"].codec == product(4, 1, 1, centroids=8)
 
 
@@ -201,6 +199,11 @@ def test_a_rule_that_cannot_be_read_is_an_error(text: str, message: str) -> None
 def test_an_unknown_preset_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="unknown preset 'tiny'; known: small-blocks, large-blocks"):
         Recipe(preset="tiny")
+
+
+def test_rules_as_text_must_be_parsed_first() -> None:
+    with pytest.raises(ConfigError, match=r"parse_rule\(\) makes of text; got 'fc=dense'"):
+        Recipe(rules=("fc=dense",))  # type: ignore[arg-type]
 
 
 def test_patterns_tell_case() -> None:

@@ -56,12 +56,13 @@ def without_epilogue(network: Network, node: Node, x: np.ndarray) -> np.ndarray:
     return reference.OPS[node.op](network, replace(node, tensors=()), [x.astype(np.float64)])
 
 
-def test_errors_are_those_of_outputs_before_scale_and_bias(inputs: np.ndarray) -> None:
-    dense, learnt = learnt_from(tiny_networks.residual(), from_arrays(inputs, samples=100, seed=0))
+@pytest.mark.parametrize("rules", [(), ("conv=block:1,3,3;centroids:8", "block.conv1=block:3,3,3;centroids:16")])
+def test_errors_are_those_of_outputs_before_scale_and_bias(inputs: np.ndarray, rules: tuple[str, ...]) -> None:
+    dense, learnt = learnt_from(tiny_networks.residual(), from_arrays(inputs, samples=100, seed=0), rules=rules)
     x = reference.all_values(dense, inputs)
     x_coded = reference.all_values(learnt.network, inputs)
     coded_nodes = {node.name: node for node, _ in learnt.network.graph.weighted()}
-    assert list(learnt.errors) == ["block.conv1", "block.conv2", "wide", "fc"]
+    assert list(learnt.errors) == [*(["conv"] if rules else []), "block.conv1", "block.conv2", "wide", "fc"]
     for node, _ in dense.graph.weighted():
         if node.name not in learnt.errors:
             continue
@@ -301,6 +302,7 @@ def test_an_array_is_sampled_by_seed_and_an_iterable_is_cut_off(inputs: np.ndarr
         ([np.ones((1, 3, 8, 8), np.float32), np.ones((1, 3, 9, 8), np.float32)], r"batch 1: .* \[3, 8, 8\]"),
         ([(np.ones((1, 3, 8, 8), np.float32), 1)], "batch 0: expected a float32 array or tensor .* got tuple"),
         (3, "got int"),
+        (torch.ones(1, 3, 8, 8, dtype=torch.bfloat16), "got bfloat16"),
     ],
 )
 def test_unusable_calibration_is_an_error(source: object, message: str) -> None:

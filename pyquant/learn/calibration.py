@@ -106,11 +106,12 @@ def _first_inputs(source: Iterable[Any], samples: int) -> Floats:
 
 
 def _checked(item: Any, what: str) -> Floats:
-    array = item.detach().cpu().numpy() if _is_tensor(item) else item
-    if not isinstance(array, np.ndarray):
+    if not isinstance(item, np.ndarray) and not _is_tensor(item):
         raise InputError(f"{what}: expected a float32 array or tensor [N, C, H, W], got {type(item).__name__}")
-    if array.dtype != np.float32 or array.ndim != 4 or 0 in array.shape:
-        raise InputError(f"{what}: expected float32 [N, C, H, W], got {array.dtype} {list(array.shape)}")
+    dtype = str(item.dtype).removeprefix("torch.")
+    if dtype != "float32" or item.ndim != 4 or 0 in item.shape:
+        raise InputError(f"{what}: expected float32 [N, C, H, W], got {dtype} {list(item.shape)}")
+    array = item if isinstance(item, np.ndarray) else item.detach().cpu().numpy()
     if not np.isfinite(array).all():
         raise InputError(f"{what}: holds numbers that are not finite")
     return np.ascontiguousarray(array)

@@ -80,7 +80,7 @@ def learn(
 
     Without calibration all weights count the same and batch norms keep their statistics. With it, a batch norm gets the
     mean and variance of what its layer now computes; it keeps its own where nothing before it is compressed, and where
-    several layers share it, each of which would want others.
+    several layers share it, each of which would want others. A weight that layers share is learnt at the first of them.
 
     Args:
         norms: the batch norms by module path, as `StateNames.norm` of the layers names them.
@@ -270,7 +270,7 @@ class _Walk:
             signal, error = sum(result[0] for result in results), sum(result[1] for result in results)
             if not isfinite(signal + error):
                 raise InputError(f"layer '{node.name}': its outputs on the calibration inputs are not finite")
-            # Outputs that are all 0 have no relative error, unless they are kept.
+            # Outputs that are all 0 have no relative error, unless they stay 0.
             if signal > 0 or error == 0:
                 self._learner.errors[node.name] = float(f"{error / signal if signal else 0.0:.6g}")
             measured = [result[2] for result in results]
@@ -282,7 +282,6 @@ class _Walk:
         config = self._learner.config(weight)
         if config is None or self._learner.is_coded(weight):
             return
-
         parts = self._each_batch(
             lambda batch: input_moments(node, config.block, self._read(node.inputs[0], batch, coded=True))
         )
