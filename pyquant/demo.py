@@ -162,7 +162,7 @@ def train_network(pictures: Path, size: DemoSize) -> nn.Module:
         chosen = order[step % (len(refs) // size.batch) * size.batch :][: size.batch]
         loss = nn.functional.cross_entropy(network(inputs[chosen]), targets[chosen])
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
     return network.eval()

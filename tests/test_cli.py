@@ -97,13 +97,6 @@ def test_rules_and_preset(cli_json: Callable[..., Any], pictures: Path) -> None:
     assert stored == {"conv": None, "block.conv1": ([2, 3, 3], 8), "block.conv2": None, "wide": None, "fc": None}
 
 
-def test_same_seed_same_file_for_any_threads(cli: Callable[..., Output], pictures: Path, tmp_path: Path) -> None:
-    for out, threads in (("a.pqmodel", "1"), ("b.pqmodel", "2")):
-        code, _, err = cli(*compress_arguments(pictures, out), "--threads", threads, "--seed", "3")
-        assert code == 0, err
-    assert (tmp_path / "a.pqmodel").read_bytes() == (tmp_path / "b.pqmodel").read_bytes()
-
-
 def test_weights_as_safetensors_and_pth(cli: Callable[..., Output], pictures: Path, tmp_path: Path) -> None:
     """Weights saved as fp16 in either format give the same file, and another one than the callable's own weights."""
     import tiny_networks

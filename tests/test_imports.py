@@ -105,26 +105,3 @@ def test_import_is_quick() -> None:
     ]
     # The machine may be busy with something else: the quickest of a few is what the import takes.
     assert min(seconds) < START_UP_S, f"median {median(seconds):.2f} s"
-
-
-@pytest.mark.parametrize("order", [("faiss", "torch"), ("torch", "faiss")], ids=" then ".join)
-def test_faiss_and_torch_live_together(order: tuple[str, str]) -> None:
-    """Both bring an OpenMP runtime; two in one process have crashed or hung (facebookresearch/faiss#3401)."""
-    for library in order:
-        pytest.importorskip(library)
-    code = f"""
-import {order[0]}
-import {order[1]}
-import numpy as np
-x = np.random.default_rng(0).standard_normal((4096, 16)).astype(np.float32)
-product = torch.from_numpy(x) @ torch.from_numpy(x).T
-index = faiss.IndexFlatL2(16)
-index.add(x)
-_, nearest = index.search(x, 1)
-assert (nearest[:, 0] == np.arange(4096)).all()
-conv = torch.nn.Conv2d(3, 8, 3)(torch.zeros(2, 3, 32, 32)).sum().backward()
-print("alive", tuple(product.shape))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "alive" in done.stdout

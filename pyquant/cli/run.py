@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -23,16 +24,17 @@ def command(
     """Name what pictures show: the most probable classes, best first."""
     from pyquant.runtime import load
 
-    predictions = load(file, threads=threads, precision=precision).predict(pictures, topk=topk)
-    results = [
-        {"picture": str(picture), "predictions": best} for picture, best in zip(pictures, predictions, strict=True)
+    model = load(file, threads=threads, precision=precision)
+    results: list[dict[str, Any]] = [
+        {"picture": str(picture), "predictions": model.predict([picture], topk=topk)[0]}
+        for picture in console.track(pictures, "running")
     ]
     if as_json:
         console.print_json(results)
         return
     rows = [
-        [str(picture) if rank == 0 else "", str(guess["class"]), f"{guess['probability']:.1%}"]
-        for picture, best in zip(pictures, predictions, strict=True)
-        for rank, guess in enumerate(best)
+        [result["picture"] if rank == 0 else "", guess["class"], f"{guess['probability']:.1%}"]
+        for result in results
+        for rank, guess in enumerate(result["predictions"])
     ]
     console.print_table(["picture", "class", "probability>"], rows)
