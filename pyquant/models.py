@@ -34,7 +34,7 @@ def build_network(name: str, *, weights: str | Path | None = None, num_classes: 
     if weights is not None:
         weights = Path(weights)
         if not weights.is_file():
-            raise InputError(f"{weights}: no such file of weights")
+            raise InputError(f"{weights}: {'is not a file' if weights.exists() else 'no such file'}")
     try:
         from torch import nn
     except ImportError as error:
@@ -83,7 +83,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise InputError(
-                f"{path.name}: holds more than weights, which pyquant does not load; "
+                f"{path.name}: damaged, or holds objects other than weights, which could run code and are not loaded; "
                 f"save the network's state_dict() alone, best as .safetensors"
             ) from error
         except (RuntimeError, EOFError, ValueError, KeyError) as error:

@@ -55,6 +55,7 @@ def show_bench(result: Mapping[str, Any]) -> None:
 
 
 def _show_layers(layers: list[Mapping[str, Any]]) -> None:
+    with_errors = any(layer["relative_output_error"] is not None for layer in layers)
     rows = [
         [
             layer["name"],
@@ -63,10 +64,15 @@ def _show_layers(layers: list[Mapping[str, Any]]) -> None:
             "" if layer["centroids"] is None else str(layer["centroids"]),
             f"{layer['bits_per_weight']:.2f}",
             f"{layer['bytes']:,}",
-            "" if layer["relative_output_error"] is None else f"{layer['relative_output_error']:.4f}",
-            layer["reason"] or "",
+            *(["" if (e := layer["relative_output_error"]) is None else f"{e:.4f}"] if with_errors else []),
         ]
         for layer in layers
     ]
-    columns = ["layer", "op", "block", "K>", "bits>", "bytes>", "error>", "why dense"]
+    columns = ["layer", "op", "block", "centroids>", "bits/weight>", "bytes>", *(["error>"] if with_errors else [])]
     console.print_table(columns, rows)
+    by_reason: dict[str, list[str]] = {}
+    for layer in layers:
+        if layer["reason"] is not None:
+            by_reason.setdefault(layer["reason"], []).append(layer["name"])
+    for reason, names in by_reason.items():
+        print(f"left dense, {reason}: {', '.join(names)}")
