@@ -1,14 +1,20 @@
-"""The README's examples run as they stand."""
+"""The README's examples run as they stand, and what it says of the file format is enough to read one."""
 
+import hashlib
+import json
+import math
 import re
 import shlex
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 from conftest import REPOSITORY
 
 from pyquant.cli import commands
+from pyquant.file import read_model
+from pyquant.layers import CODECS, OPS
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
@@ -54,3 +60,53 @@ def test_shell_examples_have_the_options_they_use(arguments: list[str]) -> None:
 def test_every_command_is_in_the_table() -> None:
     rows = re.findall(r"^\| `(\w+)[^|]*\|", README, re.MULTILINE)
     assert set(commands.list_commands(click.Context(commands))) <= set(rows)
+
+
+def test_every_operation_and_codec_is_described() -> None:
+    """Names, attributes and tensors of the declaration, in the rows of their tables."""
+    rows = re.findall(r"^\| (`.+) \|$", README, re.MULTILINE)
+    for specs in (OPS, CODECS):
+        for name, spec in specs.items():
+            described = "".join(row for row in rows if f"`{name}`" in row.partition("|")[0])
+            assert described, f"no row for '{name}'"
+            assert [word for word in spec.attributes if f"`{word}`" not in described] == [], name
+    for name, spec in CODECS.items():
+        described = "".join(row for row in rows if row.startswith(f"`{name}`"))
+        assert [role for role in spec.tensors if f"`{role}`" not in described] == [], name
+
+
+def test_description_of_the_format_is_enough_to_decode_a_weight(tiny_model: Path) -> None:
+    """A reader written from the README alone finds what ours finds."""
+    data = tiny_model.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    metadata = header.pop("__metadata__")
+    digest = metadata["digest"].encode()
+    assert hashlib.sha256(data.replace(digest, b"0" * 64, 1)).hexdigest().encode() == digest
+
+    def tensor(name: str) -> np.ndarray:
+        entry = header[name]
+        begin, end = entry["data_offsets"]
+        dtype = {"F32": "<f4", "F16": "<f2", "U8": "u1"}[entry["dtype"]]
+        return np.frombuffer(data[start + begin : start + end], dtype).reshape(entry["shape"])
+
+    network = read_model(tiny_model).network
+    node = next(node for node in json.loads(metadata["graph"])["nodes"] if node["name"] == "block.conv1")
+    weight = node["weight"]
+    o, c, kh, kw = weight["shape"]
+    bc, bh, bw = weight["block"]
+    bits = math.ceil(math.log2(weight["centroids"]))
+    stream = np.unpackbits(tensor("block.conv1.codes"), bitorder="little")
+    codebook = tensor("block.conv1.codebook").astype(np.float32)
+    grid = [(j, y, x) for j in range(-(-c // bc)) for y in range(-(-kh // bh)) for x in range(-(-kw // bw))]
+    decoded = np.zeros((o, c, kh, kw), np.float32)
+    for output in range(o):
+        for position, (j, y, x) in enumerate(grid):
+            first = (output * len(grid) + position) * bits
+            code = sum(int(bit) << i for i, bit in enumerate(stream[first : first + bits]))
+            place = decoded[output, j * bc : (j + 1) * bc, y * bh : (y + 1) * bh, x * bw : (x + 1) * bw]
+            block = codebook[0, code].reshape(bc, bh, bw)
+            place[:] = block[tuple(slice(size) for size in place.shape)]
+    ours = network.graph.node("block.conv1").weight
+    assert ours is not None
+    np.testing.assert_array_equal(decoded, network.weight(ours))

@@ -37,3 +37,4 @@ def command(
         return
     rows = [[s["name"], s["op"], s["kernel"], f"{s['ms']:.3f}", f"{s['share']:.1%}"] for s in result["steps"]]
     console.print_table(["step", "op", "kernel", "ms>", "share>"], rows)
+    print(f"{sum(step['ms'] for step in result['steps']):.2f} ms in all")
