@@ -76,6 +76,11 @@ def test_compress(cli_json: Callable[..., Any], pictures: Path, classes_txt: Pat
     assert 0 <= by_name["block.conv1"]["relative_output_error"] < 1
 
 
+def test_json_is_alone_on_standard_output(cli_json: Callable[..., Any]) -> None:
+    arguments = ["compress", "tiny_networks:talkative", "--out", "x.pqmodel", "--input-shape", SHAPE]
+    assert set(cli_json(*arguments)) == REPORT_KEYS
+
+
 def test_compress_says_how_many_pictures_it_uses(cli: Callable[..., Output], pictures: Path) -> None:
     code, out, err = cli(*compress_arguments(pictures), "--samples", "8")
     assert code == 0, err
@@ -407,8 +412,9 @@ def test_interrupt_is_clean_and_leaves_nothing(
         [sys.executable, "-m", "pyquant", "compress", "slow:network", "--out", "x.pqmodel"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=child_environment,
     )  # fmt: skip
-    assert process.stdout is not None
-    process.stdout.readline()
+    assert process.stderr is not None
+    while process.stderr.readline() != "begun\n":
+        pass
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)

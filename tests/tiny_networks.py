@@ -48,6 +48,14 @@ def residual(num_classes: int = 3) -> nn.Module:
     return network.eval()
 
 
+def talkative() -> nn.Module:
+    """Return a network that prints while it is built and while it runs."""
+    print("building")
+    network = residual()
+    network.register_forward_pre_hook(lambda module, inputs: print("running"))
+    return network
+
+
 def not_a_network() -> int:
     """Return what is no network."""
     return 3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import click
@@ -81,8 +83,9 @@ def command(
         console.warn(f"{model} is built with random weights; give trained ones with --weights")
     elif weights is None:
         console.note(f"weights: as {model} returns them")
-    network = build_network(model, weights=weights, num_classes=num_classes)
-    with console.progress() as progress:
+    # The user's code may print; standard output is for the result alone.
+    with redirect_stdout(sys.stderr), console.progress() as progress:
+        network = build_network(model, weights=weights, num_classes=num_classes)
         report = compress(
             network,
             calibration,
