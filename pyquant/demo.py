@@ -154,12 +154,10 @@ def train_network(pictures: Path, size: DemoSize) -> nn.Module:
     targets = torch.tensor([int(ref.folder) for ref in refs])
     network = DigitNet(size.channels)
     optimizer = torch.optim.Adam(network.parameters())
-    steps = size.epochs * (len(refs) // size.batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=size.learning_rate, total_steps=steps)
-    for step in console.track(range(steps), "training"):
-        if step % (len(refs) // size.batch) == 0:
-            order = torch.randperm(len(refs))
-        chosen = order[step % (len(refs) // size.batch) * size.batch :][: size.batch]
+    orders = [torch.randperm(len(refs)) for _ in range(size.epochs)]
+    batches = [order[i : i + size.batch] for order in orders for i in range(0, len(refs), size.batch)]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=size.learning_rate, total_steps=len(batches))
+    for chosen in console.track(batches, "training"):
         loss = nn.functional.cross_entropy(network(inputs[chosen]), targets[chosen])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

@@ -390,6 +390,19 @@ def test_full_disk_when_printing(tiny_model: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere file names are always text")
+def test_file_names_need_not_be_text(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
+    odd = os.path.join(os.fsencode(tmp_path), b"\xff.png")
+    Path(os.fsdecode(odd)).write_bytes((pictures / "ant" / "0.png").read_bytes())
+    command = [sys.executable, "-m", "pyquant", "run", str(tiny_model)]
+    done = subprocess.run([*command, odd, "--json"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert os.fsencode(json.loads(done.stdout)[0]["picture"]) == odd
+    done = subprocess.run([*command, b"\xfe.png"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
 def test_closed_pipe_is_quiet(tiny_model: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)

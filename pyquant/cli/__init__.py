@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 
 import click
 
@@ -57,6 +58,9 @@ def commands(context: click.Context) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, 2 after an error of the user's or the system's, or 130 on Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a file's name need not be text, nor text fit the terminal's encoding
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = commands.main(arguments, prog_name="pyquant", standalone_mode=False)
         sys.stdout.flush()
