@@ -1,8 +1,7 @@
 # make demo | test | lint | format | clean: each makes the environment it needs in .venv, once; later runs are offline.
 #
 #   PYTHON     the Python (>= 3.10) that the environment is made from
-#   PIP_FLAGS  passed to every `pip install`; on Linux the package index's PyTorch brings CUDA along, and
-#              --extra-index-url https://download.pytorch.org/whl/cpu gives the smaller one
+#   PIP_FLAGS  passed to every `pip install`, for example to name another index
 
 PYTHON    ?= python3
 PIP_FLAGS ?=

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import secrets
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +29,7 @@ from pyquant.preprocessing import Preprocessing
 from pyquant.report import Report
 from pyquant.runtime import MAX_THREADS
 from pyquant.selfcheck import check_against_decoded, check_against_module
+from pyquant.storage import checked_before_use
 
 CHECKED_INPUTS = 4  # run by the self-check
 
@@ -122,10 +121,9 @@ def compress(
             "errors": dict(learnt.errors),
         },
     )
-    with _unfinished(out) as path:
+    with checked_before_use(out) as path:
         write_model(path, model)
         error = _self_check(path, module, learnt, _check_batch(inputs, shape, seed), threads)
-        os.replace(path, os.path.realpath(out))
     return Report.of(out, model, max_relative_error=error)
 
 
@@ -214,17 +212,6 @@ def _self_check(
             check_against_decoded(path, batch, threads=threads),
             check_against_module(path, with_learnt(module, written), batch, threads=threads),
         )
-
-
-@contextmanager
-def _unfinished(out: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give the path of a file beside `out` that is gone on leaving, unless it was renamed."""
-    target = Path(os.path.realpath(out))
-    path = target.with_name(f".pyquant-{secrets.token_hex(8)}.pqmodel")
-    try:
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def _array(tensor: torch.Tensor) -> NDArray[np.float32]:

@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
 from pyquant.errors import InputError
@@ -56,6 +57,30 @@ def write_whole(path: AnyPath, data: bytes) -> None:
             raise
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {reason(error)}; nothing was changed") from error
+    _sync_folder(target.parent)
+
+
+@contextmanager
+def checked_before_use(path: AnyPath) -> Iterator[Path]:
+    """Give the path of a file of the same name in a folder beside `path`; when the context ends, it takes its place.
+
+    Where the context ends with an exception, `path` keeps what it held before, and nothing is left behind.
+
+    Raises:
+        InputError: the folder cannot be made, or the file not be renamed.
+    """
+    target = _target(path)
+    try:
+        folder = TemporaryDirectory(prefix=".pyquant-", dir=target.parent)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {reason(error)}") from error
+    with folder:
+        unchecked = Path(folder.name) / target.name
+        yield unchecked
+        try:
+            os.replace(unchecked, target)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written: {reason(error)}; nothing was changed") from error
     _sync_folder(target.parent)
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +21,7 @@ from pyquant.interop.pqf import is_pqf, read_pqf
 from pyquant.interop.resnet import resnet_config, resnet_graph
 from pyquant.preprocessing import Preprocessing
 from pyquant.report import Report
-from pyquant.storage import AnyPath, check_writable
+from pyquant.storage import AnyPath, check_writable, checked_before_use
 
 if TYPE_CHECKING:
     from torch import nn
@@ -83,13 +81,9 @@ def import_checkpoint(
         classes=tuple(classes or ()),
         provenance={"source": "import", "layout": read.layout, "arch": arch, "dense": dense},
     )
-    target = Path(os.path.realpath(out))
-    # Beside its place, so that whatever had the name before stays until the check has passed.
-    with TemporaryDirectory(prefix=".pyquant-", dir=target.parent) as folder:
-        unchecked = Path(folder) / target.name
-        write_model(unchecked, model)
-        difference = _self_check(unchecked, network, arch)
-        os.replace(unchecked, target)
+    with checked_before_use(out) as path:
+        write_model(path, model)
+        difference = _self_check(path, network, arch)
     return Report.of(out, model, max_relative_error=difference)
 
 
