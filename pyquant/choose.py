@@ -72,16 +72,12 @@ class Rule:
     def __post_init__(self) -> None:
         if not self.pattern:
             raise ConfigError(f"rule '{self}': the pattern is empty; '*' matches every layer")
-        if isinstance(self.codec, ProductConfig) and self.codec.codebooks != 1:
-            raise ConfigError(
-                f"rule '{self}': only one codebook per layer can be learnt yet, got {self.codec.codebooks}; "
-                "leave 'codebooks' out"
-            )
 
     def __str__(self) -> str:
         if isinstance(self.codec, ProductConfig):
             block = ",".join(str(size) for size in self.codec.block)
-            return f"{self.pattern}=block:{block};centroids:{self.codec.centroids}"
+            books = f";codebooks:{self.codec.codebooks}" if self.codec.codebooks > 1 else ""
+            return f"{self.pattern}=block:{block};centroids:{self.codec.centroids}{books}"
         return f"{self.pattern}=dense"
 
     def matches(self, layer: str) -> bool:
@@ -90,12 +86,12 @@ class Rule:
 
 
 def parse_rule(text: str) -> Rule:
-    """Return the rule that `PATTERN=block:c,kh,kw;centroids:K` or `PATTERN=dense` stands for.
+    """Return the rule that `PATTERN=block:c,kh,kw;centroids:K[;codebooks:M]` or `PATTERN=dense` stands for.
 
     Raises:
         ConfigError: the text is not of that form, or a number is out of range.
     """
-    form = "expected 'PATTERN=block:c,kh,kw;centroids:K' or 'PATTERN=dense'"
+    form = "expected 'PATTERN=block:c,kh,kw;centroids:K[;codebooks:M]' or 'PATTERN=dense'"
     pattern, equals, setting = text.rpartition("=")
     if not equals or not pattern.strip():
         raise ConfigError(f"rule '{text}': {form}")

@@ -16,14 +16,16 @@ import pyquant
 from pyquant import _core, console
 from pyquant.capture import capture
 from pyquant.capture.isolate import isolated, undisturbed
-from pyquant.choose import Recipe, dense_reasons
+from pyquant.choose import Choice, Recipe, dense_reasons
 from pyquant.classes import ClassName
+from pyquant.codecs import ProductConfig
 from pyquant.console import Progress
 from pyquant.errors import ConfigError, InputError
 from pyquant.file import ModelFile, check_classes, check_writable, read_model, write_model
 from pyquant.graph import Graph
 from pyquant.learn.calibration import Calibration, Source, from_arrays, from_pictures, is_path
 from pyquant.learn.layerwise import Learnt, Norm, learn
+from pyquant.learn.methods import DEFAULT_METHOD, method_called
 from pyquant.learn.workers import Workers
 from pyquant.preprocessing import Preprocessing
 from pyquant.report import Report
@@ -42,6 +44,7 @@ def compress(
     *,
     out: str | os.PathLike[str],
     recipe: Recipe | None = None,
+    method: str = DEFAULT_METHOD,
     input_shape: tuple[int, int, int] | None = None,
     preprocessing: Preprocessing | None = None,
     classes: Sequence[ClassName] | None = None,
@@ -61,6 +64,7 @@ def compress(
             weights count the same, and `input_shape` is required.
         out: the file to write; one that exists is replaced once the new one has passed its check.
         recipe: preset and rules; by default `small-blocks`.
+        method: how codes and codebooks are chosen, one of `pyquant.learn.methods.METHODS`.
         input_shape: `(C, H, W)`; by default that of the calibration inputs, or the crop of `preprocessing`.
         preprocessing: how a picture becomes an input, kept in the file; by default
             `Preprocessing.default_for(input_shape)` where the calibration is pictures, else nothing.
@@ -78,6 +82,7 @@ def compress(
         SelfCheckError: the file did not compute what the network computes. Whatever is raised, no file is left.
     """
     recipe = recipe or Recipe()
+    learner = method_called(method)
     _check_options(module, recipe, samples, seed, threads)
     check_writable(out, inputs=[calibration] if is_path(calibration) else [])
     if is_path(calibration):
@@ -96,12 +101,14 @@ def compress(
         network.graph.infer_shapes([(1, *inputs.shape)])
     check_classes(network.graph, classes or ())
     choices = recipe.choose(network.graph)
+    _check_codebooks(choices, learner.max_codebooks, method)
     with Workers(threads or _core.default_threads()) as workers:
         learnt = learn(
             network,
             choices,
             seed=seed,
             workers=workers,
+            method=learner,
             calibration=inputs,
             norms=norms_of(network.graph, module.state_dict()),
             progress=progress or _silent,
@@ -111,7 +118,8 @@ def compress(
         preprocessing=preprocessing,
         classes=tuple(classes or ()),
         provenance={
-            "method": "compress",
+            "source": "compress",
+            "method": method,
             "objective": "weights alone" if inputs is None else "outputs on calibration inputs",
             "samples": 0 if inputs is None else inputs.count,
             "seed": seed,
@@ -153,6 +161,11 @@ def with_learnt(module: nn.Module, learnt: Learnt) -> nn.Module:
     new: dict[str, NDArray[np.float32]] = {}
     for node, weight in learnt.network.graph.weighted():
         new[node.state.weight or f"{node.name}.weight"] = learnt.network.weight(weight)
+    for node in learnt.network.graph.nodes:
+        if node.weight is not None and node.state.bias and not node.state.norm:
+            bias = learnt.network.own(node, "bias")
+            assert bias is not None
+            new[node.state.bias] = bias
     for name, norm in learnt.norms.items():
         new |= {f"{name}.running_mean": norm.mean, f"{name}.running_var": norm.variance}
     by_tensor = {id(state[key]): value for key, value in new.items()}  # a tied weight has several names
@@ -175,6 +188,16 @@ def _check_options(module: nn.Module, recipe: Recipe, samples: int, seed: int, t
     ):
         if not isinstance(value, int) or not low <= value <= high:
             raise ConfigError(f"{name} must be a whole number from {low} to {high}, got {value!r}")
+
+
+def _check_codebooks(choices: Mapping[str, Choice], most: int, method: str) -> None:
+    """Raise ConfigError where a layer was given more additive codebooks than the method can learn."""
+    for layer, choice in choices.items():
+        if isinstance(choice.codec, ProductConfig) and choice.codec.codebooks > most:
+            raise ConfigError(
+                f"layer '{layer}': {choice.codec.codebooks} additive codebooks; method '{method}' learns "
+                f"{most} at most"
+            )
 
 
 def _checked_shape(shape: Sequence[int] | None) -> tuple[int, int, int]:

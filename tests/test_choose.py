@@ -188,7 +188,6 @@ def test_rules_are_written_as_they_are_read(text: str) -> None:
         ("fc=block:0,1,1;centroids:4", "three positive integers"),
         ("fc=block:4,1,1;centroids:1", "centroids must be 2 to 65536, got 1"),
         ("fc=block:4,1,1;centroids:65537", "centroids must be 2 to 65536, got 65537"),
-        ("fc=block:4,1,1;centroids:16;codebooks:2", "only one codebook per layer can be learnt yet, got 2"),
     ],
 )
 def test_a_rule_that_cannot_be_read_is_an_error(text: str, message: str) -> None:

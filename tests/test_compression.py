@@ -116,7 +116,8 @@ def test_provenance_tells_how_the_file_was_made(inputs: np.ndarray, out: Path) -
     errors = provenance.pop("errors")
     assert set(errors) == {"block.conv1", "block.conv2", "wide", "fc"}
     assert provenance == {
-        "method": "compress",
+        "source": "compress",
+        "method": "gram",
         "objective": "outputs on calibration inputs",
         "samples": 20,
         "seed": 3,

@@ -24,6 +24,7 @@ from pyquant.compression import norms_of  # noqa: E402
 from pyquant.learn import activations, layerwise  # noqa: E402
 from pyquant.learn.calibration import Calibration, from_arrays  # noqa: E402
 from pyquant.learn.layerwise import Learnt, learn  # noqa: E402
+from pyquant.learn.methods import METHODS  # noqa: E402
 from pyquant.learn.workers import Workers  # noqa: E402
 
 SIDE = 12
@@ -35,7 +36,12 @@ def inputs(rng: np.random.Generator) -> np.ndarray:
 
 
 def learnt_from(
-    module: nn.Module, calibration: Calibration | None, *, threads: int = 1, rules: tuple[str, ...] = ()
+    module: nn.Module,
+    calibration: Calibration | None,
+    *,
+    threads: int = 1,
+    rules: tuple[str, ...] = (),
+    method: str = "abgd",
 ) -> tuple[Network, Learnt]:
     network = capture(module, (3, SIDE, SIDE))
     choices = Recipe(rules=tuple(map(parse_rule, rules))).choose(network.graph)
@@ -45,6 +51,7 @@ def learnt_from(
             choices,
             seed=0,
             workers=workers,
+            method=METHODS[method],
             calibration=calibration,
             norms=norms_of(network.graph, module.state_dict()),
             progress=lambda what, done, total: None,
@@ -208,6 +215,7 @@ def test_progress_counts_layers(inputs: np.ndarray) -> None:
             Recipe().choose(network.graph),
             seed=0,
             workers=workers,
+            method=METHODS["abgd"],
             calibration=from_arrays(inputs, samples=20, seed=0),
             norms=norms_of(network.graph, tiny_networks.residual().state_dict()),
             progress=lambda what, done, total: seen.append((what, done, total)),

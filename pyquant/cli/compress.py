@@ -28,13 +28,16 @@ from pyquant.cli.show import show_report
 )
 @click.option("--preset", metavar="small-blocks|large-blocks", default="small-blocks", show_default=True,
               help="Block sizes for the whole network.")  # fmt: skip
+@click.option("--method", metavar="gram|abgd", default="gram", show_default=True,
+              help="gram: least output error, all correlations of a layer's inputs included; abgd: k-means on blocks, "
+              "weighted by the inputs that meet them.")  # fmt: skip
 @click.option(
     "--rule",
     "rules",
     multiple=True,
     metavar="RULE",
-    help="'PATTERN=block:c,kh,kw;centroids:K' or 'PATTERN=dense'; PATTERN is shell-style, on a layer's dotted name; "
-    "the last rule that matches counts.",
+    help="'PATTERN=block:c,kh,kw;centroids:K[;codebooks:M]' or 'PATTERN=dense'; PATTERN is shell-style, on a layer's "
+    "dotted name; the last rule that matches counts.",
 )
 @options.preprocessing
 @options.classes
@@ -52,6 +55,7 @@ def command(
     input_shape: tuple[int, int, int],
     calibration: Path | None,
     preset: str,
+    method: str,
     rules: tuple[str, ...],
     resize: int | str | None,
     mean: tuple[float, float, float] | None,
@@ -91,6 +95,7 @@ def command(
             calibration,
             out=out,
             recipe=recipe,
+            method=method,
             input_shape=input_shape,
             preprocessing=preprocessing,
             classes=names,

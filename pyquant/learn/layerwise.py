@@ -1,16 +1,16 @@
 """The learner: one layer after another, each on the inputs that the layers already compressed give it.
 
 Two streams of activations walk through the graph side by side: X of the dense network, and X̃ of the network compressed
-so far. A layer's Gram and batch-norm statistics come from X̃; its error is `||W X - Ŵ X̃||² / ||W X||²`.
+so far. What a method measures and batch-norm statistics come from both; its error is `||W X - Ŵ X̃||² / ||W X||²`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial, reduce
+from functools import partial
 from math import isfinite, prod
-from typing import TypeVar
+from typing import Any, TypeVar
 from zlib import crc32
 
 import numpy as np
@@ -26,16 +26,13 @@ from pyquant.errors import InputError
 from pyquant.graph import Network, Node, Weight
 from pyquant.learn.activations import Activations, check_room
 from pyquant.learn.calibration import Calibration
-from pyquant.learn.cluster import learn_codebook
+from pyquant.learn.methods.base import Layer, Method
 from pyquant.learn.moments import (
-    InputMoments,
     Moments,
     apply_epilogue,
     apply_weight,
-    block_presence,
     channel_moments,
     combine_moments,
-    input_moments,
     squared_norm,
 )
 from pyquant.learn.workers import Workers
@@ -72,29 +69,32 @@ def learn(
     *,
     seed: int,
     workers: Workers,
+    method: Method,
     calibration: Calibration | None,
     norms: Mapping[str, Norm],
     progress: Progress,
 ) -> Learnt:
     """Return `network`, which is dense, with its weights in the codecs of `choices` (by the weight's name).
 
-    Without calibration all weights count the same and batch norms keep their statistics. With it, a batch norm gets the
-    mean and variance of what its layer now computes; it keeps its own where nothing before it is compressed, and where
-    several layers share it, each of which would want others. A weight that layers share is learnt at the first of them.
+    Without calibration all weights count the same, and batch norms and biases stay. With it, a batch norm gets the mean
+    and variance of what its layer now computes, and the bias of a layer without one takes up the mean of its error.
+    They stay where nothing before them is compressed, and where several layers share them, each of which would want
+    others. A weight that layers share is learnt at the first of them.
 
     Args:
+        method: how codes and codebooks are chosen.
         norms: the batch norms by module path, as `StateNames.norm` of the layers names them.
 
     Raises:
         InputError: an output is not finite, or the temporary folder is full.
     """
-    learner = _Learner(network, choices, seed=seed, workers=workers, norms=norms)
+    learner = _Learner(network, choices, seed=seed, workers=workers, method=method, norms=norms)
     if calibration is None:
-        weights = {weight.name: weight for _, weight in network.graph.weighted()}.values()
-        for done, weight in enumerate(weights):
-            progress("learning layers", done, len(weights))
-            learner.code(weight, None)
-        progress("learning layers", len(weights), len(weights))
+        layers = {weight.name: (node, weight) for node, weight in reversed(list(network.graph.weighted()))}
+        for done, (node, weight) in enumerate(reversed(layers.values())):
+            progress("learning layers", done, len(layers))
+            learner.code(node, weight, None, centred=False)
+        progress("learning layers", len(layers), len(layers))
     else:
         with Activations() as values:
             _Walk(learner, calibration, values, progress).run()
@@ -111,10 +111,12 @@ class _Learner:
         *,
         seed: int,
         workers: Workers,
+        method: Method,
         norms: Mapping[str, Norm],
     ) -> None:
         self.network = network
         self.workers = workers
+        self.method = method
         self.norms = norms
         self.new_norms: dict[str, Norm] = {}
         self.errors: dict[str, float] = {}
@@ -132,14 +134,25 @@ class _Learner:
         """Say whether the weight has been coded already."""
         return weight.name in self._coded
 
-    def code(self, weight: Weight, gram: NDArray[np.float64] | None) -> None:
-        """Learn the codebook and codes of a weight, unless it stays dense."""
+    def code(self, node: Node, weight: Weight, measured: Any | None, *, centred: bool) -> None:
+        """Learn the codes and codebooks of a layer's weight, unless it stays dense."""
         if (config := self.config(weight)) is None:
             return
-        dense = self.network.weight(weight)
+        # What counts is the error after the layer's scale.
+        scale = self.network.own(node, "scale")
+        layer = Layer(
+            node=node,
+            weight=self.network.weight(weight),
+            config=config,
+            centred=centred,
+            importance=np.ones(weight.shape[0], np.float32) if scale is None else np.square(scale),
+        )
         # A seed for each layer, so that a layer's codebook does not depend on the layers before it.
         seed = crc32(f"{self._seed} {weight.name}".encode())
-        codes, codebook = learn_codebook(dense, config, gram, seed=seed, workers=self.workers)
+        try:
+            codes, codebook = self.method.code(layer, measured, seed=seed, workers=self.workers)
+        except ValueError as error:
+            raise InputError(f"layer '{node.name}': {error}") from error
         del self._tensors[weight.tensor("weight")]
         self._tensors[weight.tensor("codes")] = pack_codes(codes, config.code_bits)
         self._tensors[weight.tensor("codebook")] = codebook
@@ -162,6 +175,12 @@ class _Learner:
         self._tensors[node.tensor("scale")] = scale.astype(np.float32)
         self._tensors[node.tensor("bias")] = bias.astype(np.float32)
         self.new_norms[node.state.norm] = norm
+
+    def shift_bias(self, node: Node, shift: NDArray[np.float64]) -> None:
+        """Add `shift` `[O]`, an error of the layer's output before its scale, to the layer's bias."""
+        scale, bias = self.epilogue(node)
+        assert bias is not None
+        self._tensors[node.tensor("bias")] = (bias + (1.0 if scale is None else scale) * shift).astype(np.float32)
 
     def result(self) -> Learnt:
         """Return the network learnt."""
@@ -195,9 +214,9 @@ class _Walk:
         self._apart = _values_apart(learner)  # the values whose X̃ differs from X
         counts: dict[str, int] = {}
         for node in self._graph.nodes:
-            if name := node.state.norm:
+            for name in filter(None, (node.state.norm, node.state.bias)):
                 counts[name] = counts.get(name, 0) + 1
-        self._shared_norms = {name for name, count in counts.items() if count > 1}
+        self._shared = {name for name, count in counts.items() if count > 1}
 
     def run(self) -> None:
         """Learn all layers."""
@@ -274,7 +293,10 @@ class _Walk:
             if signal > 0 or error == 0:
                 self._learner.errors[node.name] = float(f"{error / signal if signal else 0.0:.6g}")
             measured = [result[2] for result in results]
-        if self._renews(node):
+            if self._renews_bias(node):
+                wanted = combine_moments([result[3] for result in results]).mean
+                self._learner.shift_bias(node, wanted - combine_moments(measured).mean)
+        if self._renews_norm(node):
             self._renew_norm(node, combine_moments(measured))
 
     def _code(self, node: Node, weight: Weight) -> None:
@@ -282,29 +304,32 @@ class _Walk:
         config = self._learner.config(weight)
         if config is None or self._learner.is_coded(weight):
             return
-        parts = self._each_batch(
-            lambda batch: input_moments(node, config.block, self._read(node.inputs[0], batch, coded=True))
-        )
-        # Re-estimated, a batch norm takes away what the mean of the inputs adds to the error.
-        gram = reduce(InputMoments.plus, parts).gram(centred=self._renews(node))
-        if not np.isfinite(gram).all():
-            raise InputError(f"layer '{node.name}': its inputs on the calibration inputs are too large or not finite")
-        # A weight at the kernel's edge is missing from tail blocks: each entry is a mean over the blocks that have it,
-        # scaled from both sides so that the Gram stays positive semidefinite.
-        factor = 1 / np.sqrt(block_presence(weight.shape, config.block))
-        self._learner.code(weight, gram * np.outer(factor, factor))
+        method, source = self._learner.method, node.inputs[0]
 
-    def _multiply(self, node: Node, dense: Tensor, coded: Tensor, batch: int) -> tuple[float, float, Moments]:
-        """Keep W X and Ŵ X̃ of a batch; return the square sums of signal and error, and the moments of Ŵ X̃."""
+        def measure(batch: int) -> Any:
+            dense = self._read(source, batch, coded=False) if source in self._apart else None
+            return method.measure(node, config, dense, self._read(source, batch, coded=True))
+
+        measured = self._learner.workers.fold(measure, range(self._calibration.batches), method.add)
+        centred = self._renews_norm(node) or self._renews_bias(node)
+        self._learner.code(node, weight, measured, centred=centred)
+
+    def _multiply(self, node: Node, dense: Tensor, coded: Tensor, batch: int) -> tuple[float, float, Moments, Moments]:
+        """Keep W X and Ŵ X̃ of a batch; return the square sums of signal and error, and the moments of Ŵ X̃ and W X."""
         y = apply_weight(node, dense, self._read(node.inputs[0], batch, coded=False))
         z = apply_weight(node, coded, self._read(node.inputs[0], batch, coded=True))
         self._values.put(_dense(node.output), batch, y.numpy())
         self._values.put(_coded(node.output), batch, z.numpy())
-        return squared_norm(y), squared_norm(y - z), channel_moments(z)
+        return squared_norm(y), squared_norm(y - z), channel_moments(z), channel_moments(y)
 
-    def _renews(self, node: Node) -> bool:
+    def _renews_norm(self, node: Node) -> bool:
         """Say whether a layer that is learnt or measured holds a batch norm of its own, to be re-estimated."""
-        return bool(node.state.norm) and node.state.norm not in self._shared_norms
+        return bool(node.state.norm) and node.state.norm not in self._shared
+
+    def _renews_bias(self, node: Node) -> bool:
+        """Say whether a layer that is learnt or measured has a bias of its own, which no batch norm takes away."""
+        has_bias = node.weight is not None and bool(node.state.bias) and not node.state.norm
+        return has_bias and node.state.bias not in self._shared
 
     def _renew_norm(self, node: Node, measured: Moments) -> None:
         norm = self._learner.norms[node.state.norm]

@@ -82,7 +82,7 @@ def input_moments(node: Node, block: tuple[int, int, int], x: Tensor) -> InputMo
     result = None
     for start in range(0, len(x), GRAM_PICTURES):
         part = x[start : start + GRAM_PICTURES]
-        unfolded = part[..., None] if node.op == "linear" else _unfold(node, part)
+        unfolded = part[..., None] if node.op == "linear" else unfold(node, part)
         n, _, pixels = unfolded.shape
         v = _cut(unfolded.reshape(-1, c, kh, kw, pixels), block)  # [N * groups, J, d, P]
         # Short sums in float32, sums of those in float64.
@@ -132,7 +132,7 @@ def _padded(node: Node, x: Tensor) -> Tensor:
     return functional.pad(x, (left, right, top, bottom)) if top or bottom or left or right else x
 
 
-def _unfold(node: Node, x: Tensor) -> Tensor:
+def unfold(node: Node, x: Tensor) -> Tensor:
     """Return the inputs that meet each weight, `[N, groups * C * kh * kw, P]`."""
     assert node.weight is not None
     _, _, kh, kw = as_conv_shape(node.weight.shape)

@@ -7,8 +7,9 @@ PyTorch and faiss, which release the interpreter's lock.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TypeVar
 
@@ -16,12 +17,14 @@ import torch
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Total = TypeVar("Total")
 
 
 class Workers:
     """`threads` threads for one piece of work; leaving the context restores the caller's number of PyTorch threads."""
 
     def __init__(self, threads: int) -> None:
+        self._threads = threads
         self._torch_threads = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="pyquant", initializer=_run_alone)
 
@@ -33,6 +36,28 @@ class Workers:
         finally:
             for future in futures:
                 future.cancel()
+
+    def fold(
+        self, function: Callable[[Item], Result], items: Iterable[Item], add: Callable[[Total | None, Result], Total]
+    ) -> Total:
+        """Return what `add` makes of the total so far (at first None) and each result, in the order of the items.
+
+        Only a few results, as many as there are threads, wait to be added at any time: they may be large.
+        """
+        total: Total | None = None
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                if len(waiting) > self._threads:
+                    total = add(total, waiting.popleft().result())
+                waiting.append(self._pool.submit(function, item))
+            while waiting:
+                total = add(total, waiting.popleft().result())
+        finally:
+            for future in waiting:
+                future.cancel()
+        assert total is not None, "nothing to fold"
+        return total
 
     def __enter__(self) -> Workers:
         return self

@@ -1,0 +1,229 @@
+"""Codes and codebooks that descend on a layer's true output error, correlations between blocks included.
+
+The error of Ŵ on inputs with Gram H is `tr((T - Ŵ) H (T - Ŵ)ᵀ)`, T being the weight that would be best without a
+codebook. Three steps lower it, each exact in its own variables while the others stay as they are:
+
+    feedback   codes, block by block; the error of each is made up for by the blocks after it (Frantar et al., "GPTQ",
+               ICLR 2023, for vectors: van Baalen et al., "GPTVQ", 2024)
+    sweep      codes, block by block, given all the others: coordinate descent
+    refit      codebooks, all centroids at once: least squares, by preconditioned conjugate gradients
+
+Dimensions: G groups · R outputs of a group · J blocks per output row · d weights of a block · D = J·d · K centroids ·
+M additive codebooks. Codes are `[M, G, R, J]`, codebooks `[M, K, d]`, targets `[G, R, D]`, Grams `[G, D, D]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from pyquant.learn.workers import Workers
+
+Result = TypeVar("Result")
+
+CHUNK_ROWS = 64  # outputs that a worker takes at a time; fixed, so that results are the same for any number of threads
+REFIT_STEPS = 10  # of conjugate gradients
+RIDGE = 1e-4  # of the mean curvature, added to a centroid's own: centroids without blocks stay where they are
+FEEDBACK_DAMPING = 1e-2  # of the Gram's mean diagonal, so that it can be inverted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Some outputs of a layer: what their weights should be, and what it costs to miss that."""
+
+    target: Tensor  # [G, R, D]
+    gram: Tensor  # [G, D, D], symmetric; 0 where a block is padding
+    importance: Tensor  # [G, R], how much an output's error counts when outputs share a centroid
+
+    def chunks(self) -> list[tuple[slice, slice]]:
+        """Return the groups and outputs of each piece of work."""
+        groups, rows, _ = self.target.shape
+        step = max(1, CHUNK_ROWS // rows)
+        return [
+            (slice(g, g + step), slice(r, r + CHUNK_ROWS))
+            for g in range(0, groups, step)
+            for r in range(0, rows, CHUNK_ROWS)
+        ]
+
+    def part(self, groups: slice, rows: slice) -> Problem:
+        """Return the problem of some groups and outputs."""
+        return Problem(
+            target=self.target[groups, rows], gram=self.gram[groups], importance=self.importance[groups, rows]
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Solution:
+    """Codes and the codebooks that they index."""
+
+    codes: Tensor  # int64 [M, G, R, J]
+    codebooks: Tensor  # float32 [M, K, d]
+
+    def weight(self) -> Tensor:
+        """Return Ŵ `[G, R, D]`."""
+        return decode(self.codes, self.codebooks)
+
+
+def decode(codes: Tensor, codebooks: Tensor) -> Tensor:
+    """Return the weight `[G, R, D]` that codes `[M, G, R, J]` stand for."""
+    _, groups, rows, _ = codes.shape
+    blocks = codebooks[0][codes[0]]
+    for m in range(1, len(codebooks)):
+        blocks = blocks + codebooks[m][codes[m]]
+    return blocks.reshape(groups, rows, -1)
+
+
+def output_error(problem: Problem, solution: Solution, workers: Workers) -> float:
+    """Return `tr((T - Ŵ) H (T - Ŵ)ᵀ)`."""
+
+    def error(part: Problem, codes: Tensor) -> float:
+        miss = part.target - decode(codes, solution.codebooks)
+        return float((torch.bmm(miss, part.gram) * miss).sum(dtype=torch.float64))
+
+    return sum(_each_chunk(problem, solution.codes, error, workers))
+
+
+def feedback(problem: Problem, codebooks: Tensor, workers: Workers) -> Solution:
+    """Return codes for `codebooks`, chosen one block after another, later blocks making up for earlier errors."""
+    _, _, dim = problem.gram.shape
+    m, _, d = codebooks.shape
+
+    def factor(gram: Tensor) -> Tensor:
+        damping = FEEDBACK_DAMPING * float(gram.diagonal().mean()) or 1.0
+        inverse: Tensor = torch.linalg.inv(gram.double() + damping * torch.eye(dim, dtype=torch.float64))
+        # A rounding error's worth of asymmetry would do for the factorisation to fail.
+        upper: Tensor = torch.linalg.cholesky((inverse + inverse.T) / 2, upper=True)
+        return upper.float()
+
+    factors = torch.stack(workers.map(factor, problem.gram))
+    groups, rows, _ = problem.target.shape
+    codes = torch.zeros(m, groups, rows, dim // d, dtype=torch.int64)
+
+    def run(piece: tuple[slice, slice]) -> None:
+        part, upper = problem.part(*piece), factors[piece[0]]
+        target = part.target.clone()
+        for j in range(dim // d):
+            here = slice(j * d, (j + 1) * d)
+            # In these coordinates what a block's error costs, after all later blocks have done their best, is its norm.
+            whitening = torch.linalg.inv(upper[:, here, here])
+            miss = torch.bmm(target[:, :, here], whitening)
+            for book in range(m):
+                centroids = codebooks[book] @ whitening  # [G, K, d]
+                scores = centroids.square().sum(2)[:, None] - 2 * torch.bmm(miss, centroids.transpose(1, 2))
+                nearest = scores.argmin(2)
+                codes[book, piece[0], piece[1], j] = nearest
+                miss = miss - torch.gather(centroids, 1, nearest[..., None].expand(-1, -1, d))
+            target[:, :, here.stop :] -= torch.bmm(miss, upper[:, here, here.stop :])
+
+    workers.map(run, problem.chunks())
+    return Solution(codes=codes, codebooks=codebooks)
+
+
+def sweep(problem: Problem, solution: Solution, workers: Workers) -> Solution:
+    """Return codes that are, one block after another, the best ones while all others stay as they are."""
+    codebooks = solution.codebooks
+    d = codebooks.shape[2]
+
+    def improve(part: Problem, codes: Tensor) -> Tensor:
+        codes = codes.clone()
+        slope = torch.bmm(part.target - decode(codes, codebooks), part.gram)  # half the fall of the error with Ŵ
+        for j in range(codes.shape[3]):
+            here = slice(j * d, (j + 1) * d)
+            own = part.gram[:, here, here]
+            for m, codebook in enumerate(codebooks):
+                old = codebook[codes[m, :, :, j]]
+                wanted = slope[:, :, here] + torch.bmm(old, own)
+                curvature = ((codebook @ own) * codebook).sum(2)  # [G, K]
+                codes[m, :, :, j] = (curvature[:, None] - 2 * wanted @ codebook.T).argmin(2)
+                slope -= torch.bmm(codebook[codes[m, :, :, j]] - old, part.gram[:, here])
+        return codes
+
+    parts = _each_chunk(problem, solution.codes, improve, workers)
+    codes = torch.empty_like(solution.codes)
+    for (groups, rows), part in zip(problem.chunks(), parts, strict=True):
+        codes[:, groups, rows] = part
+    return replace(solution, codes=codes)
+
+
+def refit(problem: Problem, solution: Solution, workers: Workers) -> Solution:
+    """Return the codebooks that fit all codes best, approached from the present ones."""
+    shape = solution.codebooks.shape
+    curvature = sum_in_order(_each_chunk(problem, solution.codes, partial(_curvature, shape=shape), workers))
+    ridge = RIDGE * float(curvature.diagonal(dim1=2, dim2=3).mean()) or 1.0
+    inverse = torch.linalg.inv(curvature + ridge * torch.eye(shape[2], dtype=torch.float64))
+
+    def gather(weight_of: Callable[[Problem, Tensor], Tensor]) -> Tensor:
+        """Return, for each centroid, the sum of the slopes at its blocks, float64 `[M, K, d]`."""
+
+        def slopes(part: Problem, codes: Tensor) -> Tensor:
+            slope = torch.bmm(weight_of(part, codes), part.gram) * part.importance[..., None]
+            return _sum_by_code(codes, slope.reshape(-1, shape[2]), shape)
+
+        return sum_in_order(_each_chunk(problem, solution.codes, slopes, workers))
+
+    codebooks = solution.codebooks.double()
+    residual = gather(lambda part, codes: part.target - decode(codes, solution.codebooks))
+    step = _precondition(inverse, residual)
+    fall = float((residual * step).sum())
+    direction, first_fall = step, fall
+    for _ in range(REFIT_STEPS):
+        if not fall > 1e-10 * first_fall:
+            break
+        bent = gather(partial(_decoded, codebooks=direction.float())) + ridge * direction
+        length = fall / float((direction * bent).sum())
+        codebooks = codebooks + length * direction
+        residual = residual - length * bent
+        step = _precondition(inverse, residual)
+        fall, before = float((residual * step).sum()), fall
+        direction = step + fall / before * direction
+    return replace(solution, codebooks=codebooks.float())
+
+
+def sum_in_order(parts: list[Tensor]) -> Tensor:
+    """Return the sum of tensors, added one after another."""
+    total = parts[0].clone()
+    for part in parts[1:]:
+        total += part
+    return total
+
+
+def _decoded(part: Problem, codes: Tensor, *, codebooks: Tensor) -> Tensor:
+    return decode(codes, codebooks)
+
+
+def _precondition(inverse: Tensor, residual: Tensor) -> Tensor:
+    return (inverse @ residual[..., None])[..., 0]
+
+
+def _curvature(part: Problem, codes: Tensor, *, shape: torch.Size) -> Tensor:
+    """Return how the error bends with each centroid alone, float64 `[M, K, d, d]`."""
+    d, positions = shape[2], codes.shape[3]
+    groups, rows, _ = part.target.shape
+    own = torch.stack([part.gram[:, j * d : (j + 1) * d, j * d : (j + 1) * d] for j in range(positions)], dim=1)
+    weighted = own[:, None] * part.importance[:, :, None, None, None]  # [G, R, J, d, d]
+    weighted = weighted.reshape(groups * rows * positions, d * d)
+    return _sum_by_code(codes, weighted, torch.Size([*shape[:2], d * d])).reshape(*shape[:2], d, d)
+
+
+def _sum_by_code(codes: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
+    """Return the sum of `values` `[G·R·J, n]` over the blocks of each centroid, float64 `[M, K, n]`."""
+    result = torch.zeros(shape, dtype=torch.float64)
+    for m in range(shape[0]):
+        result[m].index_add_(0, codes[m].reshape(-1), values.double())
+    return result
+
+
+def _each_chunk(
+    problem: Problem, codes: Tensor, function: Callable[[Problem, Tensor], Result], workers: Workers
+) -> list[Result]:
+    """Return `function` of the problem and the codes of each chunk, in order."""
+
+    def run(piece: tuple[slice, slice]) -> Result:
+        return function(problem.part(*piece), codes[:, piece[0], piece[1]])
+
+    return workers.map(run, problem.chunks())

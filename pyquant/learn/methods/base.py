@@ -1,0 +1,63 @@
+"""What a method is: how it measures a layer's inputs, and how it codes a weight with what it has measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyquant.codecs import ProductConfig
+from pyquant.graph import Node
+from pyquant.learn.workers import Workers
+
+Floats = NDArray[np.float32]
+Codes = NDArray[np.uint16]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """A layer whose weight is to be coded.
+
+    `centred` says that a constant added to an output does not count: the layer's batch norm, or its own bias, is
+    renewed afterwards and takes it away. `importance` `[O]` is how much the square of an output's error counts.
+    """
+
+    node: Node
+    weight: Floats  # [O, C, kh, kw] or [O, C]
+    config: ProductConfig
+    centred: bool
+    importance: Floats
+
+
+class Method(Protocol):
+    """A way to choose codes and codebooks. `measured` is whatever `measure` makes of the inputs and `add` adds up."""
+
+    @property
+    def max_codebooks(self) -> int:
+        """The most additive codebooks of a layer that the method can learn."""
+
+    def measure(self, node: Node, config: ProductConfig, dense: Tensor | None, coded: Tensor) -> Any:
+        """Return what the method needs to know of one batch of a layer's inputs.
+
+        Args:
+            dense: the inputs in the dense network, `[N, C, H, W]` or `[N, C]`; None where they are `coded`.
+            coded: the inputs in the network compressed so far.
+        """
+
+    def add(self, total: Any | None, batch: Any) -> Any:
+        """Return what was measured on all batches so far and one more; `total` may be changed in place."""
+
+    def code(
+        self, layer: Layer, measured: Any | None, *, seed: int, workers: Workers
+    ) -> tuple[Codes, NDArray[np.floating]]:
+        """Return codes `[M, O, J]` and codebooks `[M, K, d]` (fp16, or fp32 where fp16 cannot hold them).
+
+        Args:
+            measured: what `add` returned last; None without calibration: all weights count the same.
+
+        Raises:
+            ValueError: what was measured is not finite.
+        """

@@ -1,0 +1,181 @@
+"""Our own method: codes and codebooks that minimise a layer's output error, all correlations of its inputs included.
+
+The weight aimed at is not W but the one whose outputs on the compressed network's inputs X̃ come nearest to W X: it
+makes up for the errors of the layers before, as far as a linear layer can. k-means on its blocks gives first codebooks.
+Error feedback then chooses codes, and rounds of least squares (codebooks) and coordinate descent (codes) lower the
+error further; `pyquant.learn.descent` has these steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyquant.codecs import ProductConfig
+from pyquant.codecs.product import as_conv_shape, blocks_from_weight, weight_from_blocks
+from pyquant.graph import Node
+from pyquant.learn.cluster import learn_codebook, round_codebook
+from pyquant.learn.descent import Problem, Solution, feedback, refit, sweep
+from pyquant.learn.methods.base import Codes, Floats, Layer
+from pyquant.learn.moments import unfold
+from pyquant.learn.workers import Workers
+
+ROUNDS = 3  # of fitting codebooks and choosing codes
+MAX_CODEBOOKS = 8
+# Of the Gram's mean diagonal, added to the diagonal: inputs that calibration hardly shows count a little too.
+DAMPING = 0.05
+PICTURES = 4  # unfolded at a time: unfolding a 3x3 layer's inputs takes nine times their memory
+
+
+@dataclass(slots=True, kw_only=True)
+class FullMoments:
+    """Sums over `count` images and pixels, of the unfolded inputs x (dense network) and x̃ (compressed so far).
+
+    G groups of D inputs each, as the weights of an output are ordered in memory.
+    """
+
+    count: int
+    squares: Tensor  # [G, D, D], of x̃ x̃ᵀ
+    sums: Tensor  # [G, D], of x̃
+    cross: Tensor | None  # [G, D, D], of x x̃ᵀ; None: x is x̃
+    dense_sums: Tensor | None  # [G, D], of x
+
+    def accumulate(self, other: FullMoments) -> None:
+        """Add the sums of `other` to these, which are float64 from then on."""
+        self.count += other.count
+        for name in ("squares", "sums", "cross", "dense_sums"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine is not None:
+                setattr(self, name, mine.double().add_(theirs))
+
+    def grams(self, *, centred: bool) -> tuple[Tensor, Tensor]:
+        """Return the means of x̃ x̃ᵀ and x x̃ᵀ, float64 `[G, D, D]`; `centred` takes the inputs' own means away first."""
+
+        def mean(products: Tensor, left: Tensor, right: Tensor) -> Tensor:
+            result = products.double() / self.count
+            if centred:
+                result -= left.double()[:, :, None] * right.double()[:, None] / self.count**2
+            return result
+
+        squares = mean(self.squares, self.sums, self.sums)
+        if self.cross is None or self.dense_sums is None:
+            return squares, squares
+        return squares, mean(self.cross, self.dense_sums, self.sums)
+
+
+class Gram:
+    """Error feedback, coordinate descent and least squares on the full Gram."""
+
+    max_codebooks = MAX_CODEBOOKS
+
+    def measure(self, node: Node, config: ProductConfig, dense: Tensor | None, coded: Tensor) -> FullMoments:
+        """Return the second moments of both networks' inputs."""
+        total: FullMoments | None = None
+        for start in range(0, len(coded), PICTURES):
+            rows = slice(start, start + PICTURES)
+            x = _columns(node, coded[rows])
+            y = None if dense is None else _columns(node, dense[rows])
+            part = FullMoments(
+                count=x.shape[2],
+                squares=x @ x.transpose(1, 2),
+                sums=x.sum(2),
+                cross=None if y is None else y @ x.transpose(1, 2),
+                dense_sums=None if y is None else y.sum(2),
+            )
+            if total is None:
+                total = part
+            else:
+                total.accumulate(part)
+        assert total is not None
+        return total
+
+    def add(self, total: FullMoments | None, batch: FullMoments) -> FullMoments:
+        """Return the moments of both."""
+        if total is None:
+            return batch
+        total.accumulate(batch)
+        return total
+
+    def code(
+        self, layer: Layer, measured: FullMoments | None, *, seed: int, workers: Workers
+    ) -> tuple[Codes, NDArray[np.floating]]:
+        """Return the codes and codebooks that the descent ends with."""
+        if measured is None:
+            return _first(layer.weight, layer.config, None, seed=seed, workers=workers)
+        squares, cross = measured.grams(centred=layer.centred)
+        if not bool(torch.isfinite(squares).all() and torch.isfinite(cross).all()):
+            raise ValueError("its inputs on the calibration inputs are too large or not finite")
+        target = _corrected(layer.weight, squares, cross)
+        problem = _problem(layer, target, squares)
+        d = layer.config.dim
+        block_gram = torch.stack(
+            [problem.gram[:, j : j + d, j : j + d].sum(0) for j in range(0, problem.gram.shape[1], d)]
+        ).sum(0)
+        codes, codebooks = _first(target, layer.config, block_gram.double().numpy(), seed=seed, workers=workers)
+        if layer.config.centroids >= codes[0].size:
+            return codes, codebooks  # a centroid for each block: nothing is left to gain
+        solution = feedback(problem, torch.from_numpy(codebooks.astype(np.float32)), workers)
+        for _ in range(ROUNDS):
+            solution = sweep(problem, refit(problem, solution, workers), workers)
+        codebooks = round_codebook(refit(problem, solution, workers).codebooks.numpy())
+        rounded = Solution(codes=solution.codes, codebooks=torch.from_numpy(codebooks.astype(np.float32)))
+        chosen = sweep(problem, rounded, workers).codes
+        return chosen.reshape(len(codebooks), len(layer.weight), -1).numpy().astype(np.uint16), codebooks
+
+
+def _first(
+    weight: Floats, config: ProductConfig, gram: NDArray[np.float64] | None, *, seed: int, workers: Workers
+) -> tuple[Codes, NDArray[np.floating]]:
+    """Return codes and codebooks by k-means; of additive codebooks, each codes what the ones before it leave."""
+    single = replace(config, codebooks=1)
+    rest, codes, codebooks = weight, [], []
+    for m in range(config.codebooks):
+        code, codebook = learn_codebook(rest, single, gram, seed=seed + m, workers=workers)
+        blocks = codebook[0].astype(np.float32)[code[0]]
+        rest = rest - weight_from_blocks(blocks, weight.shape, config.block)
+        codes.append(code[0])
+        codebooks.append(codebook[0])
+    return np.stack(codes), round_codebook(np.stack([c.astype(np.float32) for c in codebooks]))
+
+
+def _columns(node: Node, x: Tensor) -> Tensor:
+    """Return the inputs that meet the weights of an output, `[G, D, N * P]`."""
+    groups = 1 if node.op == "linear" else node.attributes["groups"]
+    unfolded = x[..., None] if node.op == "linear" else unfold(node, x)
+    n, depth, pixels = unfolded.shape
+    return unfolded.permute(1, 0, 2).reshape(groups, depth // groups, n * pixels)
+
+
+def _corrected(weight: Floats, squares: Tensor, cross: Tensor) -> Floats:
+    """Return the weight that gives W X from X̃ best, `W E[x x̃ᵀ] E[x̃ x̃ᵀ]⁻¹`, damped towards W."""
+    groups, depth, _ = squares.shape
+    rows = torch.from_numpy(weight).double().reshape(groups, -1, depth)
+    # Inputs that are all 0 leave the weight as it is.
+    damping = DAMPING * squares.diagonal(dim1=1, dim2=2).mean(dim=1) + torch.finfo(torch.float64).tiny
+    ridge = damping[:, None, None] * torch.eye(depth, dtype=torch.float64)
+    wanted = torch.bmm(rows, cross + ridge)
+    result = torch.linalg.solve(squares + ridge, wanted.transpose(1, 2)).transpose(1, 2)
+    return np.asarray(result.float().reshape(weight.shape).numpy())
+
+
+def _problem(layer: Layer, target: Floats, squares: Tensor) -> Problem:
+    """Return the descent's problem: targets and Grams in the order of blocks, padding in place."""
+    groups, depth, _ = squares.shape
+    _, c, kh, kw = as_conv_shape(layer.weight.shape)
+    numbers = np.arange(1, depth + 1, dtype=np.float32).reshape(1, c, kh, kw)
+    order = torch.from_numpy(blocks_from_weight(numbers, layer.config.block).reshape(-1).astype(np.int64))  # 0: padding
+    mean = squares.diagonal(dim1=1, dim2=2).mean()
+    # A scale of its own, so that float32 serves for inputs of any size.
+    damped = squares / (mean if mean > 0 else 1) + DAMPING * torch.eye(depth, dtype=torch.float64)
+    padded = torch.zeros(groups, depth + 1, depth + 1)
+    padded[:, 1:, 1:] = damped
+    blocks = torch.from_numpy(blocks_from_weight(target, layer.config.block))
+    return Problem(
+        target=blocks.reshape(groups, -1, len(order)),
+        gram=padded[:, order][:, :, order].contiguous(),
+        importance=torch.from_numpy(layer.importance).reshape(groups, -1),
+    )
