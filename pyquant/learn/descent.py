@@ -94,11 +94,14 @@ def feedback(problem: Problem, codebooks: Tensor, workers: Workers) -> Solution:
     m, _, d = codebooks.shape
 
     def factor(gram: Tensor) -> Tensor:
+        """Return the upper triangular U with UᵀU = H⁻¹: the inverse of H's Cholesky factor from the last row up."""
         damping = FEEDBACK_DAMPING * float(gram.diagonal().mean()) or 1.0
-        inverse: Tensor = torch.linalg.inv(gram.double() + damping * torch.eye(dim, dtype=torch.float64))
-        # A rounding error's worth of asymmetry would do for the factorisation to fail.
-        upper: Tensor = torch.linalg.cholesky((inverse + inverse.T) / 2, upper=True)
-        return upper.float()
+        reversed_gram = gram.flip(0, 1).double() + damping * torch.eye(dim, dtype=torch.float64)
+        lower: Tensor = torch.linalg.cholesky(reversed_gram)
+        inverse: Tensor = torch.linalg.solve_triangular(
+            lower.flip(0, 1), torch.eye(dim, dtype=torch.float64), upper=True
+        )
+        return inverse.float()
 
     factors = torch.stack(workers.map(factor, problem.gram))
     groups, rows, _ = problem.target.shape

@@ -9,6 +9,7 @@ error further; `pyquant.learn.descent` has these steps.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -109,7 +110,8 @@ class Gram:
         squares, cross = measured.grams(centred=layer.centred)
         if not bool(torch.isfinite(squares).all() and torch.isfinite(cross).all()):
             raise ValueError("its inputs on the calibration inputs are too large or not finite")
-        target = _corrected(layer.weight, squares, cross)
+        # By a worker, whose one thread gives the same bits everywhere.
+        (target,) = workers.map(partial(_corrected, layer.weight, squares), [cross])
         problem = _problem(layer, target, squares)
         d = layer.config.dim
         block_gram = torch.stack(
@@ -158,7 +160,8 @@ def _corrected(weight: Floats, squares: Tensor, cross: Tensor) -> Floats:
     damping = DAMPING * squares.diagonal(dim1=1, dim2=2).mean(dim=1) + torch.finfo(torch.float64).tiny
     ridge = damping[:, None, None] * torch.eye(depth, dtype=torch.float64)
     wanted = torch.bmm(rows, cross + ridge)
-    result = torch.linalg.solve(squares + ridge, wanted.transpose(1, 2)).transpose(1, 2)
+    factor: Tensor = torch.linalg.cholesky(squares + ridge)
+    result = torch.cholesky_solve(wanted.transpose(1, 2), factor).transpose(1, 2)
     return np.asarray(result.float().reshape(weight.shape).numpy())
 
 
