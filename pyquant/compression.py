@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,8 @@ from pyquant.console import Progress
 from pyquant.errors import ConfigError, InputError
 from pyquant.file import ModelFile, check_classes, check_writable, read_model, write_model
 from pyquant.graph import Graph
-from pyquant.learn.calibration import Calibration, Source, from_arrays, from_pictures, is_path
+from pyquant.learn.calibration import Calibration, Source, from_arrays, from_pictures, is_path, is_rereadable
+from pyquant.learn.finetune import Effort, check_enough, finetuned
 from pyquant.learn.layerwise import Learnt, Norm, learn
 from pyquant.learn.methods import DEFAULT_METHOD, method_called
 from pyquant.learn.workers import Workers
@@ -34,6 +36,7 @@ from pyquant.selfcheck import check_against_decoded, check_against_module
 from pyquant.storage import checked_before_use
 
 CHECKED_INPUTS = 4  # run by the self-check
+ALL = 2**31  # calibration inputs
 
 State = Mapping[str, torch.Tensor]
 
@@ -51,11 +54,15 @@ def compress(
     samples: int = 1024,
     seed: int = 0,
     threads: int | None = None,
+    finetune_steps: int | None = None,
+    finetune_minutes: float | None = None,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> Report:
     """Compress a trained network into a `.pqmodel` file, and check the file against the network.
 
-    The same arguments give the same file, whatever `threads` is, on one machine. The module is left as it was.
+    The same arguments give the same file, whatever `threads` is, on one machine; with fine-tuning, equal `threads` and
+    steps do, on the CPU. The module is left as it was.
 
     Args:
         module: the network; it is captured in eval mode, for one float32 input `[N, C, H, W]`.
@@ -70,9 +77,12 @@ def compress(
             `Preprocessing.default_for(input_shape)` where the calibration is pictures, else nothing.
         classes: the classes in the order of the outputs, kept in the file.
         samples: how many calibration inputs are used at most: drawn by `seed` from pictures (sorted by name) or from an
-            array, the first ones of an iterable.
+            array, the first ones of an iterable. Fine-tuning takes all pictures of a path and all inputs of an array.
         seed: of every random choice, 0 or more.
         threads: by default as many as the process may use.
+        finetune_steps: for how many steps codebooks, scales and biases are trained to give the outputs of `module`.
+        finetune_minutes: or for how long; a timed warm-up turns it into a number of steps.
+        device: where fine-tuning is done, `cpu` or `cuda`.
         progress: called now and then with what is being done, how much of it is done, and of how much.
 
     Raises:
@@ -84,12 +94,18 @@ def compress(
     recipe = recipe or Recipe()
     learner = method_called(method)
     _check_options(module, recipe, samples, seed, threads)
+    effort = Effort(steps=finetune_steps, minutes=finetune_minutes, device=device)
     check_writable(out, inputs=[calibration] if is_path(calibration) else [])
     if is_path(calibration):
         if input_shape is None and preprocessing is None:
             raise InputError("pictures need a size: give input_shape or preprocessing")
         preprocessing = preprocessing or Preprocessing.default_for(_checked_shape(input_shape))
     inputs = _open_calibration(calibration, preprocessing, samples, seed)
+    tuning_inputs = inputs
+    if effort:
+        if is_rereadable(calibration):
+            tuning_inputs = _open_calibration(calibration, preprocessing, ALL, seed)
+        check_enough(tuning_inputs)
     if input_shape is None and inputs is None:
         raise InputError("without calibration, input_shape=(C, H, W) is required")
     if inputs is None:
@@ -102,6 +118,8 @@ def compress(
     check_classes(network.graph, classes or ())
     choices = recipe.choose(network.graph)
     _check_codebooks(choices, learner.max_codebooks, method)
+    norms = norms_of(network.graph, module.state_dict())
+    how_tuned: dict[str, Any] = {}
     with Workers(threads or _core.default_threads()) as workers:
         learnt = learn(
             network,
@@ -110,7 +128,18 @@ def compress(
             workers=workers,
             method=learner,
             calibration=inputs,
-            norms=norms_of(network.graph, module.state_dict()),
+            norms=norms,
+            progress=progress or _silent,
+        )
+    if effort and tuning_inputs is not None:
+        learnt, how_tuned = finetuned(
+            network,
+            learnt,
+            tuning_inputs,
+            norms,
+            effort=effort,
+            seed=seed,
+            threads=threads or _core.default_threads(),
             progress=progress or _silent,
         )
     model = ModelFile(
@@ -127,6 +156,7 @@ def compress(
             **recipe.to_json(),
             "dense": dense_reasons(network.graph, choices),
             "errors": dict(learnt.errors),
+            **({"finetune": how_tuned} if how_tuned else {}),
         },
     )
     with checked_before_use(out) as path:
@@ -153,7 +183,7 @@ def norms_of(graph: Graph, state: State) -> dict[str, Norm]:
 
 
 def with_learnt(module: nn.Module, learnt: Learnt) -> nn.Module:
-    """Return a copy of a module with the decoded weights and the re-estimated statistics, its batch norms not folded.
+    """Return a copy of a module with the decoded weights and the batch norms as learnt, not folded.
 
     Batch norms that keep their statistics, and parts that the network does not use, stay as they are.
     """
@@ -168,6 +198,8 @@ def with_learnt(module: nn.Module, learnt: Learnt) -> nn.Module:
             new[node.state.bias] = bias
     for name, norm in learnt.norms.items():
         new |= {f"{name}.running_mean": norm.mean, f"{name}.running_var": norm.variance}
+        if f"{name}.weight" in state:
+            new |= {f"{name}.weight": norm.weight, f"{name}.bias": norm.bias}
     by_tensor = {id(state[key]): value for key, value in new.items()}  # a tied weight has several names
     result = isolated(module)
     # Assigned, not copied: the isolated module shares its parameters with the user's.
@@ -195,8 +227,7 @@ def _check_codebooks(choices: Mapping[str, Choice], most: int, method: str) -> N
     for layer, choice in choices.items():
         if isinstance(choice.codec, ProductConfig) and choice.codec.codebooks > most:
             raise ConfigError(
-                f"layer '{layer}': {choice.codec.codebooks} additive codebooks; method '{method}' learns "
-                f"{most} at most"
+                f"layer '{layer}': {choice.codec.codebooks} additive codebooks; method '{method}' learns {most} at most"
             )
 
 

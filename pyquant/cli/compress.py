@@ -46,6 +46,13 @@ from pyquant.cli.show import show_report
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
               help="The same seed gives the same file.")  # fmt: skip
 @options.threads
+@click.option("--finetune", "finetune_minutes", type=click.FloatRange(min=0), metavar="MINUTES",
+              help="Train codebooks, scales and biases to give the network's own outputs on all of DATA; no labels "
+              "needed. A timed warm-up turns it into steps.")  # fmt: skip
+@click.option("--finetune-steps", type=click.IntRange(min=0), metavar="N",
+              help="The same, for N steps: equal steps and threads give the same file.")  # fmt: skip
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
+              help="Where fine-tuning is done.")  # fmt: skip
 @options.as_json
 def command(
     model: str,
@@ -64,6 +71,9 @@ def command(
     samples: int,
     seed: int,
     threads: int | None,
+    finetune_minutes: float | None,
+    finetune_steps: int | None,
+    device: str,
     as_json: bool,
 ) -> None:
     """Compress a PyTorch network into a .pqmodel file.
@@ -102,6 +112,9 @@ def command(
             samples=samples,
             seed=seed,
             threads=threads,
+            finetune_steps=finetune_steps,
+            finetune_minutes=finetune_minutes,
+            device=device,
             progress=progress,
         )
     show_report(report.to_json(), as_json)

@@ -48,6 +48,11 @@ def is_path(source: Source) -> bool:
     return isinstance(source, (str, os.PathLike))
 
 
+def is_rereadable(source: Source) -> bool:
+    """Say whether a source can be read again, and to its end: a path or an array, not any iterable."""
+    return is_path(source) or isinstance(source, np.ndarray) or _is_tensor(source)
+
+
 def from_pictures(
     path: str | os.PathLike[str], preprocessing: Preprocessing, *, samples: int, seed: int
 ) -> Calibration:

@@ -1,0 +1,146 @@
+"""A compressed network as a PyTorch module whose centroids, scales, biases and dense weights can be trained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pyquant.codecs import ProductConfig
+from pyquant.codecs.product import as_conv_shape
+from pyquant.graph import Network, Node, Weight
+from pyquant.torch_network import TorchNetwork
+
+SMALLEST_UNIT = 1e-2  # of a tensor that begins at 0, as biases may
+
+
+class Trainable(TorchNetwork):
+    """A network whose compressed weights are put together from their centroids each time they are used.
+
+    The gradient of a centroid is the sum of the gradients of all blocks that use it. While `training`, centroids are
+    fp32; in eval mode they are rounded to the dtype of the file, so that what is judged is what will be written. Codes
+    stay as they are. A scale or bias is trained where the original module has a place for it: one that is arithmetic
+    of the module's own code is not. Layers that share a batch norm or a bias go on sharing it.
+    """
+
+    def __init__(self, network: Network) -> None:
+        super().__init__(network)
+        self.network = network
+        self._keys: dict[str, str] = {}  # of the parameters trained, by the name of the tensor in the network
+        for node in network.graph.nodes:
+            if node.weight is not None:
+                self._add_weight(node.weight)
+            self._add_epilogue(node)
+
+    def weight(self, node: Node) -> Tensor:
+        """Return the weight of a convolution or linear layer as it stands now, times the layer's scale."""
+        weight = self._unscaled(node)
+        scale = self._own(node, "scale")
+        return weight if scale is None else weight * scale.view(-1, *(1,) * (weight.dim() - 1))
+
+    def own(self, node: Node, role: str) -> Tensor | None:
+        """Return a layer's `bias` as it stands now, or its `scale` where no weight holds it; None where it has none.
+
+        In mixed precision it is rounded, since adding it would turn activations into fp32.
+        """
+        if role == "scale" and node.weight is not None:
+            return None
+        value = self._own(node, role)
+        if value is None or not torch.is_autocast_enabled(value.device.type):
+            return value
+        return value.to(torch.get_autocast_dtype(value.device.type))
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Return the parameters that are trained, each once."""
+        return {key: self.tensors[key] for key in self._keys.values()}
+
+    def units(self) -> dict[str, float]:
+        """Return the root mean square of each parameter that is trained: what its changes are measured in."""
+        return {
+            key: max(float(value.detach().square().mean().sqrt()), SMALLEST_UNIT if _is_epilogue(value) else 1e-8)
+            for key, value in self.trained().items()
+        }
+
+    def result(self) -> Network:
+        """Return the network with what was trained, in the dtypes of the file."""
+        tensors = dict(self.network.tensors)
+        for name, key in self._keys.items():
+            value = self.tensors[key].detach().cpu().numpy()
+            tensors[name] = value.astype(tensors[name].dtype).reshape(tensors[name].shape)
+        return replace(self.network, tensors=tensors)
+
+    def _own(self, node: Node, role: str) -> Tensor | None:
+        key = self._keys.get(node.tensor(role))
+        return super().own(node, role) if key is None else self.tensors[key]
+
+    def _unscaled(self, node: Node) -> Tensor:
+        assert node.weight is not None
+        weight, config = node.weight, node.weight.codec
+        if not isinstance(config, ProductConfig):
+            return self._stored(weight.tensor("weight"))
+        centroids = self._stored(weight.tensor("codebook"))
+        codes = self.get_buffer(_key(weight.tensor("codes")))
+        parts = [functional.embedding(codes[m], centroids[m]) for m in range(config.codebooks)]
+        return weight_from_blocks(sum(parts[1:], parts[0]), weight)
+
+    def _add_weight(self, weight: Weight) -> None:
+        config = weight.codec
+        role = "codebook" if isinstance(config, ProductConfig) else "weight"
+        if weight.tensor(role) in self._keys:  # tied: another layer has brought it
+            return
+        if isinstance(config, ProductConfig):
+            self._put(weight.tensor("weight"), None)
+            codes = self.network.codes(weight).astype(np.int64).reshape(config.codebooks, -1)
+            self.register_buffer(_key(weight.tensor("codes")), torch.from_numpy(codes), persistent=False)
+        stored = np.array(self.network.tensors[weight.tensor(role)], np.float32)
+        if role == "weight":
+            stored = stored.reshape(weight.shape)
+        self._train(weight.tensor(role), _key(weight.tensor(role)), torch.from_numpy(stored))
+
+    def _add_epilogue(self, node: Node) -> None:
+        state = node.state
+        for role in ("scale", "bias"):
+            # A norm without a weight of its own can hold any mean, but not any scale.
+            has_place = state.norm_affine or role == "bias" if state.norm else role == "bias" and bool(state.bias)
+            value = self.network.own(node, role)
+            if value is None or not has_place:
+                continue
+            key = _key(f"{state.norm or state.bias}.shared {role}")
+            if key in self.tensors and not np.array_equal(self.tensors[key].detach().numpy(), value):
+                key = _key(node.tensor(role))
+            self._train(node.tensor(role), key, torch.from_numpy(np.array(value, np.float32)))
+
+    def _train(self, name: str, key: str, value: Tensor) -> None:
+        if name in self._keys:
+            return
+        if key not in self._keys.values():
+            self.tensors[key] = nn.Parameter(value)
+        self._keys[name] = key
+
+    def _stored(self, name: str) -> Tensor:
+        """Return a parameter, in eval mode with the values that the file can hold."""
+        value: Tensor = self.tensors[self._keys[name]]
+        if not self.training and self.network.tensors[name].dtype == np.float16:
+            value = value.half().float()
+        return value
+
+
+def weight_from_blocks(blocks: Tensor, weight: Weight) -> Tensor:
+    """Put blocks `[O * J, d]` together as `codecs.product.weight_from_blocks` does, with gradients."""
+    config = weight.codec
+    assert isinstance(config, ProductConfig)
+    outputs, channels, rows, columns = as_conv_shape(weight.shape)
+    (c, bh, bw), (gc, gh, gw) = config.block, config.grid(weight.shape)
+    whole = blocks.view(outputs, gc, gh, gw, c, bh, bw).permute(0, 1, 4, 2, 5, 3, 6)
+    return whole.reshape(outputs, gc * c, gh * bh, gw * bw)[:, :channels, :rows, :columns].reshape(weight.shape)
+
+
+def _is_epilogue(value: Tensor) -> bool:
+    return value.dim() == 1
+
+
+def _key(tensor_name: str) -> str:
+    return tensor_name.replace(".", "/")  # PyTorch allows no dot in the name of a parameter

@@ -1,0 +1,294 @@
+"""Fine-tuning without labels: outputs come closer to the dense network's on pictures held back, or nothing changes."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pyquant
+from pyquant.choose import Recipe, parse_rule
+from pyquant.codecs import ProductConfig
+from pyquant.codecs.product import pack_codes
+from pyquant.errors import ConfigError, InputError
+from pyquant.file import read_model
+from pyquant.graph import Network
+
+torch = pytest.importorskip("torch", reason="fine-tuning needs PyTorch")
+pytest.importorskip("faiss", reason="compressing needs faiss")
+
+import tiny_networks  # noqa: E402
+from torch import nn  # noqa: E402
+
+from pyquant.capture import capture  # noqa: E402
+from pyquant.learn import finetune as tuning  # noqa: E402
+from pyquant.learn.calibration import Calibration, from_arrays  # noqa: E402
+from pyquant.learn.distillation import distillation_loss  # noqa: E402
+from pyquant.learn.finetune import Effort, Finetuned, finetune  # noqa: E402
+from pyquant.learn.trainable import Trainable  # noqa: E402
+from pyquant.torch_network import TorchNetwork  # noqa: E402
+
+SIDE = 12
+STEPS = 12
+
+
+@pytest.fixture
+def inputs(rng: np.random.Generator) -> np.ndarray:
+    return rng.standard_normal((64, 3, SIDE, SIDE), dtype=np.float32)
+
+
+@pytest.fixture
+def calibration(inputs: np.ndarray) -> Calibration:
+    return from_arrays(inputs, samples=64, seed=0)
+
+
+def coded(network: Network, rng: np.random.Generator, *, codebooks: int = 1, dense: tuple[str, ...] = ()) -> Network:
+    """Return a network with random codes, and centroids drawn from its own weights; those of layers `dense` stay."""
+    tensors, nodes = dict(network.tensors), []
+    for node in network.graph.nodes:
+        if node.weight is not None and node.name not in dense:
+            kernel = node.weight.shape[2:] or (1, 1)
+            config = ProductConfig(block=(1, *kernel), centroids=16, codebooks=codebooks)
+            count = codebooks * node.weight.shape[0] * config.blocks_per_row(node.weight.shape)
+            values = network.weight(node.weight).reshape(-1)
+            tensors.pop(node.weight.tensor("weight"), None)
+            tensors[node.weight.tensor("codes")] = pack_codes(rng.integers(16, size=count), config.code_bits)
+            drawn = rng.choice(values, size=(codebooks, 16, config.dim)) / codebooks
+            tensors[node.weight.tensor("codebook")] = drawn.astype(np.float16)
+            node = replace(node, weight=replace(node.weight, codec=config))
+        nodes.append(node)
+    return Network(graph=replace(network.graph, nodes=tuple(nodes)), tensors=tensors)
+
+
+def tuned(dense: Network, start: Network, calibration: Calibration, *, steps: int = STEPS, seed: int = 0) -> Finetuned:
+    return finetune(
+        dense,
+        start,
+        calibration,
+        effort=Effort(steps=steps),
+        seed=seed,
+        threads=1,
+        progress=lambda what, done, total: None,
+    )
+
+
+def same_tensors(a: Network, b: Network) -> bool:
+    return a.tensors.keys() == b.tensors.keys() and all(
+        a.tensors[name].dtype == b.tensors[name].dtype and np.array_equal(a.tensors[name], b.tensors[name])
+        for name in a.tensors
+    )
+
+
+def captured(module: nn.Module) -> Network:
+    return capture(module.eval(), (3, SIDE, SIDE))
+
+
+@pytest.mark.parametrize("codebooks", [1, 2])
+def test_the_loss_on_pictures_held_back_falls(
+    calibration: Calibration, rng: np.random.Generator, codebooks: int
+) -> None:
+    dense = captured(tiny_networks.residual())
+    start = coded(dense, rng, codebooks=codebooks, dense=("conv",))
+    result = tuned(dense, start, calibration, steps=30)
+    assert result.kept < 0.8 * result.losses[0]
+    assert result.steps == 30
+    for name, before in start.tensors.items():
+        after = result.network.tensors[name]
+        assert (after.dtype, after.shape) == (before.dtype, before.shape)
+        # Codes stay; whatever else there is takes part.
+        assert np.array_equal(after, before) == name.endswith("codes"), name
+
+
+def test_the_loss_is_that_of_the_network_returned(
+    inputs: np.ndarray, calibration: Calibration, rng: np.random.Generator
+) -> None:
+    dense = captured(tiny_networks.residual())
+    result = tuned(dense, coded(dense, rng), calibration)
+    held_back = np.random.default_rng(0).permutation(64)[:8]
+    x = torch.from_numpy(inputs[held_back])
+    loss = distillation_loss([TorchNetwork(result.network)(x)], [TorchNetwork(dense)(x)])
+    assert float(loss) == pytest.approx(result.kept, rel=1e-3)
+
+
+def test_equal_steps_give_the_same_network(calibration: Calibration, rng: np.random.Generator) -> None:
+    dense = captured(tiny_networks.residual())
+    start = coded(dense, rng)
+    state = torch.get_rng_state()
+    first = tuned(dense, start, calibration)
+    torch.rand(3)
+    assert same_tensors(first.network, tuned(dense, start, calibration).network)
+    assert not same_tensors(first.network, tuned(dense, start, calibration, seed=1).network)
+    torch.set_rng_state(state)
+
+
+def test_the_callers_settings_are_left_alone(calibration: Calibration, rng: np.random.Generator) -> None:
+    dense = captured(tiny_networks.residual())
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    with torch.inference_mode():
+        result = tuned(dense, coded(dense, rng), calibration)
+        assert torch.is_inference_mode_enabled()
+    assert result.kept < result.losses[0]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+
+
+def test_a_network_that_only_gets_worse_stays_as_it_is(
+    calibration: Calibration, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "RATES", (100.0,))
+    dense = captured(tiny_networks.residual())
+    start = coded(dense, rng)
+    result = tuned(dense, start, calibration)
+    assert result.kept == result.losses[0]
+    assert same_tensors(result.network, start)
+
+
+def test_the_learning_rate_is_the_best_of_those_tried(
+    calibration: Calibration, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "RATES", (100.0, 0.01, 1e-7))
+    monkeypatch.setattr(tuning, "LEAST_PROBE", 1)
+    dense = captured(tiny_networks.residual())
+    assert tuned(dense, coded(dense, rng), calibration, steps=100).learning_rate == 0.01
+
+
+def test_minutes_become_steps(calibration: Calibration, rng: np.random.Generator) -> None:
+    dense = captured(tiny_networks.residual())
+    seen = []
+    result = finetune(
+        dense,
+        coded(dense, rng),
+        calibration,
+        effort=Effort(minutes=0.01),
+        seed=0,
+        threads=1,
+        progress=lambda what, done, total: seen.append((what, done, total)),
+    )
+    assert result.steps >= 1
+    assert ("fine-tuning", result.steps, result.steps) in seen
+
+
+class Several(nn.Module):
+    """Tied weights, a grouped convolution, a norm used twice, one without a weight, and a map beside the scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.first = nn.Conv2d(16, 16, 3, padding=1)
+        self.second = nn.Conv2d(16, 16, 3, padding=1)
+        self.second.weight = self.first.weight
+        self.grouped = nn.Conv2d(16, 16, 3, padding=1, groups=4, bias=False)
+        self.twice = nn.BatchNorm2d(16)
+        self.plain = nn.BatchNorm2d(16, affine=False)
+        self.fc = nn.Linear(16, 40)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        x = torch.relu(self.twice(torch.relu(self.stem(x))))
+        x = torch.relu(self.plain(self.second(torch.relu(self.first(x)))))
+        y = self.twice(self.grouped(x)) * 2.0
+        return {"map": y, "scores": self.fc(y.mean((2, 3)))}
+
+
+def several() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = Several()
+        for name in ("twice", "plain"):
+            nn.init.uniform_(module.get_submodule(name).running_mean, -0.1, 0.1)
+            nn.init.uniform_(module.get_submodule(name).running_var, 0.5, 1.5)
+    return module.eval()
+
+
+def test_several_outputs_tied_weights_groups_and_shared_norms(inputs: np.ndarray, tmp_path: Path) -> None:
+    recipe = Recipe(rules=(parse_rule("*=block:1,3,3;centroids:16"), parse_rule("fc=dense"), parse_rule("stem=dense")))
+    out = tmp_path / "x.pqmodel"
+    losses = []
+    for steps in (0, 20):
+        report = pyquant.compress(several(), inputs, out=out, recipe=recipe, finetune_steps=steps, threads=1)
+        assert report.self_check["max_relative_error"] < 1e-4
+        x = torch.from_numpy(inputs)
+        with torch.no_grad():
+            outputs, targets = pyquant.to_torch(out)(x), several()(x)
+        losses.append(float(distillation_loss(list(outputs.values()), list(targets.values()))))
+    assert losses[1] < 0.9 * losses[0]
+
+
+def test_norms_without_a_weight_keep_their_scale_and_arithmetic_its_numbers() -> None:
+    network = captured(several())
+    trained = set(Trainable(network).trained())
+    for node in network.graph.nodes:
+        own = {role for role in node.tensors if f"{node.name}/{role}" in trained}
+        assert not own, node.name
+    scales = {key for key in trained if key.endswith("scale")}
+    assert scales == {"twice/shared scale"}
+
+
+def test_compress_writes_what_was_tuned_and_says_how(inputs: np.ndarray, tmp_path: Path) -> None:
+    out, files = tmp_path / "x.pqmodel", []
+    for _ in range(2):
+        report = pyquant.compress(tiny_networks.residual(), inputs, out=out, samples=32, finetune_steps=8, threads=1)
+        files.append(out.read_bytes())
+    assert files[0] == files[1]
+    assert report.self_check["max_relative_error"] < 1e-4
+    provenance = read_model(out).provenance
+    assert provenance["samples"] == 32
+    assert provenance["finetune"].keys() == {"steps", "learning_rate", "precision", "pictures"}
+    assert provenance["finetune"]["steps"] == 8
+    assert provenance["finetune"]["pictures"] == 64  # all there are
+
+
+def test_mirrored_pictures_have_targets_of_their_own(inputs: np.ndarray, rng: np.random.Generator) -> None:
+    from pyquant.learn.targets import Pictures, Targets
+
+    dense = TorchNetwork(captured(tiny_networks.residual()))
+    pictures = Pictures(from_arrays(inputs, samples=64, seed=0), torch.device("cpu"))
+    targets = Targets(dense)
+    rows = np.array([5, 3])
+    for mirrored in (False, True, False, True):  # the second time from memory
+        x = pictures.read(rows, mirrored)
+        expected = torch.from_numpy(inputs[rows])
+        expected = expected.flip(3) if mirrored else expected
+        assert torch.equal(x, expected)
+        torch.testing.assert_close(targets.read(rows, mirrored, x)[0], dense(expected))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"finetune_steps": -1}, "fine-tuning steps must be a whole number"),
+        ({"finetune_steps": 1.5}, "fine-tuning steps must be a whole number"),
+        ({"finetune_minutes": -1}, "fine-tuning minutes must be a number"),
+        ({"finetune_minutes": float("nan")}, "fine-tuning minutes must be a number"),
+        ({"finetune_minutes": "5"}, "fine-tuning minutes must be a number"),
+        ({"finetune_minutes": 1, "finetune_steps": 1}, "not both"),
+        ({"finetune_steps": 1, "device": "tpu"}, "device must be one of cpu, cuda"),
+    ],
+)
+def test_bad_options_are_errors(inputs: np.ndarray, tmp_path: Path, options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        pyquant.compress(tiny_networks.residual(), inputs, out=tmp_path / "x.pqmodel", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_cuda_it_cannot_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="no CUDA device"):
+        Effort(steps=1, device="cuda")
+
+
+def test_too_few_pictures_or_none(inputs: np.ndarray, tmp_path: Path) -> None:
+    out = tmp_path / "x.pqmodel"
+    with pytest.raises(InputError, match=r"at least 16; got 15"):
+        pyquant.compress(tiny_networks.residual(), inputs[:15], out=out, finetune_steps=1)
+    with pytest.raises(InputError, match="fine-tuning needs calibration"):
+        pyquant.compress(tiny_networks.residual(), None, out=out, input_shape=(3, SIDE, SIDE), finetune_steps=1)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_on_cuda(calibration: Calibration, rng: np.random.Generator) -> None:
+    dense = captured(tiny_networks.residual())
+    effort = Effort(steps=30, device="cuda")
+    quiet = {"seed": 0, "threads": 1, "progress": lambda what, done, total: None}
+    result = finetune(dense, coded(dense, rng), calibration, effort=effort, **quiet)
+    assert result.kept < result.losses[0]
