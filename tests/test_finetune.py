@@ -1,5 +1,6 @@
 """Fine-tuning without labels: outputs come closer to the dense network's on pictures held back, or nothing changes."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -235,6 +236,23 @@ def test_compress_writes_what_was_tuned_and_says_how(inputs: np.ndarray, tmp_pat
     assert provenance["finetune"].keys() == {"steps", "learning_rate", "precision", "pictures"}
     assert provenance["finetune"]["steps"] == 8
     assert provenance["finetune"]["pictures"] == 64  # all there are
+
+
+def test_the_command_line_takes_steps(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pyquant.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    command = ["compress", "tiny_networks:residual", "--input-shape", "3,32,32", "--out", "x.pqmodel", "--threads", "1"]
+    # Twelve pictures are too few to hold any back.
+    assert main([*command, "--calibration", str(pictures), "--finetune", "0.1"]) == 2
+    assert "needs at least 16; got 12" in " ".join(capsys.readouterr().err.split())
+    for name in ("more", "most"):
+        shutil.copytree(pictures, tmp_path / "data" / name)
+    assert main([*command, "--calibration", "data", "--finetune-steps", "2"]) == 0
+    assert read_model(tmp_path / "x.pqmodel").provenance["finetune"]["steps"] == 2
 
 
 def test_mirrored_pictures_have_targets_of_their_own(inputs: np.ndarray, rng: np.random.Generator) -> None:

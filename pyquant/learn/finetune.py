@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import count
 from math import cos, inf, isfinite, pi
 from typing import Any
 
@@ -29,9 +30,8 @@ from pyquant.learn.targets import Pictures, Rows, Targets, as_tuple
 from pyquant.learn.trainable import Trainable
 from pyquant.torch_network import TorchNetwork
 
-BATCH = 64  # pictures of a step
-BETAS = (0.9, 0.99)
-MIRROR = True
+BATCH = 32  # pictures of a step
+BETAS = (0.9, 0.99)  # Adam's; steps are few, so squared gradients are forgotten sooner than usual
 RISE = 0.1  # of the steps, in which the learning rate rises: Adam's first steps, on few gradients, are the worst ones
 RATES = (0.003, 0.01, 0.03)  # tried, per step, relative to the root mean square of each parameter
 PROBE_SHARE = 0.04  # of the steps, for each rate tried
@@ -276,13 +276,13 @@ class _Tuner:
             self._progress(label, steps, steps)
 
     def _batches(self) -> Iterator[tuple[Rows, bool]]:
-        """Yield the pictures of each step, and whether they are mirrored; each picture comes once in each pass."""
+        """Yield the pictures of each step, and whether they are mirrored: at random, once each was seen as it is."""
         rng = np.random.default_rng((self._seed, 1))
         size = min(BATCH, len(self._trained_on))
-        while True:
+        for passes in count():
             order = rng.permutation(self._trained_on)
             for start in range(0, len(order) - size + 1, size):
-                yield order[start : start + size], bool(rng.integers(2)) and MIRROR
+                yield order[start : start + size], passes > 0 and bool(rng.integers(2))
 
     @torch.no_grad()
     def _judge(self, student: Trainable) -> float:
