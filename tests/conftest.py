@@ -80,7 +80,7 @@ def child_environment() -> dict[str, str]:
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real checkpoints and pictures, for the few tests that need it."""
-    folder = Path(os.environ.get("PYQUANT_DATA", REPOSITORY.parent / "shared" / "data"))
-    if not folder.is_dir():
-        pytest.skip(f"no real data in {folder}; name their folder with PYQUANT_DATA")
+    folder = Path(os.environ.get("PYQUANT_DATA", ""))
+    if not os.environ.get("PYQUANT_DATA") or not folder.is_dir():
+        pytest.skip("no real data; name their folder with PYQUANT_DATA")
     return folder
