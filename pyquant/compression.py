@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,14 @@ from pyquant.codecs import ProductConfig
 from pyquant.console import Progress
 from pyquant.errors import ConfigError, InputError
 from pyquant.file import ModelFile, check_classes, check_writable, read_model, write_model
-from pyquant.graph import Graph
+from pyquant.graph import Graph, Network
 from pyquant.learn.calibration import Calibration, Source, from_arrays, from_pictures, is_path, is_rereadable
 from pyquant.learn.finetune import Effort, check_enough, finetuned
 from pyquant.learn.layerwise import Learnt, Norm, learn
 from pyquant.learn.methods import DEFAULT_METHOD, method_called
+from pyquant.learn.methods.base import Method
 from pyquant.learn.workers import Workers
+from pyquant.planning import Plan, make_plan, target_size
 from pyquant.preprocessing import Preprocessing
 from pyquant.report import Report
 from pyquant.runtime import MAX_THREADS
@@ -37,6 +40,8 @@ from pyquant.storage import checked_before_use
 
 CHECKED_INPUTS = 4  # run by the self-check
 ALL = 2**31  # calibration inputs
+# The longest that fine-tuning writes about itself: what a size target leaves room for.
+FINETUNE_ENTRY = {"steps": 10**7, "learning_rate": 0.000123456789, "precision": "bfloat16", "pictures": 10**7}
 
 State = Mapping[str, torch.Tensor]
 
@@ -54,6 +59,8 @@ def compress(
     samples: int = 1024,
     seed: int = 0,
     threads: int | None = None,
+    target_bytes: int | None = None,
+    target_ratio: float | None = None,
     finetune_steps: int | None = None,
     finetune_minutes: float | None = None,
     device: str = "cpu",
@@ -80,54 +87,57 @@ def compress(
             array, the first ones of an iterable. Fine-tuning takes all pictures of a path and all inputs of an array.
         seed: of every random choice, 0 or more.
         threads: by default as many as the process may use.
+        target_bytes: the size of the file, header included: it is never larger, and at most 1 % smaller. Codecs are
+            chosen for the least error of the outputs, by measured sensitivities; of `recipe`, only the rules count.
+        target_ratio: or how many times smaller than the network in fp32 it is to be.
         finetune_steps: for how many steps codebooks, scales and biases are trained to give the outputs of `module`.
         finetune_minutes: or for how long; a timed warm-up turns it into a number of steps.
         device: where fine-tuning is done, `cpu` or `cuda`.
         progress: called now and then with what is being done, how much of it is done, and of how much.
 
     Raises:
-        ConfigError: the recipe does not fit the network, or an option is out of range.
+        ConfigError: the recipe does not fit the network, an option is out of range, or no file has the target's size.
         CaptureError: the network cannot be described by our operations.
         InputError: the calibration, the network's weights or the path cannot be used, or the disk is full.
         SelfCheckError: the file did not compute what the network computes. Whatever is raised, no file is left.
     """
-    recipe = recipe or Recipe()
-    learner = method_called(method)
-    _check_options(module, recipe, samples, seed, threads)
     effort = Effort(steps=finetune_steps, minutes=finetune_minutes, device=device)
     check_writable(out, inputs=[calibration] if is_path(calibration) else [])
-    if is_path(calibration):
-        if input_shape is None and preprocessing is None:
-            raise InputError("pictures need a size: give input_shape or preprocessing")
-        preprocessing = preprocessing or Preprocessing.default_for(_checked_shape(input_shape))
-    inputs = _open_calibration(calibration, preprocessing, samples, seed)
-    tuning_inputs = inputs
+    task = _task(
+        module,
+        calibration,
+        recipe=recipe,
+        method=method,
+        input_shape=input_shape,
+        preprocessing=preprocessing,
+        classes=classes,
+        samples=samples,
+        seed=seed,
+        threads=threads,
+        target_bytes=target_bytes,
+        target_ratio=target_ratio,
+    )
+    network = task.network
+    tuning_inputs = task.inputs
     if effort:
         if is_rereadable(calibration):
-            tuning_inputs = _open_calibration(calibration, preprocessing, ALL, seed)
+            tuning_inputs = _open_calibration(calibration, task.preprocessing, ALL, seed)
         check_enough(tuning_inputs)
-    if input_shape is None and inputs is None:
-        raise InputError("without calibration, input_shape=(C, H, W) is required")
-    if inputs is None:
-        console.note("no calibration: codebooks are learnt on the weights alone, which costs accuracy")
-    shape = _checked_shape(input_shape if inputs is None or input_shape is not None else inputs.shape)
-
-    network = capture(module, shape)
-    if inputs is not None:
-        network.graph.infer_shapes([(1, *inputs.shape)])
-    check_classes(network.graph, classes or ())
-    choices = recipe.choose(network.graph)
-    _check_codebooks(choices, learner.max_codebooks, method)
     norms = norms_of(network.graph, module.state_dict())
     how_tuned: dict[str, Any] = {}
     with Workers(threads or _core.default_threads()) as workers:
+        choices: Mapping[str, Choice] = task.recipe.choose(network.graph)
+        if task.target_bytes is not None:
+            # What fine-tuning will write about itself is not known yet: its place is kept.
+            kept = FINETUNE_ENTRY if effort else {}
+            choices = task.plan(workers, progress or _silent, how_tuned=kept).choices
         learnt = learn(
             network,
             choices,
             seed=seed,
             workers=workers,
-            method=learner,
-            calibration=inputs,
+            method=task.method,
+            calibration=task.inputs,
             norms=norms,
             progress=progress or _silent,
         )
@@ -142,27 +152,55 @@ def compress(
             threads=threads or _core.default_threads(),
             progress=progress or _silent,
         )
-    model = ModelFile(
-        network=learnt.network,
-        preprocessing=preprocessing,
-        classes=tuple(classes or ()),
-        provenance={
-            "source": "compress",
-            "method": method,
-            "objective": "weights alone" if inputs is None else "outputs on calibration inputs",
-            "samples": 0 if inputs is None else inputs.count,
-            "seed": seed,
-            "pyquant": pyquant.__version__,
-            **recipe.to_json(),
-            "dense": dense_reasons(network.graph, choices),
-            "errors": dict(learnt.errors),
-            **({"finetune": how_tuned} if how_tuned else {}),
-        },
-    )
+    model = task.model(learnt.network, choices, learnt.errors, how_tuned)
     with checked_before_use(out) as path:
-        write_model(path, model)
-        error = _self_check(path, module, learnt, _check_batch(inputs, shape, seed), threads)
+        written = write_model(path, model)
+        if task.target_bytes is not None and written > task.target_bytes:
+            raise ConfigError(
+                f"the file would have {written:,} bytes, more than the {task.target_bytes:,} asked for; give a target "
+                f"size that is {written - task.target_bytes:,} bytes smaller"
+            )
+        error = _self_check(path, module, learnt, _check_batch(task.inputs, task.shape, seed), threads)
     return Report.of(out, model, max_relative_error=error)
+
+
+def plan(
+    module: nn.Module,
+    calibration: Source,
+    *,
+    recipe: Recipe | None = None,
+    method: str = DEFAULT_METHOD,
+    input_shape: tuple[int, int, int] | None = None,
+    preprocessing: Preprocessing | None = None,
+    classes: Sequence[ClassName] | None = None,
+    samples: int = 1024,
+    seed: int = 0,
+    threads: int | None = None,
+    target_bytes: int | None = None,
+    target_ratio: float | None = None,
+    progress: Progress | None = None,
+) -> Plan:
+    """Return what `compress` would make of the same arguments, in much less time, and write nothing.
+
+    Raises:
+        ConfigError, CaptureError, InputError: as `compress` would.
+    """
+    task = _task(
+        module,
+        calibration,
+        recipe=recipe,
+        method=method,
+        input_shape=input_shape,
+        preprocessing=preprocessing,
+        classes=classes,
+        samples=samples,
+        seed=seed,
+        threads=threads,
+        target_bytes=target_bytes,
+        target_ratio=target_ratio,
+    )
+    with Workers(threads or _core.default_threads()) as workers:
+        return task.plan(workers, progress or _silent)
 
 
 def norms_of(graph: Graph, state: State) -> dict[str, Norm]:
@@ -206,6 +244,110 @@ def with_learnt(module: nn.Module, learnt: Learnt) -> nn.Module:
     entries = {key: torch.from_numpy(by_tensor[id(old)]) for key, old in state.items() if id(old) in by_tensor}
     result.load_state_dict({**result.state_dict(), **entries}, strict=True, assign=True)
     return result
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Task:
+    """What is to be compressed, and how: checked, and captured."""
+
+    network: Network
+    inputs: Calibration | None
+    shape: tuple[int, int, int]
+    preprocessing: Preprocessing | None
+    classes: tuple[ClassName, ...]
+    recipe: Recipe
+    method: Method
+    method_name: str
+    seed: int
+    target_bytes: int | None
+
+    def model(
+        self,
+        network: Network,
+        choices: Mapping[str, Choice],
+        errors: Mapping[str, float],
+        how_tuned: Mapping[str, Any],
+    ) -> ModelFile:
+        """Return the file that holds `network`, which is coded as `choices` say."""
+        target = {} if self.target_bytes is None else {"target_bytes": self.target_bytes}
+        return ModelFile(
+            network=network,
+            preprocessing=self.preprocessing,
+            classes=self.classes,
+            provenance={
+                "source": "compress",
+                "method": self.method_name,
+                "objective": "weights alone" if self.inputs is None else "outputs on calibration inputs",
+                "samples": 0 if self.inputs is None else self.inputs.count,
+                "seed": self.seed,
+                "pyquant": pyquant.__version__,
+                **self.recipe.to_json(),
+                **target,
+                "dense": dense_reasons(self.network.graph, choices),
+                "errors": dict(errors),
+                **({"finetune": dict(how_tuned)} if how_tuned else {}),
+            },
+        )
+
+    def plan(self, workers: Workers, progress: Progress, *, how_tuned: Mapping[str, Any] | None = None) -> Plan:
+        """Return the plan for the target, or for the recipe where there is none."""
+        return make_plan(
+            self.network,
+            self.recipe,
+            self.inputs,
+            target_bytes=self.target_bytes,
+            model_of=partial(self.model, how_tuned=how_tuned or {}),
+            seed=self.seed,
+            workers=workers,
+            progress=progress,
+        )
+
+
+def _task(
+    module: nn.Module,
+    calibration: Source,
+    *,
+    recipe: Recipe | None,
+    method: str,
+    input_shape: tuple[int, int, int] | None,
+    preprocessing: Preprocessing | None,
+    classes: Sequence[ClassName] | None,
+    samples: int,
+    seed: int,
+    threads: int | None,
+    target_bytes: int | None,
+    target_ratio: float | None,
+) -> _Task:
+    recipe = recipe or Recipe()
+    learner = method_called(method)
+    _check_options(module, recipe, samples, seed, threads)
+    if is_path(calibration):
+        if input_shape is None and preprocessing is None:
+            raise InputError("pictures need a size: give input_shape or preprocessing")
+        preprocessing = preprocessing or Preprocessing.default_for(_checked_shape(input_shape))
+    inputs = _open_calibration(calibration, preprocessing, samples, seed)
+    if input_shape is None and inputs is None:
+        raise InputError("without calibration, input_shape=(C, H, W) is required")
+    if inputs is None:
+        console.note("no calibration: codebooks are learnt on the weights alone, which costs accuracy")
+    shape = _checked_shape(input_shape if inputs is None or input_shape is not None else inputs.shape)
+    network = capture(module, shape)
+    if inputs is not None:
+        network.graph.infer_shapes([(1, *inputs.shape)])
+    check_classes(network.graph, classes or ())
+    _check_codebooks(recipe.choose(network.graph), learner.max_codebooks, method)
+    return _Task(
+        network=network,
+        inputs=inputs,
+        shape=shape,
+        preprocessing=preprocessing,
+        classes=tuple(classes or ()),
+        recipe=recipe,
+        method=learner,
+        method_name=method,
+        seed=seed,
+        target_bytes=target_size(network.graph, target_bytes, target_ratio),
+    )
 
 
 def _check_options(module: nn.Module, recipe: Recipe, samples: int, seed: int, threads: int | None) -> None:

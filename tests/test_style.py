@@ -29,7 +29,7 @@ LEVELS = (  # of pyquant, lowest first: a module may import from levels below it
     {"pictures", "container", "declared", "reference"},
     {"file"},
     {"report", "runtime", "export", "choose", "torch_network"},
-    {"capture", "learn", "evaluate", "selfcheck", "models", "engines"},
+    {"capture", "learn", "evaluate", "selfcheck", "models", "engines", "sensitivity", "allocate", "planning"},
     {"compression", "interop", "bench"},
     {"demo"},
     {"cli", "__main__"},

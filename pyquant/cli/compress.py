@@ -5,17 +5,18 @@ from __future__ import annotations
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import click
 
 from pyquant import console
 from pyquant.cli import options
-from pyquant.cli.show import show_report
+from pyquant.cli.show import show_plan, show_report
 
 
 @click.command("compress")
 @click.argument("model")
-@options.out
+@click.option("--out", type=options.PATH, metavar="FILE", help="The file to write; required unless --dry-run.")
 @click.option("--weights", type=options.PATH, metavar="W", help="A .safetensors file, or a weights-only .pth.")
 @click.option("--num-classes", type=click.IntRange(min=1), metavar="N", help="Classes that MODEL is built with.")
 @options.input_shape
@@ -39,6 +40,13 @@ from pyquant.cli.show import show_report
     help="'PATTERN=block:c,kh,kw;centroids:K[;codebooks:M]' or 'PATTERN=dense'; PATTERN is shell-style, on a layer's "
     "dotted name; the last rule that matches counts.",
 )
+@click.option("--target-size", type=options.byte_size, metavar="SIZE",
+              help="Bytes of the file, header included, such as 963kB or 1.5MiB: never more, at most 1 % less. Codecs "
+              "are chosen by measured sensitivities; of preset and rules, the rules count.")  # fmt: skip
+@click.option("--target-ratio", type=click.FloatRange(min=0, min_open=True), metavar="R",
+              help="The same, as how many times smaller than the network in fp32.")  # fmt: skip
+@click.option("--dry-run", is_flag=True,
+              help="Print each layer's codec, the size and the outputs' predicted error; write nothing.")  # fmt: skip
 @options.preprocessing
 @options.classes
 @click.option("--samples", type=click.IntRange(min=1), default=1024, show_default=True, metavar="N",
@@ -56,7 +64,7 @@ from pyquant.cli.show import show_report
 @options.as_json
 def command(
     model: str,
-    out: Path,
+    out: Path | None,
     weights: Path | None,
     num_classes: int | None,
     input_shape: tuple[int, int, int],
@@ -64,6 +72,9 @@ def command(
     preset: str,
     method: str,
     rules: tuple[str, ...],
+    target_size: int | None,
+    target_ratio: float | None,
+    dry_run: bool,
     resize: int | str | None,
     mean: tuple[float, float, float] | None,
     std: tuple[float, float, float] | None,
@@ -85,12 +96,15 @@ def command(
     from pyquant.pictures import read_classes
     from pyquant.storage import check_writable
 
-    check_writable(out, inputs=[path for path in (weights, calibration, classes) if path is not None])
+    if out is None and not dry_run:
+        raise click.UsageError("give the file to write with --out, or --dry-run")
+    if out is not None and not dry_run:
+        check_writable(out, inputs=[path for path in (weights, calibration, classes) if path is not None])
     recipe = Recipe(preset=preset, rules=tuple(parse_rule(rule) for rule in rules))
     names = None if classes is None else read_classes(classes)
     preprocessing = options.preprocessing_for(input_shape, resize, mean, std)
 
-    from pyquant.compression import compress
+    from pyquant.compression import compress, plan
     from pyquant.models import build_network, is_torchvision_name
 
     if weights is None and is_torchvision_name(model):
@@ -100,21 +114,32 @@ def command(
     # The user's code may print; standard output is for the result alone.
     with redirect_stdout(sys.stderr), console.progress() as progress:
         network = build_network(model, weights=weights, num_classes=num_classes)
-        report = compress(
-            network,
-            calibration,
-            out=out,
-            recipe=recipe,
-            method=method,
-            input_shape=input_shape,
-            preprocessing=preprocessing,
-            classes=names,
-            samples=samples,
-            seed=seed,
-            threads=threads,
-            finetune_steps=finetune_steps,
-            finetune_minutes=finetune_minutes,
-            device=device,
-            progress=progress,
-        )
-    show_report(report.to_json(), as_json)
+        arguments: dict[str, Any] = {
+            "recipe": recipe,
+            "method": method,
+            "input_shape": input_shape,
+            "preprocessing": preprocessing,
+            "classes": names,
+            "samples": samples,
+            "seed": seed,
+            "threads": threads,
+            "target_bytes": target_size,
+            "target_ratio": target_ratio,
+            "progress": progress,
+        }
+        if out is None or dry_run:
+            planned = plan(network, calibration, **arguments)
+        else:
+            report = compress(
+                network,
+                calibration,
+                out=out,
+                finetune_steps=finetune_steps,
+                finetune_minutes=finetune_minutes,
+                device=device,
+                **arguments,
+            )
+    if out is None or dry_run:
+        show_plan(planned.to_json(), as_json)
+    else:
+        show_report(report.to_json(), as_json)

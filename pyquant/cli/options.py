@@ -15,6 +15,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Number = TypeVar("Number", int, float)
 
 PATH = click.Path(path_type=Path)
+BYTE_UNITS = {"B": 1, "kB": 1000, "MB": 1000**2, "KiB": 1 << 10, "MiB": 1 << 20}
 
 
 def three_sizes(text: str) -> tuple[int, int, int]:
@@ -38,6 +39,17 @@ def short_side(text: str) -> int | str:
     if text != "none" and not (text.isascii() and text.isdecimal() and int(text) > 0):
         raise click.BadParameter(f"expected a number of pixels, or none, got '{text}'")
     return "none" if text == "none" else int(text)
+
+
+def byte_size(text: str) -> int:
+    """Read a size such as 1.5MiB, 963kB or 1516000, in bytes, rounded down."""
+    number = text.rstrip("BMKik")
+    unit = text[len(number) :] or "B"
+    digits = number.strip().replace(".", "", 1)
+    if unit not in BYTE_UNITS or not (digits.isascii() and digits.isdecimal()) or float(number) * BYTE_UNITS[unit] < 1:
+        units = ", ".join(BYTE_UNITS)
+        raise click.BadParameter(f"expected a number and a unit among {units}, such as 1.5MiB, got '{text}'")
+    return int(float(number) * BYTE_UNITS[unit])
 
 
 def _numbers(text: str, kind: Callable[[str], Number]) -> list[Number]:

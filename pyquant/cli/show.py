@@ -21,6 +21,19 @@ def show_report(report: Mapping[str, Any], as_json: bool) -> None:
     print(f"self-check passed: at most {report['self_check']['max_relative_error']:.1e} of the largest output apart")
 
 
+def show_plan(plan: Mapping[str, Any], as_json: bool) -> None:
+    """Print the plan of `compress --dry-run`, given as its JSON values; errors are those of the network's outputs."""
+    if as_json:
+        console.print_json(plan)
+        return
+    _show_layers([{**layer, "relative_output_error": layer["predicted_error"]} for layer in plan["layers"]])
+    print(
+        f"predicted: {console.bytes_text(plan['bytes'])} ({plan['bytes']:,} bytes), dense "
+        f"{console.bytes_text(plan['dense_bytes'])}, {plan['ratio']:.1f} times smaller; "
+        f"relative squared error of the outputs {plan['predicted_output_error']:.3f}"
+    )
+
+
 def show_inspection(inspection: Mapping[str, Any]) -> None:
     """Print what `inspect` found, given as its JSON values."""
     _show_layers(inspection["layers"])

@@ -1,0 +1,248 @@
+"""Size targets: which codec each layer gets so that the file has a given size and the outputs the least error.
+
+Every weight has a list of candidate codecs with their bytes and the error that they are predicted to cause
+(`pyquant.sensitivity`); a dynamic programme over bytes picks one for each. Rules of the recipe stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyquant.choose import CODEBOOK_BYTES, Choice, Recipe, block_count, clamped_centroids, coded_bytes
+from pyquant.codecs import CodecConfig, DenseConfig, ProductConfig
+from pyquant.codecs.product import as_conv_shape, packed_bytes
+from pyquant.errors import ConfigError
+from pyquant.graph import Graph, Network, Weight
+from pyquant.learn.cluster import round_codebook
+from pyquant.sensitivity import Block, Curve, Curves
+
+# Shapes of blocks by kernel, and numbers of centroids: the codecs that a size target chooses from.
+CANDIDATE_BLOCKS: dict[tuple[int, int], tuple[Block, ...]] = {
+    (1, 1): ((1, 1, 1), (2, 1, 1), (4, 1, 1), (8, 1, 1), (16, 1, 1)),
+    (3, 3): ((1, 1, 1), (1, 1, 3), (1, 3, 3), (2, 3, 3), (4, 3, 3)),
+}
+CANDIDATE_CENTROIDS = tuple(
+    sorted({16 * 2**octave * step // 4 for octave in range(8) for step in (4, 5, 6, 7)} | {4096})
+)
+
+TOLERANCE = 0.01  # of the target, how far below it the file may stay
+RESOLUTION = 16384  # steps between the smallest file and the target that the dynamic programme tells apart
+SAMPLED_WEIGHTS = 4096  # looked at to see whether fp16 can hold a weight's numbers
+HEADROOM = 2  # centroids fitted to outputs may be larger than any weight
+MAX_ROUNDS = 20  # of correcting for the header, whose length depends on what is chosen
+LEFT_DENSE = "the size target leaves room for it"
+
+FileSize = Callable[[Mapping[str, Choice]], int]  # the bytes of the file that these choices give
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One codec that a weight may get: its bytes in the file, and the relative error of the outputs it is to cause."""
+
+    codec: CodecConfig
+    bytes: int
+    error: float
+
+
+def candidate_blocks(recipe: Recipe, graph: Graph) -> dict[str, tuple[Block, ...]]:
+    """Return the shapes of blocks that each weight may get, by the weight's name; one where a rule fixes it.
+
+    Raises:
+        ConfigError: as `Recipe.choose`.
+    """
+    ruled = recipe.choose(graph)
+    result: dict[str, tuple[Block, ...]] = {}
+    for name, (weight, is_ruled) in _weights(recipe, graph).items():
+        if is_ruled:
+            codec = ruled[name].codec
+            result[name] = (codec.block,) if isinstance(codec, ProductConfig) else ()
+            continue
+        _, c, kh, kw = as_conv_shape(weight.shape)
+        shapes = CANDIDATE_BLOCKS.get((kh, kw), ((1, 1, 1), (1, 1, kw), (1, kh, kw)))
+        result[name] = tuple(dict.fromkeys((min(channels, c), bh, bw) for channels, bh, bw in shapes))
+    return result
+
+
+def allocate(
+    network: Network, recipe: Recipe, curves: Curves, *, target_bytes: int, size_of: FileSize
+) -> dict[str, Choice]:
+    """Return the choices, by the weight's name, whose file has at most `target_bytes` and at least 1 % less.
+
+    Of all that fit, these are predicted to change the network's outputs least.
+
+    Args:
+        network: dense.
+        curves: for every shape of block in `candidate_blocks(recipe, network.graph)`.
+        size_of: exact, header and all, or a little more than the file will have.
+
+    Raises:
+        ConfigError: no such file is possible; the message names the sizes that are.
+    """
+    ruled = recipe.choose(network.graph)
+    weights = _weights(recipe, network.graph)
+    options = [
+        [_ruled_option(network, weight, ruled[name].codec, curves)]
+        if is_ruled
+        else _candidates(network, weight, curves)
+        for name, (weight, is_ruled) in weights.items()
+    ]
+
+    def choices_of(picked: Sequence[Option]) -> dict[str, Choice]:
+        choices = {}
+        for (name, (_, is_ruled)), option in zip(weights.items(), picked, strict=True):
+            reason = LEFT_DENSE if isinstance(option.codec, DenseConfig) else ""
+            choices[name] = ruled[name] if is_ruled else Choice(codec=option.codec, reason=reason)
+        return choices
+
+    smallest, largest = ([some[end] for some in options] for end in (0, -1))
+    least, most = size_of(choices_of(smallest)), size_of(choices_of(largest))
+    lowest = target_bytes - int(TOLERANCE * target_bytes)
+    if not (least <= target_bytes and most >= lowest):
+        raise ConfigError(
+            f"a file of {target_bytes:,} bytes is not possible for this network with these rules: the smallest has "
+            f"{least:,} bytes, the largest {most:,}"
+        )
+    # Dense weights have shorter headers than coded ones.
+    shortest, longest = sorted(
+        (least - sum(option.bytes for option in smallest), most - sum(option.bytes for option in largest))
+    )
+    # Options that cost more bytes for no less error fill a gap where the others leave one.
+    for lists in ([_frontier(some) for some in options], options):
+        low, high = lowest - longest, target_bytes - shortest
+        for _ in range(MAX_ROUNDS):
+            if (picked := _least_error(lists, low, high)) is None:
+                break
+            choices = choices_of(picked)
+            size = size_of(choices)
+            if lowest <= size <= target_bytes:
+                return choices
+            # The header has grown or shrunk with the choices, or bytes were rounded: move the window by as much.
+            high -= max(0, size - target_bytes)
+            low += max(0, lowest - size)
+    raise ConfigError(
+        f"no choice of codecs gives a file of {lowest:,} to {target_bytes:,} bytes; try another size between {least:,} "
+        f"and {most:,}"
+    )
+
+
+def predicted_errors(choices: Mapping[str, Choice], curves: Curves) -> dict[str, float]:
+    """Return the relative squared error of the network's outputs that each weight is to cause, by the weight's name."""
+    codecs = {name: choice.codec for name, choice in choices.items()}
+    return {
+        name: curves[name, codec.block].error(codec) if isinstance(codec, ProductConfig) else 0.0
+        for name, codec in codecs.items()
+    }
+
+
+def placeholder(network: Network, choices: Mapping[str, Choice]) -> Network:
+    """Return a network of the size that `network` will have with these choices: its codes and codebooks are zeros."""
+    tensors = dict(network.tensors)
+    nodes = []
+    for node in network.graph.nodes:
+        if node.weight is not None and isinstance(config := choices[node.weight.name].codec, ProductConfig):
+            weight = node.weight
+            if tensors.pop(weight.tensor("weight"), None) is not None:
+                bits = config.codebooks * block_count(weight.shape, config.block)
+                tensors[weight.tensor("codes")] = np.zeros(packed_bytes(bits, config.code_bits), np.uint8)
+                shape = (config.codebooks, config.centroids, config.dim)
+                tensors[weight.tensor("codebook")] = np.zeros(shape, f"<f{_codebook_bytes(network, weight)}")
+            node = replace(node, weight=replace(weight, codec=config))
+        nodes.append(node)
+    return Network(graph=replace(network.graph, nodes=tuple(nodes)), tensors=tensors)
+
+
+def _weights(recipe: Recipe, graph: Graph) -> dict[str, tuple[Weight, bool]]:
+    """Return each weight by name, and whether a rule decides its codec."""
+    result: dict[str, tuple[Weight, bool]] = {}
+    for node, weight in graph.weighted():
+        _, before = result.get(weight.name, (weight, False))
+        result[weight.name] = weight, before or any(rule.matches(node.name) for rule in recipe.rules)
+    return result
+
+
+def _candidates(network: Network, weight: Weight, curves: Curves) -> list[Option]:
+    """Return all options of a weight, the smallest first."""
+    options = [_dense_option(network, weight)]
+    wide = _codebook_bytes(network, weight)
+    for name, block in curves:
+        if name != weight.name:
+            continue
+        most = clamped_centroids(block_count(weight.shape, block))
+        counts = [count for count in CANDIDATE_CENTROIDS if count <= most] or ([most] if most > 1 else [])
+        if prod(block) == 1:
+            counts = [count for count in counts if count <= 256]  # fp16 itself has no more to say
+        for count in counts:
+            codec = ProductConfig(block=block, centroids=count)
+            options.append(_coded_option(weight, codec, curves[name, block], wide))
+    return sorted(options, key=lambda option: (option.bytes, option.error))
+
+
+def _ruled_option(network: Network, weight: Weight, codec: CodecConfig, curves: Curves) -> Option:
+    if isinstance(codec, DenseConfig):
+        return _dense_option(network, weight)
+    return _coded_option(weight, codec, curves[weight.name, codec.block], _codebook_bytes(network, weight))
+
+
+def _dense_option(network: Network, weight: Weight) -> Option:
+    return Option(codec=DenseConfig(), bytes=network.tensors[weight.tensor("weight")].nbytes, error=0.0)
+
+
+def _coded_option(weight: Weight, codec: ProductConfig, curve: Curve, codebook_bytes: int) -> Option:
+    wider = (codebook_bytes - CODEBOOK_BYTES) * codec.codebooks * codec.centroids * codec.dim
+    return Option(codec=codec, bytes=coded_bytes(weight.shape, codec) + wider, error=curve.error(codec))
+
+
+def _codebook_bytes(network: Network, weight: Weight) -> int:
+    """Return the bytes of a number in a codebook: it is fp32 where fp16 cannot hold numbers like the weight's."""
+    numbers = network.tensors[weight.tensor("weight")].reshape(-1)
+    some = numbers[:: -(-len(numbers) // SAMPLED_WEIGHTS)]
+    extremes = HEADROOM * np.array([numbers.min(), numbers.max()], np.float32)
+    return int(round_codebook(np.concatenate([some, extremes], dtype=np.float32)).itemsize)
+
+
+def _frontier(options: Sequence[Option]) -> list[Option]:
+    """Return the options that have less error than all smaller ones."""
+    kept: list[Option] = []
+    for option in options:
+        if not kept or option.error < kept[-1].error:
+            kept.append(option)
+    return kept
+
+
+def _least_error(lists: Sequence[Sequence[Option]], low: int, high: int) -> list[Option] | None:
+    """Return one option of each list: of all sums of bytes from `low` to `high`, those with the least sum of errors.
+
+    Bytes are rounded down to steps, so a sum may be a little too large; None where no sum of steps is in the range.
+    """
+    least = sum(options[0].bytes for options in lists)
+    step = max(1, (high - least) // RESOLUTION)
+    count = max(0, (high - least) // step)
+    best = np.full(count + 1, np.inf)  # by steps above the smallest file
+    best[0] = 0.0
+    picks = np.zeros((len(lists), count + 1), np.int32)
+    costs = [[(option.bytes - options[0].bytes) // step for option in options] for options in lists]
+    for row, (options, steps) in enumerate(zip(lists, costs, strict=True)):
+        new = np.full_like(best, np.inf)
+        for index, (option, cost) in enumerate(zip(options, steps, strict=True)):
+            if cost > count:
+                break
+            candidate: NDArray[np.float64] = best[: count + 1 - cost] + option.error
+            better = candidate < new[cost:]
+            new[cost:][better] = candidate[better]
+            picks[row, cost:][better] = index
+        best = new
+    first = max(0, (low - least) // step)
+    if first > count or not np.isfinite(best[first:]).any():
+        return None
+    at = first + int(best[first:].argmin())
+    picked = []
+    for row in range(len(lists) - 1, -1, -1):
+        index = int(picks[row, at])
+        picked.append(lists[row][index])
+        at -= costs[row][index]
+    return picked[::-1]
