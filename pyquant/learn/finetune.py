@@ -33,9 +33,10 @@ from pyquant.torch_network import TorchNetwork
 BATCH = 32  # pictures of a step
 BETAS = (0.9, 0.99)  # Adam's; steps are few, so squared gradients are forgotten sooner than usual
 RISE = 0.1  # of the steps, in which the learning rate rises: Adam's first steps, on few gradients, are the worst ones
-RATES = (0.003, 0.01, 0.03)  # tried, per step, relative to the root mean square of each parameter
-PROBE_SHARE = 0.04  # of the steps, for each rate tried
-LEAST_PROBE = 8  # steps; below it nothing can be told, and the middle rate is taken
+RATES = (0.003, 0.01, 0.02)  # tried in this order, per step, relative to the root mean square of each parameter
+PROBE_SHARE = 0.05  # of the steps, for each rate tried
+LEAST_PROBE = 20  # steps; below it nothing can be told, and the middle rate is taken
+HARM = 1.1  # the loss after a short run, relative to the loss before, at which a rate is too high
 HELD_BACK = 512  # pictures at most
 HELD_BACK_SHARE = 8  # one picture in so many, where there are few
 LEAST_PICTURES = 2 * HELD_BACK_SHARE
@@ -201,7 +202,7 @@ class _Tuner:
         """Choose the number of steps and the learning rate, then train."""
         losses, best = [self._judge(self._student())], self._start
         steps = self._affordable_steps() if self._effort.steps is None else self._effort.steps
-        rate = self._best_rate(int(steps * PROBE_SHARE))
+        rate = self._best_rate(int(steps * PROBE_SHARE), losses[0])
         student = self._student()
         for done in self._train(student, steps, rate, "fine-tuning"):
             if done * JUDGEMENTS // steps > (done - 1) * JUDGEMENTS // steps:
@@ -237,18 +238,24 @@ class _Tuner:
         next(steps)  # the first one allocates and plans
         return _seconds(lambda: deque(steps, maxlen=0)) / WARM_UP_STEPS
 
-    def _best_rate(self, steps: int) -> float:
-        """Return the learning rate with which `steps` steps lead to the lowest loss."""
+    def _best_rate(self, steps: int, before: float) -> float:
+        """Return the highest learning rate with which `steps` steps do little harm, if any.
+
+        Not the one with the lowest loss: the noise of a high rate hurts at once, and its progress shows later, so that
+        short runs favour rates that are too low for long ones.
+        """
         if steps < LEAST_PROBE:
             return RATES[len(RATES) // 2]
-        losses = {}
+        best = RATES[0]
         for tried, rate in enumerate(RATES):
             self._progress("choosing a learning rate", tried, len(RATES))
             student = self._student()
             deque(self._train(student, steps, rate, None), maxlen=0)
-            losses[rate] = self._judge(student)
+            if self._judge(student) > HARM * before:
+                break
+            best = rate
         self._progress("choosing a learning rate", len(RATES), len(RATES))
-        return min(RATES, key=lambda rate: losses[rate])
+        return best
 
     def _train(self, student: Trainable, steps: int, rate: float, label: str | None) -> Iterator[int]:
         """Train for `steps` steps, the learning rate falling from `rate` to 0 along a cosine; yield after each step."""
