@@ -269,7 +269,9 @@ class _Task:
         how_tuned: Mapping[str, Any],
     ) -> ModelFile:
         """Return the file that holds `network`, which is coded as `choices` say."""
-        target = {} if self.target_bytes is None else {"target_bytes": self.target_bytes}
+        chosen: dict[str, Any] = self.recipe.to_json() | {"target_bytes": self.target_bytes}
+        # With a target, the preset has no say.
+        del chosen["target_bytes" if self.target_bytes is None else "preset"]
         return ModelFile(
             network=network,
             preprocessing=self.preprocessing,
@@ -281,8 +283,7 @@ class _Task:
                 "samples": 0 if self.inputs is None else self.inputs.count,
                 "seed": self.seed,
                 "pyquant": pyquant.__version__,
-                **self.recipe.to_json(),
-                **target,
+                **chosen,
                 "dense": dense_reasons(self.network.graph, choices),
                 "errors": dict(errors),
                 **({"finetune": dict(how_tuned)} if how_tuned else {}),

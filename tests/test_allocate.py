@@ -84,7 +84,9 @@ def test_the_file_has_the_size_that_was_asked_for(inputs: np.ndarray, tmp_path: 
     out = tmp_path / "x.pqmodel"
     report = compress(network(), inputs, out=out, method=method, target_bytes=target, threads=1)
     assert 0.99 * target <= report.bytes == out.stat().st_size <= target
-    assert read_model(out).provenance["target_bytes"] == target
+    provenance = read_model(out).provenance
+    assert provenance["target_bytes"] == target
+    assert "preset" not in provenance
 
 
 def test_the_size_includes_what_is_kept_besides_the_network(inputs: np.ndarray, tmp_path: Path) -> None:
