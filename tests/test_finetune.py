@@ -86,8 +86,9 @@ def captured(module: nn.Module) -> Network:
 
 @pytest.mark.parametrize("codebooks", [1, 2])
 def test_the_loss_on_pictures_held_back_falls(
-    calibration: Calibration, rng: np.random.Generator, codebooks: int
+    calibration: Calibration, rng: np.random.Generator, codebooks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(tuning, "RATES", (0.01,))  # so few steps allow no choice, only the lowest rate
     dense = captured(tiny_networks.residual())
     start = coded(dense, rng, codebooks=codebooks, dense=("conv",))
     result = tuned(dense, start, calibration, steps=30)

@@ -33,9 +33,9 @@ from pyquant.torch_network import TorchNetwork
 BATCH = 32  # pictures of a step
 BETAS = (0.9, 0.99)  # Adam's; steps are few, so squared gradients are forgotten sooner than usual
 RISE = 0.1  # of the steps, in which the learning rate rises: Adam's first steps, on few gradients, are the worst ones
-RATES = (0.003, 0.01, 0.02)  # tried in this order, per step, relative to the root mean square of each parameter
+RATES = (0.001, 0.003, 0.01, 0.02)  # tried in this order, per step, relative to the root mean square of each parameter
 PROBE_SHARE = 0.05  # of the steps, for each rate tried
-LEAST_PROBE = 20  # steps; below it nothing can be told, and the middle rate is taken
+LEAST_PROBE = 8  # steps; below it nothing can be told, and the lowest rate is taken
 HARM = 1.1  # the loss after a short run, relative to the loss before, at which a rate is too high
 HELD_BACK = 512  # pictures at most
 HELD_BACK_SHARE = 8  # one picture in so many, where there are few
@@ -245,7 +245,7 @@ class _Tuner:
         short runs favour rates that are too low for long ones.
         """
         if steps < LEAST_PROBE:
-            return RATES[len(RATES) // 2]
+            return RATES[0]
         best = RATES[0]
         for tried, rate in enumerate(RATES):
             self._progress("choosing a learning rate", tried, len(RATES))
