@@ -190,7 +190,7 @@ def _take_turns(engines: Sequence[EngineProcess]) -> list[list[float]]:
     # A single run can take longer than a turn should.
     turns = max(TURNS[0], min(TURNS[1], round(SECONDS_PER_ENGINE / max(seconds))))
     times: list[list[float]] = [[] for _ in engines]
-    for turn in console.track(range(turns), "measuring, turns of each engine"):
+    for turn in console.track(range(turns), "measuring"):
         order = range(len(engines)) if turn % 2 == 0 else reversed(range(len(engines)))
         for i in order:
             times[i] += engines[i].ask("run", count=WARM_UP_RUNS + runs[i])["ms"][WARM_UP_RUNS:]

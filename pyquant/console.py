@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 T = TypeVar("T")
-Progress = Callable[[str, int, int], None]  # what is being done, how many are done, of how many
+Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, of how much
 
 SECONDS_BETWEEN_LINES = 10.0  # of progress, where standard error is not a terminal
 MAX_FIXED_WIDTH = 12  # characters of a text column that is never shortened
@@ -49,8 +49,8 @@ def progress() -> Iterator[Progress]:
     """Show the progress of long work: a bar on a terminal, now and then a line elsewhere.
 
     Yields:
-        A function to call with what is being done, how many are done, and of how many. Work inside other work shows
-        nothing of its own.
+        A function to call with what is being done, how much of it is done, and of how much, in any unit of work: the
+        time left follows from it. Work inside other work shows nothing of its own.
     """
     if not _enabled.get() or _bar_shown.get():
         yield lambda label, done, total: None
@@ -64,7 +64,7 @@ def progress() -> Iterator[Progress]:
 
 
 def track(items: Sequence[T], label: str) -> Iterator[T]:
-    """Yield `items`, showing as `progress` does how many are done; `label` says of what, as in "reading pictures"."""
+    """Yield `items`, showing as `progress` does how many are done; `label` says of what, as in "evaluating"."""
     with progress() as report:
         for done, item in enumerate(items):
             report(label, done, len(items))
@@ -75,17 +75,27 @@ def track(items: Sequence[T], label: str) -> Iterator[T]:
 @contextmanager
 def _bars() -> Iterator[Progress]:
     from rich import progress as rich_progress
+    from rich.text import Text
+
+    paces: dict[str, Pace] = {}
+
+    class TimeLeft(rich_progress.ProgressColumn):
+        """Counts down between reports too, which may be minutes apart."""
+
+        def render(self, task: rich_progress.Task) -> Text:
+            return Text(paces[task.description].text(), style="progress.remaining")
 
     columns = (
         rich_progress.TextColumn("{task.description}"),
         rich_progress.BarColumn(),
-        rich_progress.MofNCompleteColumn(),
-        rich_progress.TimeRemainingColumn(),
+        rich_progress.TaskProgressColumn(),
+        TimeLeft(),
     )
     with rich_progress.Progress(*columns, console=_stderr(), transient=True) as bars:
         tasks: dict[str, rich_progress.TaskID] = {}
 
         def report(label: str, done: int, total: int) -> None:
+            paces.setdefault(label, Pace()).report(done, total)
             if label not in tasks:
                 tasks[label] = bars.add_task(label)
             bars.update(tasks[label], completed=done, total=total)
@@ -95,18 +105,59 @@ def _bars() -> Iterator[Progress]:
 
 @contextmanager
 def _lines() -> Iterator[Progress]:
-    start: dict[str, float] = {}
+    paces: dict[str, Pace] = {}
     last = monotonic()
 
     def report(label: str, done: int, total: int) -> None:
         nonlocal last
+        pace = paces.setdefault(label, Pace())
+        pace.report(done, total)
         now = monotonic()
-        seconds = now - start.setdefault(label, now)
         if done == total or now - last >= SECONDS_BETWEEN_LINES:
-            note(f"{label}: {done} of {total}, {seconds:.1f} s")
+            note(f"{label}: {100 * done // max(total, 1)} %, {pace.text()}")
             last = now
 
     yield report
+
+
+class Pace:
+    """How fast some work goes on: the time it has taken and will take."""
+
+    def __init__(self) -> None:
+        self._began = self._reported = monotonic()
+        self._first: int | None = None
+        self._done = self._total = 0
+
+    def report(self, done: int, total: int) -> None:
+        """Take note of how much is done, and of how much; what was done at the first report took no time of ours."""
+        if self._first is None or done < self._first:
+            self._began, self._first = monotonic(), done
+        self._reported, self._done, self._total = monotonic(), done, total
+
+    def seconds_left(self) -> float | None:
+        """Return how long the rest will take, as fast as it went so far; None: nothing was done yet."""
+        if self._first is None or self._done == self._first:
+            return None
+        passed = self._reported - self._began
+        left = passed * (self._total - self._done) / (self._done - self._first)
+        return max(0.0, left - (monotonic() - self._reported))
+
+    def text(self) -> str:
+        """Return the time taken, and that left."""
+        taken = duration_text(monotonic() - self._began)
+        left = self.seconds_left()
+        return taken if left is None or self._done == self._total else f"{taken}, about {duration_text(left)} left"
+
+
+def duration_text(seconds: float) -> str:
+    """Return a time for people, to two digits or so: `45 s`, `3 min 20 s`, `2 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s" if whole < 600 else f"{round(whole / 60)} min"
+    minutes = round(whole / 60)
+    return f"{minutes // 60} h {minutes % 60:02} min"
 
 
 def print_json(value: Any) -> None:

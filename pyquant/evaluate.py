@@ -75,7 +75,7 @@ def evaluate_network(
     right = np.zeros(2, np.int64)  # among the best one, among the best five
     start = perf_counter()
     batches = [refs[i : i + BATCH] for i in range(0, len(refs), BATCH)]
-    for index, batch in enumerate(console.track(batches, f"evaluating in batches of {BATCH}")):
+    for index, batch in enumerate(console.track(batches, "evaluating")):
         scores = _scores(network(load_batch(batch, preprocessing)), len(batch))
         if labels is None:
             labels = _labels(refs, found, classes, scores.shape[1])
