@@ -83,24 +83,8 @@ def allocate(
     Raises:
         ConfigError: no such file is possible; the message names the sizes that are.
     """
-    ruled = recipe.choose(network.graph)
-    weights = _weights(recipe, network.graph)
-    options = [
-        [_ruled_option(network, weight, ruled[name].codec, curves)]
-        if is_ruled
-        else _candidates(network, weight, curves)
-        for name, (weight, is_ruled) in weights.items()
-    ]
-
-    def choices_of(picked: Sequence[Option]) -> dict[str, Choice]:
-        choices = {}
-        for (name, (_, is_ruled)), option in zip(weights.items(), picked, strict=True):
-            reason = LEFT_DENSE if isinstance(option.codec, DenseConfig) else ""
-            choices[name] = ruled[name] if is_ruled else Choice(codec=option.codec, reason=reason)
-        return choices
-
-    smallest, largest = ([some[end] for some in options] for end in (0, -1))
-    least, most = size_of(choices_of(smallest)), size_of(choices_of(largest))
+    options = _options(network, recipe, curves)
+    least, most = _extremes(network, recipe, options, size_of)
     lowest = target_bytes - int(TOLERANCE * target_bytes)
     if not (least <= target_bytes and most >= lowest):
         raise ConfigError(
@@ -109,7 +93,7 @@ def allocate(
         )
     # Dense weights have shorter headers than coded ones.
     shortest, longest = sorted(
-        (least - sum(option.bytes for option in smallest), most - sum(option.bytes for option in largest))
+        (least - sum(some[0].bytes for some in options), most - sum(some[-1].bytes for some in options))
     )
     # Options that cost more bytes for no less error fill a gap where the others leave one.
     for lists in ([_frontier(some) for some in options], options):
@@ -117,7 +101,7 @@ def allocate(
         for _ in range(MAX_ROUNDS):
             if (picked := _least_error(lists, low, high)) is None:
                 break
-            choices = choices_of(picked)
+            choices = _choices(network, recipe, picked)
             size = size_of(choices)
             if lowest <= size <= target_bytes:
                 return choices
@@ -128,6 +112,14 @@ def allocate(
         f"no choice of codecs gives a file of {lowest:,} to {target_bytes:,} bytes; try another size between {least:,} "
         f"and {most:,}"
     )
+
+
+def possible_sizes(network: Network, recipe: Recipe, size_of: FileSize) -> tuple[int, int]:
+    """Return the bytes of the smallest and of the largest file that `allocate` can choose; nothing is measured."""
+    blocks = candidate_blocks(recipe, network.graph)
+    unmeasured = Curve(num_blocks=1, log_centroids=(0.0, 1.0), log_errors=(0.0, -1.0), factor=0.0)
+    curves = {(name, block): unmeasured for name, shapes in blocks.items() for block in shapes}
+    return _extremes(network, recipe, _options(network, recipe, curves), size_of)
 
 
 def predicted_errors(choices: Mapping[str, Choice], curves: Curves) -> dict[str, float]:
@@ -163,6 +155,35 @@ def _weights(recipe: Recipe, graph: Graph) -> dict[str, tuple[Weight, bool]]:
         _, before = result.get(weight.name, (weight, False))
         result[weight.name] = weight, before or any(rule.matches(node.name) for rule in recipe.rules)
     return result
+
+
+def _options(network: Network, recipe: Recipe, curves: Curves) -> list[list[Option]]:
+    """Return the options of each weight, the smallest first."""
+    ruled = recipe.choose(network.graph)
+    return [
+        [_ruled_option(network, weight, ruled[name].codec, curves)]
+        if is_ruled
+        else _candidates(network, weight, curves)
+        for name, (weight, is_ruled) in _weights(recipe, network.graph).items()
+    ]
+
+
+def _choices(network: Network, recipe: Recipe, picked: Sequence[Option]) -> dict[str, Choice]:
+    """Return the choices that one option for each weight stands for."""
+    ruled = recipe.choose(network.graph)
+    choices = {}
+    for (name, (_, is_ruled)), option in zip(_weights(recipe, network.graph).items(), picked, strict=True):
+        reason = LEFT_DENSE if isinstance(option.codec, DenseConfig) else ""
+        choices[name] = ruled[name] if is_ruled else Choice(codec=option.codec, reason=reason)
+    return choices
+
+
+def _extremes(
+    network: Network, recipe: Recipe, options: Sequence[Sequence[Option]], size_of: FileSize
+) -> tuple[int, int]:
+    """Return the bytes of the smallest and of the largest file."""
+    least, most = (size_of(_choices(network, recipe, [some[end] for some in options])) for end in (0, -1))
+    return least, most
 
 
 def _candidates(network: Network, weight: Weight, curves: Curves) -> list[Option]:

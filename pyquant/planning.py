@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pyquant.allocate import allocate, candidate_blocks, placeholder, predicted_errors
+from pyquant.allocate import allocate, candidate_blocks, placeholder, possible_sizes, predicted_errors
 from pyquant.choose import Choice, Recipe
 from pyquant.codecs import ProductConfig
 from pyquant.console import Progress
-from pyquant.errors import ConfigError
 from pyquant.file import ModelFile, dumps
 from pyquant.graph import Graph, Network
 from pyquant.learn.calibration import Calibration
 from pyquant.learn.workers import Workers
 from pyquant.report import LayerRow, dense_bytes, layer_rows
-from pyquant.sensitivity import affordable_inputs, measure_curves
+from pyquant.sensitivity import Block, Curve, affordable_inputs, measure_curves
 
 NOISE_INPUTS = 32  # inputs of noise that stand in for calibration inputs where there are none
 LONGEST_ERROR = 0.000123456  # no error of a layer takes more characters in a file
 
-ModelOf = Callable[[Network, Mapping[str, Choice], Mapping[str, float]], ModelFile]  # choices and errors by name
+# Of a network, its choices and the layers' errors, both by name, and the target's bytes.
+ModelOf = Callable[[Network, Mapping[str, Choice], Mapping[str, float], int | None], ModelFile]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,71 +63,96 @@ class Plan:
         }
 
 
-def target_size(graph: Graph, target_bytes: int | None, target_ratio: float | None) -> int | None:
-    """Return the bytes that a file may have: as given, or so many times fewer than the network has in fp32.
+class Planner:
+    """Makes plans for one network; sensitivities are measured once, for all plans, when the first one is made."""
 
-    Raises:
-        ConfigError: both are given, or one is not positive.
-    """
-    if target_bytes is not None and target_ratio is not None:
-        raise ConfigError("give a target size or a target ratio, not both")
-    for name, value in (("size", target_bytes), ("ratio", target_ratio)):
-        if value is not None and not value > 0:
-            raise ConfigError(f"the target {name} must be positive, got {value}")
-    return target_bytes if target_ratio is None else int(dense_bytes(graph) / target_ratio)
+    def __init__(
+        self,
+        network: Network,
+        recipe: Recipe,
+        inputs: Calibration | None,
+        *,
+        model_of: ModelOf,
+        seed: int,
+        progress: Progress,
+    ) -> None:
+        """Prepare to make plans.
 
+        Args:
+            network: dense.
+            recipe: of which only the rules count where a size is given.
+            inputs: sensitivities are measured on some of them; None: on noise.
+            model_of: makes the file to be written.
+            seed: of every random choice.
+            progress: called while they are measured.
+        """
+        self._network = network
+        self._recipe = recipe
+        self._inputs = inputs
+        self._model_of = model_of
+        self._seed = seed
+        self._progress = progress
+        self._curves: dict[tuple[str, Block], Curve] = {}
 
-def make_plan(
-    network: Network,
-    recipe: Recipe,
-    inputs: Calibration | None,
-    *,
-    target_bytes: int | None,
-    model_of: ModelOf,
-    seed: int,
-    workers: Workers,
-    progress: Progress,
-) -> Plan:
-    """Return the plan that a recipe gives, or the one with the least output error whose file has `target_bytes`.
+    def possible_sizes(self) -> tuple[int, int]:
+        """Return the bytes of the smallest and of the largest file that a size target can give; nothing is measured."""
+        largest = dense_bytes(self._network.graph)  # a target takes up its digits in the file
+        return possible_sizes(self._network, self._recipe, partial(self._size, target_bytes=largest))
 
-    Args:
-        network: dense.
-        inputs: sensitivities are measured on some of them; None: on noise.
-        model_of: makes the file to be written of a network, its choices and the layers' errors.
+    def plan(self, target_bytes: int | None, workers: Workers) -> Plan:
+        """Return the plan that the recipe gives, or the one with the least output error whose file has `target_bytes`.
 
-    Raises:
-        ConfigError: the recipe does not fit the network, or no such file is possible.
-    """
-    choices = recipe.choose(network.graph)
-    blocks = candidate_blocks(recipe, network.graph)
-    if target_bytes is None:
-        configs = {name: choice.codec for name, choice in choices.items()}
-        blocks = {name: (codec.block,) for name, codec in configs.items() if isinstance(codec, ProductConfig)}
-    some = _some_inputs(network.graph, inputs, seed)
-    curves = measure_curves(network, some, blocks, seed=seed, workers=workers, progress=progress)
-
-    def drafted(choices: Mapping[str, Choice]) -> ModelFile:
-        errors = {node.name: LONGEST_ERROR for node, _ in network.graph.weighted()}
-        return model_of(placeholder(network, choices), choices, errors if inputs is not None else {})
-
-    if target_bytes is not None:
-        choices = allocate(
-            network, recipe, curves, target_bytes=target_bytes, size_of=lambda choices: len(dumps(drafted(choices)))
+        Raises:
+            ConfigError: the recipe does not fit the network, or no such file is possible.
+        """
+        choices = self._recipe.choose(self._network.graph)
+        if target_bytes is None:
+            configs = {name: choice.codec for name, choice in choices.items()}
+            curves = self._measured(
+                {name: (codec.block,) for name, codec in configs.items() if isinstance(codec, ProductConfig)}, workers
+            )
+        else:
+            curves = self._measured(candidate_blocks(self._recipe, self._network.graph), workers)
+            size_of = partial(self._size, target_bytes=target_bytes)
+            choices = allocate(self._network, self._recipe, curves, target_bytes=target_bytes, size_of=size_of)
+        model = self._draft(choices, target_bytes)
+        by_weight = predicted_errors(choices, curves)
+        # What a shared weight causes is said of its first layer.
+        first = {weight.name: node.name for node, weight in reversed(list(self._network.graph.weighted()))}
+        return Plan(
+            choices=choices,
+            bytes=len(dumps(model)),
+            dense_bytes=dense_bytes(self._network.graph),
+            layers=tuple(layer_rows(model)),
+            errors={first[name]: error for name, error in by_weight.items()},
         )
-    model = drafted(choices)
-    by_weight = predicted_errors(choices, curves)
-    # What a shared weight causes is said of its first layer.
-    first = {weight.name: node.name for node, weight in reversed(list(network.graph.weighted()))}
-    return Plan(
-        choices=choices,
-        bytes=len(dumps(model)),
-        dense_bytes=dense_bytes(network.graph),
-        layers=tuple(layer_rows(model)),
-        errors={first[name]: error for name, error in by_weight.items()},
-    )
+
+    def _measured(self, blocks: Mapping[str, Sequence[Block]], workers: Workers) -> dict[tuple[str, Block], Curve]:
+        """Return the curves of these shapes of blocks; what was measured before is not measured again."""
+        wanted = {(name, block) for name, shapes in blocks.items() for block in shapes}
+        if not wanted <= self._curves.keys():
+            self._curves = measure_curves(
+                self._network,
+                some_inputs(self._network.graph, self._inputs, self._seed),
+                blocks,
+                seed=self._seed,
+                workers=workers,
+                progress=self._progress,
+            )
+        return {key: self._curves[key] for key in self._curves if key in wanted}
+
+    def _draft(self, choices: Mapping[str, Choice], target_bytes: int | None) -> ModelFile:
+        """Return the file of these choices, with zeros for codes and codebooks."""
+        errors = {node.name: LONGEST_ERROR for node, _ in self._network.graph.weighted()}
+        network = placeholder(self._network, choices)
+        return self._model_of(network, choices, errors if self._inputs is not None else {}, target_bytes)
+
+    def _size(self, choices: Mapping[str, Choice], *, target_bytes: int | None) -> int:
+        return len(dumps(self._draft(choices, target_bytes)))
 
 
-def _some_inputs(graph: Graph, inputs: Calibration | None, seed: int) -> NDArray[np.float32]:
+def some_inputs(graph: Graph, inputs: Calibration | None, seed: int) -> NDArray[np.float32]:
+    """Return the inputs `[N, C, H, W]` on which sensitivities are measured: as many as may be, or noise."""
     if inputs is None:
         (declared,) = graph.inputs
         count = min(NOISE_INPUTS, affordable_inputs(graph, declared.default))

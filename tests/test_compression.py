@@ -22,7 +22,7 @@ faiss = pytest.importorskip("faiss", reason="compressing needs faiss")
 import tiny_networks  # noqa: E402
 from torch import nn  # noqa: E402
 
-from pyquant import compression  # noqa: E402
+from pyquant import job  # noqa: E402
 from pyquant.compression import compress  # noqa: E402
 
 SHAPE = (3, SIDE, SIDE)
@@ -215,7 +215,7 @@ def test_bad_input_is_an_error_before_the_work_and_leaves_no_file(
 ) -> None:
     kind, message, make = ERRORS[case]
     module, calibration, options = make()
-    monkeypatch.setattr(compression, "learn", lambda *_, **__: pytest.fail("the work has begun"))
+    monkeypatch.setattr(job, "learn", lambda *_, **__: pytest.fail("the work has begun"))
     with pytest.raises(kind, match=message):
         compress(module, calibration, out=tmp_path / "x.pqmodel", **options)
     assert not list(tmp_path.iterdir())
@@ -247,7 +247,7 @@ def test_a_failed_self_check_leaves_what_was_there(
     def fail(*_: object, **__: object) -> float:
         raise SelfCheckError("differs")
 
-    monkeypatch.setattr(compression, "check_against_module", fail)
+    monkeypatch.setattr(job, "check_against_module", fail)
     with pytest.raises(SelfCheckError):
         compress(tiny_networks.residual(), inputs, out=out)
     assert out.read_bytes() == b"older"

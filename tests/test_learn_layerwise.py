@@ -20,12 +20,12 @@ import tiny_networks  # noqa: E402
 from torch import nn  # noqa: E402
 
 from pyquant.capture import capture  # noqa: E402
-from pyquant.compression import norms_of  # noqa: E402
 from pyquant.learn import activations, layerwise  # noqa: E402
 from pyquant.learn.calibration import Calibration, from_arrays  # noqa: E402
 from pyquant.learn.layerwise import Learnt, learn  # noqa: E402
 from pyquant.learn.methods import METHODS  # noqa: E402
 from pyquant.learn.workers import Workers  # noqa: E402
+from pyquant.module_state import norms_of  # noqa: E402
 
 SIDE = 12
 

@@ -30,6 +30,8 @@ LEVELS = (  # of pyquant, lowest first: a module may import from levels below it
     {"file"},
     {"report", "runtime", "export", "choose", "torch_network"},
     {"capture", "learn", "evaluate", "selfcheck", "models", "engines", "sensitivity", "allocate", "planning"},
+    {"module_state", "settings", "targets"},
+    {"job"},
     {"compression", "interop", "bench"},
     {"demo"},
     {"cli", "__main__"},

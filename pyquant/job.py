@@ -1,0 +1,229 @@
+"""One network to compress, captured and checked once: planned and compressed for any number of sizes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+import pyquant
+from pyquant import _core, console
+from pyquant.capture import capture
+from pyquant.capture.isolate import undisturbed
+from pyquant.choose import Choice, dense_reasons
+from pyquant.codecs import ProductConfig
+from pyquant.console import Progress
+from pyquant.errors import ConfigError, InputError
+from pyquant.file import ModelFile, check_classes, read_model, write_model
+from pyquant.graph import Network
+from pyquant.learn.calibration import Calibration, Source, from_arrays, from_pictures, is_path, is_rereadable
+from pyquant.learn.finetune import Effort, check_enough, finetuned
+from pyquant.learn.layerwise import Learnt, learn
+from pyquant.learn.methods import method_called
+from pyquant.learn.workers import Workers
+from pyquant.module_state import norms_of, with_learnt
+from pyquant.planning import Plan, Planner
+from pyquant.preprocessing import Preprocessing
+from pyquant.report import Report
+from pyquant.selfcheck import check_against_decoded, check_against_module
+from pyquant.settings import Settings, checked_shape
+from pyquant.storage import checked_before_use
+
+CHECKED_INPUTS = 4  # run by the self-check
+ALL = 2**31  # calibration inputs
+# The longest that fine-tuning writes about itself: what a size target leaves room for.
+FINETUNE_ENTRY = {"steps": 10**7, "learning_rate": 0.000123456789, "precision": "bfloat16", "pictures": 10**7}
+
+
+class Job:
+    """A network, calibration inputs and settings, checked; what several sizes share is done once."""
+
+    def __init__(self, module: nn.Module, calibration: Source, settings: Settings, progress: Progress) -> None:
+        """Capture the module, and check all there is to check before long work.
+
+        Raises:
+            ConfigError: the recipe does not fit the network, or an option is out of range.
+            CaptureError: the network cannot be described by our operations.
+            InputError: the calibration or the network's weights cannot be used.
+        """
+        if not isinstance(module, nn.Module):
+            raise InputError(f"module must be a torch.nn.Module, got {type(module).__name__}")
+        self._effort = Effort(steps=settings.finetune_steps, minutes=settings.finetune_minutes, device=settings.device)
+        self._method = method_called(settings.method)
+        self._module = module
+        self._settings = settings
+        self._progress = progress
+        self.preprocessing = settings.preprocessing
+        if is_path(calibration) and self.preprocessing is None:
+            if settings.input_shape is None:
+                raise InputError("pictures need a size: give input_shape or preprocessing")
+            self.preprocessing = Preprocessing.default_for(settings.input_shape)
+        self.inputs = self._open(calibration, settings.samples)
+        self._shape = self._input_shape()
+        if self.inputs is None:
+            console.note("no calibration: codebooks are learnt on the weights alone, which costs accuracy")
+        self.network = capture(module, self._shape)
+        if self.inputs is not None:
+            self.network.graph.infer_shapes([(1, *self.inputs.shape)])
+        check_classes(self.network.graph, settings.classes)
+        _check_codebooks(settings.recipe.choose(self.network.graph), self._method.max_codebooks, settings.method)
+        self._tuning_inputs = self.inputs
+        if self._effort:
+            if is_rereadable(calibration):
+                self._tuning_inputs = self._open(calibration, ALL)
+            check_enough(self._tuning_inputs)
+        self._norms = norms_of(self.network.graph, module.state_dict())
+        self._threads = settings.threads or _core.default_threads()
+        self._planner = Planner(
+            self.network,
+            settings.recipe,
+            self.inputs,
+            model_of=self._draft,
+            seed=settings.seed,
+            progress=progress,
+        )
+
+    def possible_sizes(self) -> tuple[int, int]:
+        """Return the bytes of the smallest and of the largest file that can be asked for."""
+        return self._planner.possible_sizes()
+
+    def plan(self, target_bytes: int | None) -> Plan:
+        """Return the plan for a file of `target_bytes`, or for the recipe where there is no target.
+
+        Raises:
+            ConfigError: no such file is possible.
+            InputError: a calibration picture is corrupt, or the network's outputs are not finite.
+        """
+        with Workers(self._threads) as workers:
+            return self._planner.plan(target_bytes, workers)
+
+    def compress(self, out: str | os.PathLike[str], target_bytes: int | None) -> Report:
+        """Write a file of `target_bytes`, or of the size that the recipe gives, and check it.
+
+        Raises:
+            ConfigError, InputError, SelfCheckError: as `pyquant.compress`; what `out` held before is left as it was.
+        """
+        choices = self._settings.recipe.choose(self.network.graph)
+        if target_bytes is not None:
+            choices = dict(self.plan(target_bytes).choices)
+        with Workers(self._threads) as workers:
+            learnt = learn(
+                self.network,
+                choices,
+                seed=self._settings.seed,
+                workers=workers,
+                method=self._method,
+                calibration=self.inputs,
+                norms=self._norms,
+                progress=self._progress,
+            )
+        how_tuned: dict[str, Any] = {}
+        if self._effort and self._tuning_inputs is not None:
+            learnt, how_tuned = finetuned(
+                self.network,
+                learnt,
+                self._tuning_inputs,
+                self._norms,
+                effort=self._effort,
+                seed=self._settings.seed,
+                threads=self._threads,
+                progress=self._progress,
+            )
+        model = self._model(learnt.network, choices, learnt.errors, target_bytes, how_tuned)
+        with checked_before_use(out) as path:
+            written = write_model(path, model)
+            if target_bytes is not None and written > target_bytes:
+                raise ConfigError(
+                    f"the file would have {written:,} bytes, more than the {target_bytes:,} asked for; give a target "
+                    f"size that is {written - target_bytes:,} bytes smaller"
+                )
+            error = self._self_check(path, learnt)
+        return Report.of(out, model, max_relative_error=error)
+
+    def _draft(
+        self,
+        network: Network,
+        choices: Mapping[str, Choice],
+        errors: Mapping[str, float],
+        target_bytes: int | None,
+    ) -> ModelFile:
+        """Return the file that `network` would give: what fine-tuning will write about itself has its place kept."""
+        return self._model(network, choices, errors, target_bytes, FINETUNE_ENTRY if self._effort else {})
+
+    def _model(
+        self,
+        network: Network,
+        choices: Mapping[str, Choice],
+        errors: Mapping[str, float],
+        target_bytes: int | None,
+        how_tuned: Mapping[str, Any],
+    ) -> ModelFile:
+        """Return the file that holds `network`, which is coded as `choices` say."""
+        chosen: dict[str, Any] = self._settings.recipe.to_json() | {"target_bytes": target_bytes}
+        # With a target, the preset has no say.
+        del chosen["target_bytes" if target_bytes is None else "preset"]
+        return ModelFile(
+            network=network,
+            preprocessing=self.preprocessing,
+            classes=self._settings.classes,
+            provenance={
+                "source": "compress",
+                "method": self._settings.method,
+                "objective": "weights alone" if self.inputs is None else "outputs on calibration inputs",
+                "samples": 0 if self.inputs is None else self.inputs.count,
+                "seed": self._settings.seed,
+                "pyquant": pyquant.__version__,
+                **chosen,
+                "dense": dense_reasons(self.network.graph, choices),
+                "errors": dict(errors),
+                **({"finetune": dict(how_tuned)} if how_tuned else {}),
+            },
+        )
+
+    def _open(self, source: Source, samples: int) -> Calibration | None:
+        if source is None:
+            return None
+        if is_path(source):
+            assert self.preprocessing is not None
+            return from_pictures(source, self.preprocessing, samples=samples, seed=self._settings.seed)
+        return from_arrays(source, samples=samples, seed=self._settings.seed)
+
+    def _input_shape(self) -> tuple[int, int, int]:
+        if self._settings.input_shape is not None:
+            return checked_shape(self._settings.input_shape)
+        if self.inputs is None:
+            raise InputError("without calibration, input_shape=(C, H, W) is required")
+        return checked_shape(self.inputs.shape)
+
+    def _self_check(self, path: Path, learnt: Learnt) -> float:
+        """Return the largest relative difference of the file from PyTorch; raise SelfCheckError if it is too large."""
+        written = replace(learnt, network=read_model(path).network)
+        batch = self._check_batch()
+        threads = self._settings.threads
+        with undisturbed():
+            return max(
+                check_against_decoded(path, batch, threads=threads),
+                check_against_module(path, with_learnt(self._module, written), batch, threads=threads),
+            )
+
+    def _check_batch(self) -> NDArray[np.float32]:
+        """Return the inputs of the self-check: the first calibration inputs, or else normally distributed numbers."""
+        if self.inputs is not None:
+            return self.inputs.load(0)[:CHECKED_INPUTS]
+        rng = np.random.default_rng(self._settings.seed)
+        return rng.standard_normal((CHECKED_INPUTS, *self._shape), dtype=np.float32)
+
+
+def _check_codebooks(choices: Mapping[str, Choice], most: int, method: str) -> None:
+    """Raise ConfigError where a layer was given more additive codebooks than the method can learn."""
+    for layer, choice in choices.items():
+        if isinstance(choice.codec, ProductConfig) and choice.codec.codebooks > most:
+            raise ConfigError(
+                f"layer '{layer}': {choice.codec.codebooks} additive codebooks; method '{method}' learns {most} at most"
+            )
