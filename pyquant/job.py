@@ -38,7 +38,7 @@ from pyquant.storage import checked_before_use
 CHECKED_INPUTS = 4  # run by the self-check
 ALL = 2**31  # calibration inputs
 # The longest that fine-tuning writes about itself: what a size target leaves room for.
-FINETUNE_ENTRY = {"steps": 10**7, "learning_rate": 0.000123456789, "precision": "bfloat16", "pictures": 10**7}
+FINETUNE_ENTRY = {"steps": 10**7, "learning_rates": [0.000123456789] * 3, "precision": "bfloat16", "pictures": 10**7}
 
 
 class Job:

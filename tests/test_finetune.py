@@ -1,13 +1,17 @@
 """Fine-tuning without labels: outputs come closer to the dense network's on pictures held back, or nothing changes."""
 
+import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import pyquant
+from pyquant.checkpoint import Nowhere, Record
 from pyquant.choose import Recipe, parse_rule
 from pyquant.codecs import ProductConfig
 from pyquant.codecs.product import pack_codes
@@ -23,9 +27,12 @@ from torch import nn  # noqa: E402
 
 from pyquant.capture import capture  # noqa: E402
 from pyquant.learn import finetune as tuning  # noqa: E402
+from pyquant.learn import training  # noqa: E402
 from pyquant.learn.calibration import Calibration, from_arrays  # noqa: E402
 from pyquant.learn.distillation import distillation_loss  # noqa: E402
 from pyquant.learn.finetune import Effort, Finetuned, finetune  # noqa: E402
+from pyquant.learn.lesson import Lesson  # noqa: E402
+from pyquant.learn.schedule import Stage  # noqa: E402
 from pyquant.learn.trainable import Trainable  # noqa: E402
 from pyquant.torch_network import TorchNetwork  # noqa: E402
 
@@ -61,16 +68,28 @@ def coded(network: Network, rng: np.random.Generator, *, codebooks: int = 1, den
     return Network(graph=replace(network.graph, nodes=tuple(nodes)), tensors=tensors)
 
 
-def tuned(dense: Network, start: Network, calibration: Calibration, *, steps: int = STEPS, seed: int = 0) -> Finetuned:
-    return finetune(
-        dense,
-        start,
-        calibration,
-        effort=Effort(steps=steps),
-        seed=seed,
-        threads=1,
-        progress=lambda what, done, total: None,
-    )
+@pytest.fixture
+def dense() -> Network:
+    return captured(tiny_networks.residual())
+
+
+@pytest.fixture
+def start(dense: Network, rng: np.random.Generator) -> Network:
+    return coded(dense, rng)
+
+
+def quiet(what: str, done: int, total: int) -> None:
+    """Report progress to nobody."""
+
+
+def stages(*rates: float) -> tuple[Stage, ...]:
+    return tuple(replace(stage, rates=rates) for stage in tuning.STAGES)
+
+
+def tuned(dense: Network, start: Network, calibration: Calibration, **options: Any) -> Finetuned:
+    steps, seed = options.pop("steps", STEPS), options.pop("seed", 0)
+    options = {"effort": Effort(steps=steps), "seed": seed, "threads": 1, "progress": quiet} | options
+    return finetune(dense, start, calibration, **options)
 
 
 def same_tensors(a: Network, b: Network) -> bool:
@@ -86,12 +105,10 @@ def captured(module: nn.Module) -> Network:
 
 @pytest.mark.parametrize("codebooks", [1, 2])
 def test_the_loss_on_pictures_held_back_falls(
-    calibration: Calibration, rng: np.random.Generator, codebooks: int, monkeypatch: pytest.MonkeyPatch
+    dense: Network, calibration: Calibration, rng: np.random.Generator, codebooks: int
 ) -> None:
-    monkeypatch.setattr(tuning, "RATES", (0.01,))  # so few steps allow no choice, only the lowest rate
-    dense = captured(tiny_networks.residual())
     start = coded(dense, rng, codebooks=codebooks, dense=("conv",))
-    result = tuned(dense, start, calibration, steps=30)
+    result = tuned(dense, start, calibration, steps=30, stages=stages(0.01))  # so few steps allow no choice
     assert result.kept < 0.8 * result.losses[0]
     assert result.steps == 30
     for name, before in start.tensors.items():
@@ -102,19 +119,16 @@ def test_the_loss_on_pictures_held_back_falls(
 
 
 def test_the_loss_is_that_of_the_network_returned(
-    inputs: np.ndarray, calibration: Calibration, rng: np.random.Generator
+    inputs: np.ndarray, dense: Network, start: Network, calibration: Calibration
 ) -> None:
-    dense = captured(tiny_networks.residual())
-    result = tuned(dense, coded(dense, rng), calibration)
+    result = tuned(dense, start, calibration)
     held_back = np.random.default_rng(0).permutation(64)[:8]
     x = torch.from_numpy(inputs[held_back])
     loss = distillation_loss([TorchNetwork(result.network)(x)], [TorchNetwork(dense)(x)])
     assert float(loss) == pytest.approx(result.kept, rel=1e-3)
 
 
-def test_equal_steps_give_the_same_network(calibration: Calibration, rng: np.random.Generator) -> None:
-    dense = captured(tiny_networks.residual())
-    start = coded(dense, rng)
+def test_equal_steps_give_the_same_network(dense: Network, start: Network, calibration: Calibration) -> None:
     state = torch.get_rng_state()
     first = tuned(dense, start, calibration)
     torch.rand(3)
@@ -123,11 +137,51 @@ def test_equal_steps_give_the_same_network(calibration: Calibration, rng: np.ran
     torch.set_rng_state(state)
 
 
-def test_the_callers_settings_are_left_alone(calibration: Calibration, rng: np.random.Generator) -> None:
-    dense = captured(tiny_networks.residual())
+class Killed(Exception):
+    """What a run raises that is stopped on purpose."""
+
+
+class Kept(Nowhere):
+    """Records in memory of a run that is killed after some saves, one of which is due after each step."""
+
+    def __init__(self, saves: int) -> None:
+        self.record: Record | None = None
+        self.left = saves
+
+    def load(self, name: str) -> Record | None:
+        return self.record
+
+    def save(self, name: str, values: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+        if not self.left:
+            raise Killed
+        self.left -= 1
+        self.record = Record(values=json.loads(json.dumps(values)), arrays=arrays)
+
+    def is_due(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("saves", [1, 4, 11, 30, 60])  # at the start, in trials, and in passes that mix pictures
+def test_what_was_stopped_goes_on_bit_for_bit(
+    dense: Network, start: Network, calibration: Calibration, saves: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "LEAST_TRIAL", 1)
+    options = {"steps": 60, "stages": stages(0.001, 0.01) * 2}
+    whole = tuned(dense, start, calibration, **options)
+    records = Kept(saves)
+    with pytest.raises(Killed):
+        tuned(dense, start, calibration, records=records, **options)
+    records.left = -1
+    resumed = tuned(dense, start, calibration, records=records, **options)
+    assert resumed.losses == whole.losses
+    assert resumed.learning_rates == whole.learning_rates
+    assert same_tensors(resumed.network, whole.network)
+
+
+def test_the_callers_settings_are_left_alone(dense: Network, start: Network, calibration: Calibration) -> None:
     state, threads = torch.get_rng_state(), torch.get_num_threads()
     with torch.inference_mode():
-        result = tuned(dense, coded(dense, rng), calibration)
+        result = tuned(dense, start, calibration)
         assert torch.is_inference_mode_enabled()
     assert result.kept < result.losses[0]
     assert torch.equal(torch.get_rng_state(), state)
@@ -135,35 +189,28 @@ def test_the_callers_settings_are_left_alone(calibration: Calibration, rng: np.r
 
 
 def test_a_network_that_only_gets_worse_stays_as_it_is(
-    calibration: Calibration, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+    dense: Network, start: Network, calibration: Calibration
 ) -> None:
-    monkeypatch.setattr(tuning, "RATES", (100.0,))
-    dense = captured(tiny_networks.residual())
-    start = coded(dense, rng)
-    result = tuned(dense, start, calibration)
+    result = tuned(dense, start, calibration, stages=stages(100.0))
     assert result.kept == result.losses[0]
     assert same_tensors(result.network, start)
 
 
 def test_the_learning_rate_is_the_highest_that_does_no_harm(
-    calibration: Calibration, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+    dense: Network, start: Network, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tuning, "RATES", (1e-7, 0.01, 100.0))
-    monkeypatch.setattr(tuning, "LEAST_PROBE", 1)
-    dense = captured(tiny_networks.residual())
-    assert tuned(dense, coded(dense, rng), calibration, steps=100).learning_rate == 0.01
+    monkeypatch.setattr(training, "LEAST_TRIAL", 1)
+    result = tuned(dense, start, calibration, steps=100, stages=stages(1e-7, 0.01, 100.0))
+    assert result.learning_rates == (0.01,)
 
 
-def test_minutes_become_steps(calibration: Calibration, rng: np.random.Generator) -> None:
-    dense = captured(tiny_networks.residual())
+def test_minutes_become_steps(dense: Network, start: Network, calibration: Calibration) -> None:
     seen = []
-    result = finetune(
+    result = tuned(
         dense,
-        coded(dense, rng),
+        start,
         calibration,
         effort=Effort(minutes=0.01),
-        seed=0,
-        threads=1,
         progress=lambda what, done, total: seen.append((what, done, total)),
     )
     assert result.steps >= 1
@@ -234,7 +281,7 @@ def test_compress_writes_what_was_tuned_and_says_how(inputs: np.ndarray, tmp_pat
     assert report.self_check["max_relative_error"] < 1e-4
     provenance = read_model(out).provenance
     assert provenance["samples"] == 32
-    assert provenance["finetune"].keys() == {"steps", "learning_rate", "precision", "pictures"}
+    assert provenance["finetune"].keys() == {"steps", "learning_rates", "precision", "pictures"}
     assert provenance["finetune"]["steps"] == 8
     assert provenance["finetune"]["pictures"] == 64  # all there are
 
@@ -256,19 +303,31 @@ def test_the_command_line_takes_steps(
     assert read_model(tmp_path / "x.pqmodel").provenance["finetune"]["steps"] == 2
 
 
-def test_mirrored_pictures_have_targets_of_their_own(inputs: np.ndarray, rng: np.random.Generator) -> None:
+def test_targets_are_those_of_the_pictures(inputs: np.ndarray, dense: Network) -> None:
     from pyquant.learn.targets import Pictures, Targets
 
-    dense = TorchNetwork(captured(tiny_networks.residual()))
     pictures = Pictures(from_arrays(inputs, samples=64, seed=0), torch.device("cpu"))
-    targets = Targets(dense)
-    rows = np.array([5, 3])
+    network = TorchNetwork(dense)
+    targets = Targets(network, pictures, np.arange(2, 64), batch=4)
+    rows = np.array([5, 3, 60])
     for mirrored in (False, True, False, True):  # the second time from memory
-        x = pictures.read(rows, mirrored)
         expected = torch.from_numpy(inputs[rows])
         expected = expected.flip(3) if mirrored else expected
-        assert torch.equal(x, expected)
-        torch.testing.assert_close(targets.read(rows, mirrored, x)[0], dense(expected))
+        assert torch.equal(pictures.read(rows, mirrored), expected)
+        torch.testing.assert_close(targets.read(rows, mirrored)[0], network(expected))
+
+
+def test_each_pass_takes_every_picture_once(dense: Network, calibration: Calibration) -> None:
+    lesson = Lesson(dense, calibration, device=torch.device("cpu"), seed=0)
+    per_pass = 56 // 32
+    held_back = set(np.random.default_rng(0).permutation(64)[:8])
+    seen = []
+    for number in range(4 * per_pass):
+        rows, mirrored = lesson._rows(number)
+        assert len(set(rows)) == 32
+        assert not held_back & set(rows)
+        seen.append(mirrored)
+    assert seen[:2] == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -305,9 +364,6 @@ def test_too_few_pictures_or_none(inputs: np.ndarray, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-def test_on_cuda(calibration: Calibration, rng: np.random.Generator) -> None:
-    dense = captured(tiny_networks.residual())
-    effort = Effort(steps=30, device="cuda")
-    quiet = {"seed": 0, "threads": 1, "progress": lambda what, done, total: None}
-    result = finetune(dense, coded(dense, rng), calibration, effort=effort, **quiet)
+def test_on_cuda(dense: Network, start: Network, calibration: Calibration) -> None:
+    result = tuned(dense, start, calibration, effort=Effort(steps=30, device="cuda"))
     assert result.kept < result.losses[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ class Pictures:
     """Calibration pictures by number, read when they are first asked for."""
 
     def __init__(self, calibration: Calibration, device: torch.device) -> None:
+        self.shape = calibration.shape
         self._calibration = calibration
         self._device = device
         self._kept: dict[int, Tensor] = {}
@@ -42,28 +44,41 @@ class Pictures:
 
 
 class Targets:
-    """The outputs of the dense network for calibration pictures."""
+    """The outputs of the dense network for pictures in a given order.
 
-    def __init__(self, dense: TorchNetwork) -> None:
+    What is kept is computed in batches of neighbours in that order, whoever asks first: a target's last bits may depend
+    on its batch, and must not depend on what was asked before.
+    """
+
+    def __init__(self, dense: TorchNetwork, pictures: Pictures, order: Rows, batch: int) -> None:
         self._dense = dense
-        self._kept: dict[tuple[int, bool], list[Tensor]] = {}
-        self._room = KEPT_BYTES
+        self._pictures = pictures
+        self._order = order
+        self._batch = batch
+        self._place = {int(row): place for place, row in enumerate(order)}
+        self._kept: dict[tuple[int, bool], Sequence[Tensor]] = {}  # by number of the batch of neighbours
+        shapes = dense.graph.infer_shapes([(batch, *pictures.shape)])
+        size = sum(4 * prod(shapes[name]) for name in dense.graph.outputs)
+        self._room = KEPT_BYTES // (2 * size)  # in batches of neighbours: both as they are and mirrored
 
     @torch.no_grad()
-    def read(self, rows: Rows, mirrored: bool, pictures: Tensor) -> Sequence[Tensor]:
-        """Return the outputs for `pictures`, which are those numbered `rows`, mirrored or not."""
-        keys = [(int(row), mirrored) for row in rows]
-        if all(key in self._kept for key in keys):
-            return [torch.stack(parts) for parts in zip(*(self._kept[key] for key in keys), strict=True)]
-        outputs = as_tuple(self._dense(pictures))
-        size = sum(output[0].nbytes for output in outputs)
-        for index, key in enumerate(keys):
-            if key not in self._kept and size <= self._room:
-                self._kept[key] = [output[index].clone() for output in outputs]
-                self._room -= size
+    def read(self, rows: Rows, mirrored: bool) -> Sequence[Tensor]:
+        """Return the outputs for the pictures numbered `rows`, mirrored or not."""
+        places = [divmod(self._place[int(row)], self._batch) for row in rows]
+        if max(batch for batch, _ in places) < self._room:
+            found = [self._neighbours(batch, mirrored) for batch, _ in places]
+            parts = ([output[index] for output in outputs] for outputs, (_, index) in zip(found, places, strict=True))
+            return [torch.stack(part) for part in zip(*parts, strict=True)]
+        return as_tuple(self._dense(self._pictures.read(rows, mirrored)))
+
+    def _neighbours(self, batch: int, mirrored: bool) -> Sequence[Tensor]:
+        if (outputs := self._kept.get((batch, mirrored))) is None:
+            rows = self._order[batch * self._batch :][: self._batch]
+            outputs = as_tuple(self._dense(self._pictures.read(rows, mirrored)))
+            self._kept[batch, mirrored] = outputs
         return outputs
 
 
-def as_tuple(outputs: Tensor | dict[str, Tensor]) -> Sequence[Tensor]:
+def as_tuple(outputs: Tensor | dict[str, Tensor]) -> tuple[Tensor, ...]:
     """Return the outputs of a network in order."""
     return tuple(outputs.values()) if isinstance(outputs, dict) else (outputs,)

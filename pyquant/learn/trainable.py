@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -63,6 +64,16 @@ class Trainable(TorchNetwork):
             key: max(float(value.detach().square().mean().sqrt()), SMALLEST_UNIT if _is_epilogue(value) else 1e-8)
             for key, value in self.trained().items()
         }
+
+    def values(self) -> dict[str, Tensor]:
+        """Return copies of all that training changes, by name."""
+        return {key: value.detach().clone() for key, value in self.trained().items()}
+
+    @torch.no_grad()
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        """Take up what `values` returned."""
+        for key, parameter in self.trained().items():
+            parameter.copy_(values[key])
 
     def result(self) -> Network:
         """Return the network with what was trained, in the dtypes of the file."""

@@ -1,0 +1,95 @@
+"""How a method trains: stages, each with an optimizer, a schedule, learning rates to try and a share of the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import cos, pi
+from typing import Any
+
+import torch
+from torch import nn
+
+from pyquant.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adam:
+    """Adam (Kingma and Ba, ICLR 2015)."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+
+    def build(self, groups: Iterable[Mapping[str, Any]]) -> torch.optim.Optimizer:
+        """Return the optimizer of groups of parameters; each learning rate is set before each step."""
+        return torch.optim.Adam([dict(group) for group in groups], lr=0.0, betas=self.betas)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sgd:
+    """Stochastic gradient descent with momentum and weight decay."""
+
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+
+    def build(self, groups: Iterable[Mapping[str, Any]]) -> torch.optim.Optimizer:
+        """Return the optimizer of groups of parameters; each learning rate is set before each step."""
+        return torch.optim.SGD(
+            [dict(group) for group in groups], lr=0.0, momentum=self.momentum, weight_decay=self.weight_decay
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cosine:
+    """The learning rate rises in the first share `rise` of the steps and falls along a cosine to `end` times itself."""
+
+    rise: float = 0.0
+    end: float = 0.0
+
+    def factor(self, step: int, steps: int) -> float:
+        """Return what the learning rate is multiplied by at a step, the first of which is 0."""
+        risen = min(1.0, (step + 1) / (self.rise * steps)) if self.rise else 1.0
+        return risen * (self.end + (1 - self.end) * (1 + cos(pi * step / steps)) / 2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Staircase:
+    """The learning rate is constant but for `drops`, spread evenly over the steps, each of which divides it by ten."""
+
+    drops: int = 0
+
+    def factor(self, step: int, steps: int) -> float:
+        """Return what the learning rate is multiplied by at a step, the first of which is 0."""
+        return float(0.1 ** (step * (self.drops + 1) // steps))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """Training of one kind.
+
+    `rates` are the learning rates tried, lowest first, absolute or, if `relative`, in units of each parameter's root
+    mean square. The gradient of a centroid is the sum over the blocks that use it, or, if `mean_gradient`, their mean.
+    """
+
+    optimizer: Adam | Sgd
+    schedule: Cosine | Staircase
+    rates: tuple[float, ...]
+    relative: bool = False
+    mean_gradient: bool = False
+    share: float = 1.0  # of the steps
+
+    def __post_init__(self) -> None:
+        if not self.rates or list(self.rates) != sorted(self.rates):
+            raise ConfigError(f"a training stage needs learning rates, lowest first; got {self.rates}")
+        if not 0 < self.share <= 1:
+            raise ConfigError(f"a training stage's share of the steps must be above 0 and at most 1, got {self.share}")
+
+    def build(self, parameters: Mapping[str, nn.Parameter], units: Mapping[str, float]) -> torch.optim.Optimizer:
+        """Return the optimizer of parameters, given the root mean square of each."""
+        unit = units if self.relative else dict.fromkeys(parameters, 1.0)
+        return self.optimizer.build({"params": [value], "unit": unit[key]} for key, value in parameters.items())
+
+    def set_rate(self, optimizer: torch.optim.Optimizer, rate: float, step: int, steps: int) -> None:
+        """Give an optimizer built by this stage the learning rate of a step."""
+        now = rate * self.schedule.factor(step, steps)
+        for group in optimizer.param_groups:
+            group["lr"] = now * group["unit"]

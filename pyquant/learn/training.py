@@ -1,0 +1,178 @@
+"""The training of one compressed network, step by step: its whole state can be saved between any two steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyquant.graph import Network
+from pyquant.learn.lesson import Lesson
+from pyquant.learn.schedule import Stage
+from pyquant.learn.trainable import Trainable
+
+TRIAL_SHARE = 0.05  # of a stage's steps, for each learning rate tried
+LEAST_TRIAL = 8  # steps; below it nothing can be told, and the lowest rate is taken
+HARM = 1.1  # the loss after a trial, relative to the loss before, at which a rate is too high
+JUDGEMENTS = 10  # times that the state is judged while it is trained
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+class Training:
+    """Stages, one after the other, each a few short trials of learning rates and then its steps.
+
+    The best state that a judgement on the pictures held back has met is kept.
+    """
+
+    def __init__(self, lesson: Lesson, start: Network, stages: Sequence[Stage], steps: int) -> None:
+        """Prepare to train `start` for `steps` steps, those of trials not counted."""
+        self.steps = steps
+        self.done = 0  # steps, those of trials not counted
+        self.rates: list[float] = []  # chosen so far, one a stage
+        self._lesson = lesson
+        self._start = start
+        self._stages = stages
+        shares = list(accumulate(stage.share for stage in stages))
+        self._ends = [round(steps * share / shares[-1]) for share in shares]
+        self._student = Trainable(start).to(lesson.device)
+        self._base = self._student.values()  # what the stage begins with
+        self._best = self._base
+        self.losses = [lesson.judge(self._student)]  # on the pictures held back: at first, then at regular intervals
+        self._trials: list[float] = []  # the losses after the trials of this stage
+        self._step = 0  # of the trial, or of the stage
+        self._begin()
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done."""
+        return self.done == self.steps
+
+    @property
+    def doing(self) -> tuple[str, int, int]:
+        """What is being done, how much of it is done, and of how much."""
+        if self._is_trial:
+            return "choosing a learning rate", len(self._trials), len(self._stages[self._index].rates)
+        return "fine-tuning", self.done, self.steps
+
+    def step(self) -> None:
+        """Do one step of a trial or of a stage, and what becomes due with it."""
+        stage, index = self._stages[self._index], self._index
+        length = self._trial_steps(index) if self._is_trial else self._length(index)
+        rate = stage.rates[len(self._trials)] if self._is_trial else self.rates[index]
+        stage.set_rate(self._optimizer, rate, self._step, length)
+        self._optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(self._lesson.loss(self._student, self._first(index) + self._step))
+        self._optimizer.step()
+        self._step += 1
+        if self._is_trial:
+            if self._step == length:
+                self._end_trial(stage)
+            return
+        self.done += 1
+        if self.done * JUDGEMENTS // self.steps > (self.done - 1) * JUDGEMENTS // self.steps:
+            self.losses.append(self._lesson.judge(self._student))
+            if self.losses[-1] < min(self.losses[:-1]):
+                self._best = self._student.values()
+        if self._step == length and not self.finished:
+            self._base = self._student.values()
+            self._trials = []
+            self._begin()
+
+    def result(self) -> Network:
+        """Return the network in the best state met."""
+        student = Trainable(self._start)
+        student.load(self._best)
+        return student.result()
+
+    def state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        """Return all that another Training of the same network needs to go on from here: plain JSON values, and arrays.
+
+        On the CPU it then goes on bit for bit as this one.
+        """
+        values = {
+            "steps": self.steps,
+            "done": self.done,
+            "rates": list(self.rates),
+            "losses": list(self.losses),
+            "trials": list(self._trials),
+            "step": self._step,
+        }
+        optimizer = {
+            f"{key}/{name}": value
+            for key, parameter in self._student.trained().items()
+            for name, value in self._optimizer.state[parameter].items()
+            if isinstance(value, Tensor)
+        }
+        parts = {"base": self._base, "best": self._best, "now": self._student.values(), "optimizer": optimizer}
+        arrays = {
+            f"{part} {key}": np.array(tensor.detach().cpu().numpy())
+            for part, tensors in parts.items()
+            for key, tensor in tensors.items()
+        }
+        return values, arrays
+
+    def restore(self, values: Mapping[str, Any], arrays: Arrays) -> None:
+        """Go on from what `state` returned."""
+        parts: dict[str, dict[str, Tensor]] = {"base": {}, "best": {}, "now": {}, "optimizer": {}}
+        for name, array in arrays.items():
+            part, _, key = name.partition(" ")
+            parts[part][key] = torch.from_numpy(np.array(array))
+        self.done = values["done"]
+        self.rates, self.losses, self._trials = (list(values[name]) for name in ("rates", "losses", "trials"))
+        self._base, self._best = parts["base"], parts["best"]
+        self._begin()
+        self._step = values["step"]
+        self._student.load(parts["now"])
+        trained = self._student.trained()
+        for entry, value in parts["optimizer"].items():
+            key, _, name = entry.rpartition("/")
+            # Adam counts its steps in a tensor that stays on the CPU.
+            self._optimizer.state[trained[key]][name] = value if name == "step" else value.to(self._lesson.device)
+
+    @property
+    def _index(self) -> int:
+        """The stage that is being done, or the last one."""
+        return next((index for index, end in enumerate(self._ends) if self.done < end), len(self._ends) - 1)
+
+    @property
+    def _is_trial(self) -> bool:
+        return len(self.rates) == self._index
+
+    def _first(self, index: int) -> int:
+        return self._ends[index - 1] if index else 0
+
+    def _length(self, index: int) -> int:
+        return self._ends[index] - self._first(index)
+
+    def _trial_steps(self, index: int) -> int:
+        return int(self._length(index) * TRIAL_SHARE)
+
+    def _begin(self) -> None:
+        """Begin the next trial of a stage, or the stage itself, from what the stage began with."""
+        stage = self._stages[self._index]
+        while len(self.rates) < self._index:  # a stage too short for any step
+            self.rates.append(self._stages[len(self.rates)].rates[0])
+        if self._is_trial and (len(stage.rates) == 1 or self._trial_steps(self._index) < LEAST_TRIAL):
+            self.rates.append(stage.rates[0])
+        self._student.load(self._base)
+        self._optimizer = stage.build(self._student.trained(), self._student.units())
+        self._step = 0
+
+    def _end_trial(self, stage: Stage) -> None:
+        """Take the highest learning rate whose trial did little harm.
+
+        Not the one with the lowest loss: the noise of a high rate hurts at once, and its progress shows later, so that
+        short trials favour rates that are too low for long ones.
+        """
+        self._trials.append(self._lesson.judge(self._student))
+        harmful = self._trials[-1] > HARM * min(self.losses)
+        if harmful or len(self._trials) == len(stage.rates):
+            good = len(self._trials) - harmful
+            self.rates.append(stage.rates[max(good - 1, 0)])
+        self._begin()
