@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import prod
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pyquant.codecs import ProductConfig
 from pyquant.codecs.product import as_conv_shape
 from pyquant.graph import Network, Node, Weight
+from pyquant.learn.lookup import Lookup
 from pyquant.torch_network import TorchNetwork
 
 SMALLEST_UNIT = 1e-2  # of a tensor that begins at 0, as biases may
@@ -21,38 +22,46 @@ SMALLEST_UNIT = 1e-2  # of a tensor that begins at 0, as biases may
 class Trainable(TorchNetwork):
     """A network whose compressed weights are put together from their centroids each time they are used.
 
-    The gradient of a centroid is the sum of the gradients of all blocks that use it. While `training`, centroids are
-    fp32; in eval mode they are rounded to the dtype of the file, so that what is judged is what will be written. Codes
-    stay as they are. A scale or bias is trained where the original module has a place for it: one that is arithmetic
-    of the module's own code is not. Layers that share a batch norm or a bias go on sharing it.
+    While `training`, centroids are fp32; in eval mode they are rounded to the dtype of the file, so that what is judged
+    is what will be written. Codes stay as they are. A scale or bias is trained where the original module has a place
+    for it: one that is arithmetic of the module's own code is not. Layers that share a batch norm or a bias go on
+    sharing it.
     """
 
     def __init__(self, network: Network) -> None:
         super().__init__(network)
         self.network = network
+        self.lookups = nn.ModuleDict()  # a list for each compressed weight, one for each of its codebooks
+        self._scaled: dict[str, bool] = {}  # whether the weight of a layer holds the layer's scale
         self._keys: dict[str, str] = {}  # of the parameters trained, by the name of the tensor in the network
         for node in network.graph.nodes:
             if node.weight is not None:
                 self._add_weight(node.weight)
             self._add_epilogue(node)
 
+    def run_node(self, node: Node, inputs: Sequence[Tensor]) -> Tensor:
+        """Return what one layer makes of these inputs; its scale multiplies its weight or its outputs, the fewer."""
+        if node.weight is not None:
+            pixels = inputs[0].numel() // inputs[0].shape[1] // prod(node.attributes.get("stride", (1,)))
+            self._scaled[node.name] = pixels > prod(node.weight.shape[1:])
+        return super().run_node(node, inputs)
+
     def weight(self, node: Node) -> Tensor:
-        """Return the weight of a convolution or linear layer as it stands now, times the layer's scale."""
+        """Return the weight of a convolution or linear layer as it stands now, with the layer's scale or without."""
         weight = self._unscaled(node)
-        scale = self._own(node, "scale")
-        return weight if scale is None else weight * scale.view(-1, *(1,) * (weight.dim() - 1))
+        if (scale := self._own(node, "scale")) is None or not self._scaled[node.name]:
+            return weight
+        return weight * scale.view(-1, *(1,) * (weight.dim() - 1)).to(weight.dtype)
 
     def own(self, node: Node, role: str) -> Tensor | None:
         """Return a layer's `bias` as it stands now, or its `scale` where no weight holds it; None where it has none.
 
-        In mixed precision it is rounded, since adding it would turn activations into fp32.
+        In mixed precision it is rounded, since it would turn activations into fp32.
         """
-        if role == "scale" and node.weight is not None:
+        if role == "scale" and self._scaled.get(node.name, False):
             return None
         value = self._own(node, role)
-        if value is None or not torch.is_autocast_enabled(value.device.type):
-            return value
-        return value.to(torch.get_autocast_dtype(value.device.type))
+        return None if value is None else value.to(_dtype(value))
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Return the parameters that are trained, each once."""
@@ -92,9 +101,10 @@ class Trainable(TorchNetwork):
         weight, config = node.weight, node.weight.codec
         if not isinstance(config, ProductConfig):
             return self._stored(weight.tensor("weight"))
-        centroids = self._stored(weight.tensor("codebook"))
-        codes = self.get_buffer(_key(weight.tensor("codes")))
-        parts = [functional.embedding(codes[m], centroids[m]) for m in range(config.codebooks)]
+        codebooks = self._stored(weight.tensor("codebook"))
+        lookups = self.lookups[_key(weight.tensor("codes"))]
+        assert isinstance(lookups, nn.ModuleList)
+        parts = [lookup(book, _dtype(book)) for lookup, book in zip(lookups, codebooks, strict=True)]
         return weight_from_blocks(sum(parts[1:], parts[0]), weight)
 
     def _add_weight(self, weight: Weight) -> None:
@@ -105,7 +115,8 @@ class Trainable(TorchNetwork):
         if isinstance(config, ProductConfig):
             self._put(weight.tensor("weight"), None)
             codes = self.network.codes(weight).astype(np.int64).reshape(config.codebooks, -1)
-            self.register_buffer(_key(weight.tensor("codes")), torch.from_numpy(codes), persistent=False)
+            lookups = nn.ModuleList(Lookup(row, config.centroids) for row in torch.from_numpy(codes))
+            self.lookups[_key(weight.tensor("codes"))] = lookups
         stored = np.array(self.network.tensors[weight.tensor(role)], np.float32)
         if role == "weight":
             stored = stored.reshape(weight.shape)
@@ -147,6 +158,12 @@ def weight_from_blocks(blocks: Tensor, weight: Weight) -> Tensor:
     (c, bh, bw), (gc, gh, gw) = config.block, config.grid(weight.shape)
     whole = blocks.view(outputs, gc, gh, gw, c, bh, bw).permute(0, 1, 4, 2, 5, 3, 6)
     return whole.reshape(outputs, gc * c, gh * bh, gw * bw)[:, :channels, :rows, :columns].reshape(weight.shape)
+
+
+def _dtype(value: Tensor) -> torch.dtype:
+    """Return the dtype to compute in: that of mixed precision, where it is on."""
+    device = value.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
 
 
 def _is_epilogue(value: Tensor) -> bool:
