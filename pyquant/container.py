@@ -45,7 +45,7 @@ def pack(metadata: Mapping[str, str], tensors: Mapping[str, NDArray[Any]]) -> by
     chunks: list[memoryview] = []
     offset = 0
     for name in order:
-        array = np.ascontiguousarray(tensors[name], DTYPES[dtype_name(tensors[name])])
+        array = np.asarray(tensors[name], DTYPES[dtype_name(tensors[name])], order="C")
         end = offset + array.nbytes
         header[name] = {"dtype": dtype_name(array), "shape": list(array.shape), "data_offsets": [offset, end]}
         chunks.append(array.reshape(-1).view(np.uint8).data)

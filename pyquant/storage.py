@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,8 @@ from typing import BinaryIO
 from pyquant.errors import InputError
 
 AnyPath = str | os.PathLike[str]
+
+_BESIDE = re.compile(r"\.pyquant-[0-9a-f]{16}\.tmp")  # files that are being written
 
 
 def check_writable(path: AnyPath, *, inputs: Iterable[AnyPath] = ()) -> None:
@@ -58,6 +61,11 @@ def write_whole(path: AnyPath, data: bytes) -> None:
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {reason(error)}; nothing was changed") from error
     _sync_folder(target.parent)
+
+
+def is_leftover(name: str) -> bool:
+    """Say whether a file of this name is one that is being written, or that a killed process left half written."""
+    return _BESIDE.fullmatch(name) is not None
 
 
 @contextmanager

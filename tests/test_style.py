@@ -27,7 +27,7 @@ LEVELS = (  # of pyquant, lowest first: a module may import from levels below it
     {"errors", "extras", "console", "layers", "classes", "codecs", "storage", "_core"},
     {"graph", "shapes", "preprocessing"},
     {"pictures", "container", "declared", "reference"},
-    {"file"},
+    {"file", "checkpoint"},
     {"report", "runtime", "export", "choose", "torch_network"},
     {"capture", "learn", "evaluate", "selfcheck", "models", "engines", "sensitivity", "allocate", "planning"},
     {"module_state", "settings", "targets"},
