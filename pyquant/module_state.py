@@ -43,7 +43,11 @@ def with_learnt(module: nn.Module, learnt: Learnt) -> nn.Module:
     for node, weight in learnt.network.graph.weighted():
         new[node.state.weight or f"{node.name}.weight"] = learnt.network.weight(weight)
     for node in learnt.network.graph.nodes:
-        if node.weight is not None and node.state.bias and not node.state.norm:
+        if node.weight is None or not node.state.bias:
+            continue
+        if node.state.norm in learnt.norms:
+            new[node.state.bias] = learnt.norms[node.state.norm].input_bias
+        elif not node.state.norm:
             bias = learnt.network.own(node, "bias")
             assert bias is not None
             new[node.state.bias] = bias
