@@ -3,8 +3,8 @@
 The error of Ŵ on inputs with Gram H is `tr((T - Ŵ) H (T - Ŵ)ᵀ)`, T being the weight that would be best without a
 codebook. Three steps lower it, each exact in its own variables while the others stay as they are:
 
-    feedback   codes, block by block; the error of each is made up for by the blocks after it (Frantar et al., "GPTQ",
-               ICLR 2023, for vectors: van Baalen et al., "GPTVQ", 2024)
+    feedback   codes, block by block; the error of each is made up for by those chosen after it (Frantar et al., "GPTQ",
+               ICLR 2023; for vectors van Baalen et al., "GPTVQ", 2024; the same as Babai's nearest plane)
     sweep      codes, block by block, given all the others: coordinate descent
     refit      codebooks, all centroids at once: least squares, by preconditioned conjugate gradients
 
@@ -26,7 +26,8 @@ from pyquant.learn.workers import Workers
 
 Result = TypeVar("Result")
 
-CHUNK_ROWS = 64  # outputs that a worker takes at a time; fixed, so that results are the same for any number of threads
+CHUNK_ROWS = 128  # outputs that a worker takes at a time; fixed, so that results are the same for any number of threads
+PANEL = 128  # weights of a row, at most, between two updates of all the others
 REFIT_STEPS = 10  # of conjugate gradients
 RIDGE = 1e-4  # of the mean curvature, added to a centroid's own: centroids without blocks stay where they are
 FEEDBACK_DAMPING = 1e-2  # of the Gram's mean diagonal, so that it can be inverted
@@ -89,39 +90,45 @@ def output_error(problem: Problem, solution: Solution, workers: Workers) -> floa
 
 
 def feedback(problem: Problem, codebooks: Tensor, workers: Workers) -> Solution:
-    """Return codes for `codebooks`, chosen one block after another, later blocks making up for earlier errors."""
-    _, _, dim = problem.gram.shape
+    """Return codes for `codebooks`, chosen from the last block to the first, each making up for those chosen before.
+
+    With `H = UᵀU`, U upper triangular, the error is `||U (t - w)||²`: the part of it that block j has, given all blocks
+    after it, is `||U_jj (t_j - w_j) + Σ_k>j U_jk (t_k - w_k)||²`, and no choice made later changes it.
+    """
+    groups, rows, dim = problem.target.shape
     m, _, d = codebooks.shape
 
     def factor(gram: Tensor) -> Tensor:
-        """Return the upper triangular U with UᵀU = H⁻¹: the inverse of H's Cholesky factor from the last row up."""
+        """Return U."""
         damping = FEEDBACK_DAMPING * float(gram.diagonal().mean()) or 1.0
-        reversed_gram = gram.flip(0, 1).double() + damping * torch.eye(dim, dtype=torch.float64)
-        lower: Tensor = torch.linalg.cholesky(reversed_gram)
-        inverse: Tensor = torch.linalg.solve_triangular(
-            lower.flip(0, 1), torch.eye(dim, dtype=torch.float64), upper=True
-        )
-        return inverse.float()
+        upper: Tensor = torch.linalg.cholesky(gram.double() + damping * torch.eye(dim, dtype=torch.float64), upper=True)
+        return upper.float()
 
     factors = torch.stack(workers.map(factor, problem.gram))
-    groups, rows, _ = problem.target.shape
     codes = torch.zeros(m, groups, rows, dim // d, dtype=torch.int64)
 
     def run(piece: tuple[slice, slice]) -> None:
-        part, upper = problem.part(*piece), factors[piece[0]]
-        target = part.target.clone()
-        for j in range(dim // d):
-            here = slice(j * d, (j + 1) * d)
-            # In these coordinates what a block's error costs, after all later blocks have done their best, is its norm.
-            whitening = torch.linalg.inv(upper[:, here, here])
-            miss = torch.bmm(target[:, :, here], whitening)
-            for book in range(m):
-                centroids = codebooks[book] @ whitening  # [G, K, d]
-                scores = centroids.square().sum(2)[:, None] - 2 * torch.bmm(miss, centroids.transpose(1, 2))
-                nearest = scores.argmin(2)
-                codes[book, piece[0], piece[1], j] = nearest
-                miss = miss - torch.gather(centroids, 1, nearest[..., None].expand(-1, -1, d))
-            target[:, :, here.stop :] -= torch.bmm(miss, upper[:, here, here.stop :])
+        target, upper = problem.target[piece], factors[piece[0]]
+        missed = torch.zeros_like(target)  # U's rows times the errors of all blocks chosen so far
+        for panel in reversed(_panels(dim, d)):
+            error = torch.zeros_like(target[:, :, panel])
+            for start in reversed(range(panel.start, panel.stop, d)):
+                here, local = slice(start, start + d), slice(start - panel.start, start - panel.start + d)
+                own = upper[:, here, here].transpose(1, 2)
+                miss = torch.bmm(target[:, :, here], own) + missed[:, :, here]
+                chosen = torch.zeros_like(miss)
+                for book, codebook in enumerate(codebooks):
+                    centroids = codebook @ own  # [G, K, d]
+                    scores = centroids.square().sum(2)[:, None] - 2 * torch.bmm(miss, centroids.transpose(1, 2))
+                    nearest = scores.argmin(2)
+                    codes[book, piece[0], piece[1], start // d] = nearest
+                    miss = miss - torch.gather(centroids, 1, nearest[..., None].expand(-1, -1, d))
+                    chosen = chosen + codebook[nearest]
+                error[:, :, local] = target[:, :, here] - chosen
+                before = slice(panel.start, start)
+                missed[:, :, before] += torch.bmm(error[:, :, local], upper[:, before, here].transpose(1, 2))
+            before = slice(0, panel.start)
+            missed[:, :, before] += torch.bmm(error, upper[:, before, panel].transpose(1, 2))
 
     workers.map(run, problem.chunks())
     return Solution(codes=codes, codebooks=codebooks)
@@ -130,20 +137,27 @@ def feedback(problem: Problem, codebooks: Tensor, workers: Workers) -> Solution:
 def sweep(problem: Problem, solution: Solution, workers: Workers) -> Solution:
     """Return codes that are, one block after another, the best ones while all others stay as they are."""
     codebooks = solution.codebooks
-    d = codebooks.shape[2]
+    d, dim = codebooks.shape[2], problem.gram.shape[1]
 
     def improve(part: Problem, codes: Tensor) -> Tensor:
         codes = codes.clone()
         slope = torch.bmm(part.target - decode(codes, codebooks), part.gram)  # half the fall of the error with Ŵ
-        for j in range(codes.shape[3]):
-            here = slice(j * d, (j + 1) * d)
-            own = part.gram[:, here, here]
-            for m, codebook in enumerate(codebooks):
-                old = codebook[codes[m, :, :, j]]
-                wanted = slope[:, :, here] + torch.bmm(old, own)
-                curvature = ((codebook @ own) * codebook).sum(2)  # [G, K]
-                codes[m, :, :, j] = (curvature[:, None] - 2 * wanted @ codebook.T).argmin(2)
-                slope -= torch.bmm(codebook[codes[m, :, :, j]] - old, part.gram[:, here])
+        for panel in _panels(dim, d):
+            change = torch.zeros_like(slope[:, :, panel])
+            for start in range(panel.start, panel.stop, d):
+                here, rest = slice(start, start + d), slice(start, panel.stop)
+                local = change[:, :, start - panel.start : start - panel.start + d]
+                own, j = part.gram[:, here, here], start // d
+                for m, codebook in enumerate(codebooks):
+                    old = codebook[codes[m, :, :, j]]
+                    wanted = slope[:, :, here] + torch.bmm(old, own)
+                    curvature = ((codebook @ own) * codebook).sum(2)  # [G, K]
+                    codes[m, :, :, j] = (curvature[:, None] - 2 * wanted @ codebook.T).argmin(2)
+                    step = codebook[codes[m, :, :, j]] - old
+                    slope[:, :, rest] -= torch.bmm(step, part.gram[:, here, rest])
+                    local += step
+            after = slice(panel.stop, dim)
+            slope[:, :, after] -= torch.bmm(change, part.gram[:, panel, after])
         return codes
 
     parts = _each_chunk(problem, solution.codes, improve, workers)
@@ -185,6 +199,12 @@ def refit(problem: Problem, solution: Solution, workers: Workers) -> Solution:
         fall, before = float((residual * step).sum()), fall
         direction = step + fall / before * direction
     return replace(solution, codebooks=codebooks.float())
+
+
+def _panels(dim: int, d: int) -> list[slice]:
+    """Return neighbouring blocks, some at a time: what they change elsewhere is added for all of them at once."""
+    step = d * max(1, PANEL // d)
+    return [slice(start, min(start + step, dim)) for start in range(0, dim, step)]
 
 
 def sum_in_order(parts: list[Tensor]) -> Tensor:

@@ -25,7 +25,7 @@ from pyquant.console import Progress
 from pyquant.errors import InputError
 from pyquant.graph import Network, Node, Weight
 from pyquant.learn.activations import Activations, check_room
-from pyquant.learn.calibration import Calibration
+from pyquant.learn.calibration import BATCH, Calibration
 from pyquant.learn.methods.base import Layer, Method
 from pyquant.learn.moments import (
     Moments,
@@ -306,13 +306,26 @@ class _Walk:
             return
         method, source = self._learner.method, node.inputs[0]
 
-        def measure(batch: int) -> Any:
-            dense = self._read(source, batch, coded=False) if source in self._apart else None
-            return method.measure(node, config, dense, self._read(source, batch, coded=True))
+        def read(batches: range, *, coded: bool) -> Tensor:
+            return torch.cat([self._read(source, batch, coded=coded) for batch in batches])
 
-        measured = self._learner.workers.fold(measure, range(self._calibration.batches), method.add)
+        def measure(batches: range) -> Any:
+            dense = read(batches, coded=False) if source in self._apart else None
+            return method.measure(node, config, dense, read(batches, coded=True))
+
+        step = self._measured_together(node, weight)
+        parts = [
+            range(start, min(start + step, self._calibration.batches))
+            for start in range(0, self._calibration.batches, step)
+        ]
+        measured = self._learner.workers.fold(measure, parts, method.add)
         centred = self._renews_norm(node) or self._renews_bias(node)
         self._learner.code(node, weight, measured, centred=centred)
+
+    def _measured_together(self, node: Node, weight: Weight) -> int:
+        """Return how many batches are measured at once: to add up the sums of many pixels takes as long as those of few."""
+        pixels = prod(self._graph.infer_shapes([(1, *self._calibration.shape)])[node.output][2:])
+        return max(1, prod(weight.shape[1:]) // (4 * BATCH * pixels))
 
     def _multiply(self, node: Node, dense: Tensor, coded: Tensor, batch: int) -> tuple[float, float, Moments, Moments]:
         """Keep W X and Ŵ X̃ of a batch; return the square sums of signal and error, and the moments of Ŵ X̃ and W X."""

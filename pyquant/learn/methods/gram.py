@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 
 import numpy as np
 import torch
@@ -24,12 +25,14 @@ from pyquant.learn.descent import Problem, Solution, feedback, refit, sweep
 from pyquant.learn.methods.base import Codes, Floats, Layer
 from pyquant.learn.moments import unfold
 from pyquant.learn.workers import Workers
+from pyquant.shapes import SHAPE_RULES
 
 ROUNDS = 3  # of fitting codebooks and choosing codes
 MAX_CODEBOOKS = 8
 # Of the Gram's mean diagonal, added to the diagonal: inputs that calibration hardly shows count a little too.
 DAMPING = 0.05
-PICTURES = 4  # unfolded at a time: unfolding a 3x3 layer's inputs takes nine times their memory
+UNFOLDED = 1 << 24  # numbers at a time: unfolding a 3x3 layer's inputs takes nine times their memory
+PIXELS = 128  # of a picture: neighbours are much alike, and the pictures are many
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,9 +78,12 @@ class Gram:
 
     def measure(self, node: Node, config: ProductConfig, dense: Tensor | None, coded: Tensor) -> FullMoments:
         """Return the second moments of both networks' inputs."""
+        pixels = prod(SHAPE_RULES[node.op](node, [tuple(coded.shape)])[2:])
+        assert node.weight is not None
+        pictures = max(1, UNFOLDED // (prod(node.weight.shape[1:]) * _groups(node) * pixels))
         total: FullMoments | None = None
-        for start in range(0, len(coded), PICTURES):
-            rows = slice(start, start + PICTURES)
+        for start in range(0, len(coded), pictures):
+            rows = slice(start, start + pictures)
             x = _columns(node, coded[rows])
             y = None if dense is None else _columns(node, dense[rows])
             part = FullMoments(
@@ -144,12 +150,20 @@ def _first(
     return np.stack(codes), round_codebook(np.stack([c.astype(np.float32) for c in codebooks]))
 
 
+def _groups(node: Node) -> int:
+    return 1 if node.op == "linear" else node.attributes["groups"]
+
+
 def _columns(node: Node, x: Tensor) -> Tensor:
-    """Return the inputs that meet the weights of an output, `[G, D, N * P]`."""
-    groups = 1 if node.op == "linear" else node.attributes["groups"]
+    """Return the inputs that meet the weights of an output, `[G, D, N * P]`, at some pixels of each picture."""
     unfolded = x[..., None] if node.op == "linear" else unfold(node, x)
     n, depth, pixels = unfolded.shape
-    return unfolded.permute(1, 0, 2).reshape(groups, depth // groups, n * pixels)
+    if pixels > PIXELS:
+        # Evenly spaced, and others in each picture.
+        chosen = (torch.arange(PIXELS) * pixels // PIXELS + torch.arange(n)[:, None]) % pixels
+        unfolded = unfolded.gather(2, chosen[:, None].expand(-1, depth, -1))
+    groups = _groups(node)
+    return unfolded.permute(1, 0, 2).reshape(groups, depth // groups, -1)
 
 
 def _corrected(weight: Floats, squares: Tensor, cross: Tensor) -> Floats:
