@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyquant.checkpoint import NOWHERE, Records
 from pyquant.choose import Choice
 from pyquant.codecs import ProductConfig
 from pyquant.codecs.product import pack_codes
@@ -73,6 +74,7 @@ def learn(
     calibration: Calibration | None,
     norms: Mapping[str, Norm],
     progress: Progress,
+    records: Records = NOWHERE,
 ) -> Learnt:
     """Return `network`, which is dense, with its weights in the codecs of `choices` (by the weight's name).
 
@@ -84,6 +86,7 @@ def learn(
     Args:
         method: how codes and codebooks are chosen.
         norms: the batch norms by module path, as `StateNames.norm` of the layers names them.
+        records: where each layer is saved once it is coded; what was coded before is taken from there.
 
     Raises:
         InputError: an output is not finite, or the temporary folder is full.
@@ -131,7 +134,9 @@ class _Learner:
         return codec if isinstance(codec, ProductConfig) else None
 
     def is_coded(self, weight: Weight) -> bool:
-        """Say whether the weight has been coded already."""
+        """Say whether the weight has been coded already, or was when a job that now goes on was stopped."""
+        if weight.name not in self._coded and (record := self._records.load(f"layer {weight.name}")) is not None:
+            self._keep(weight, record.arrays)
         return weight.name in self._coded
 
     def code(self, node: Node, weight: Weight, measured: Any | None, *, centred: bool) -> None:
@@ -323,7 +328,7 @@ class _Walk:
         self._learner.code(node, weight, measured, centred=centred)
 
     def _measured_together(self, node: Node, weight: Weight) -> int:
-        """Return how many batches are measured at once: to add up the sums of many pixels takes as long as those of few."""
+        """Return how many batches are measured at once: adding up sums takes as long for few pixels as for many."""
         pixels = prod(self._graph.infer_shapes([(1, *self._calibration.shape)])[node.output][2:])
         return max(1, prod(weight.shape[1:]) // (4 * BATCH * pixels))
 
