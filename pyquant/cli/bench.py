@@ -12,18 +12,13 @@ from pyquant.cli.show import show_bench
 
 
 @click.command("bench", short_help="Measure latency and memory, against other engines too.")
-@click.argument("file", type=options.PATH)
-@options.batch
-@options.input_shape_of_file
 @click.option(
     "--against",
     default="",
     metavar="ENGINE,..",
     help="Engines to measure beside pyquant, on the decoded dense network: torch, onnxruntime, openvino.",
 )
-@options.threads
-@options.precision
-@options.as_json
+@options.run_of_file
 def command(
     file: Path,
     batch: int,

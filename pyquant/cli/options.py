@@ -78,13 +78,24 @@ classes = click.option(
     "--classes", type=PATH, metavar="TXT", help="The classes, a line each, in order: folder name, blank, name to show."
 )
 
-batch = click.option(
-    "--batch", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Pictures per run."
-)
 
-input_shape_of_file = click.option(
-    "--input-shape", type=three_sizes, metavar="C,H,W", help="The shape of one input [default: the file's]."
-)
+def run_of_file(command: Command) -> Command:
+    """Add the argument FILE and the options that say how it is run: inputs, threads, precision; and --json."""
+    for parameter in (
+        as_json,
+        precision,
+        threads,
+        click.option(
+            "--input-shape", type=three_sizes, metavar="C,H,W", help="The shape of one input [default: the file's]."
+        ),
+        click.option(
+            "--batch", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Pictures per run."
+        ),
+        click.argument("file", type=PATH),
+    ):
+        command = parameter(command)
+    return command
+
 
 input_shape = click.option(
     "--input-shape",

@@ -12,12 +12,7 @@ from pyquant.cli import options
 
 
 @click.command("profile", short_help="Show the time and the kernel of each step.")
-@click.argument("file", type=options.PATH)
-@options.batch
-@options.input_shape_of_file
-@options.threads
-@options.precision
-@options.as_json
+@options.run_of_file
 def command(
     file: Path,
     batch: int,
@@ -27,11 +22,13 @@ def command(
     as_json: bool,
 ) -> None:
     """Show how long each step of a run takes, and which kernel was chosen for it."""
+    from pyquant.bench import input_shapes
     from pyquant.runtime import load
 
     model = load(file, threads=threads, precision=precision)
-    shape = (batch, *(input_shape or model.inputs[0].default))
-    result = model.profile(np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
+    rng = np.random.default_rng(0)
+    shapes = input_shapes(model.file.network.graph, batch, input_shape)
+    result = model.profile(*(rng.standard_normal(shape, dtype=np.float32) for shape in shapes))
     if as_json:
         console.print_json(result)
         return
