@@ -79,16 +79,6 @@ def decode(codes: Tensor, codebooks: Tensor) -> Tensor:
     return blocks.reshape(groups, rows, -1)
 
 
-def output_error(problem: Problem, solution: Solution, workers: Workers) -> float:
-    """Return `tr((T - Ŵ) H (T - Ŵ)ᵀ)`."""
-
-    def error(part: Problem, codes: Tensor) -> float:
-        miss = part.target - decode(codes, solution.codebooks)
-        return float((torch.bmm(miss, part.gram) * miss).sum(dtype=torch.float64))
-
-    return sum(_each_chunk(problem, solution.codes, error, workers))
-
-
 def feedback(problem: Problem, codebooks: Tensor, workers: Workers) -> Solution:
     """Return codes for `codebooks`, chosen from the last block to the first, each making up for those chosen before.
 
