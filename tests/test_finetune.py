@@ -26,13 +26,15 @@ import tiny_networks  # noqa: E402
 from torch import nn  # noqa: E402
 
 from pyquant.capture import capture  # noqa: E402
-from pyquant.learn import finetune as tuning  # noqa: E402
 from pyquant.learn import training  # noqa: E402
 from pyquant.learn.calibration import Calibration, from_arrays  # noqa: E402
 from pyquant.learn.distillation import distillation_loss  # noqa: E402
-from pyquant.learn.finetune import Effort, Finetuned, finetune  # noqa: E402
+from pyquant.learn.effort import Effort  # noqa: E402
+from pyquant.learn.finetune import Finetuned, finetune  # noqa: E402
+from pyquant.learn.layer_training import LayerTraining  # noqa: E402
 from pyquant.learn.lesson import Lesson  # noqa: E402
-from pyquant.learn.schedule import Stage  # noqa: E402
+from pyquant.learn.recipes import ABGD, OURS, PQF  # noqa: E402
+from pyquant.learn.schedule import TrainingRecipe  # noqa: E402
 from pyquant.learn.trainable import Trainable  # noqa: E402
 from pyquant.torch_network import TorchNetwork  # noqa: E402
 
@@ -82,8 +84,8 @@ def quiet(what: str, done: int, total: int) -> None:
     """Report progress to nobody."""
 
 
-def stages(*rates: float) -> tuple[Stage, ...]:
-    return tuple(replace(stage, rates=rates) for stage in tuning.STAGES)
+def with_rates(*rates: float, recipe: TrainingRecipe = OURS) -> TrainingRecipe:
+    return replace(recipe, stages=tuple(replace(stage, rates=rates) for stage in recipe.stages))
 
 
 def tuned(dense: Network, start: Network, calibration: Calibration, **options: Any) -> Finetuned:
@@ -108,7 +110,7 @@ def test_the_loss_on_pictures_held_back_falls(
     dense: Network, calibration: Calibration, rng: np.random.Generator, codebooks: int
 ) -> None:
     start = coded(dense, rng, codebooks=codebooks, dense=("conv",))
-    result = tuned(dense, start, calibration, steps=30, stages=stages(0.01))  # so few steps allow no choice
+    result = tuned(dense, start, calibration, steps=30, recipe=with_rates(0.01))  # so few steps allow no choice
     assert result.kept < 0.8 * result.losses[0]
     assert result.steps == 30
     for name, before in start.tensors.items():
@@ -161,12 +163,18 @@ class Kept(Nowhere):
         return True
 
 
-@pytest.mark.parametrize("saves", [1, 4, 11, 30, 60])  # at the start, in trials, and in passes that mix pictures
+@pytest.mark.parametrize("recipe", [TrainingRecipe(stages=OURS.stages + PQF.stages), ABGD], ids=["adam", "sgd"])
+@pytest.mark.parametrize("saves", [1, 2, 25])  # at the start, in trials, and in passes that mix pictures
 def test_what_was_stopped_goes_on_bit_for_bit(
-    dense: Network, start: Network, calibration: Calibration, saves: int, monkeypatch: pytest.MonkeyPatch
+    dense: Network,
+    start: Network,
+    calibration: Calibration,
+    recipe: TrainingRecipe,
+    saves: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(training, "LEAST_TRIAL", 1)
-    options = {"steps": 60, "stages": stages(0.001, 0.01) * 2}
+    options = {"steps": 40, "recipe": with_rates(0.001, 0.01, recipe=recipe)}
     whole = tuned(dense, start, calibration, **options)
     records = Kept(saves)
     with pytest.raises(Killed):
@@ -191,7 +199,7 @@ def test_the_callers_settings_are_left_alone(dense: Network, start: Network, cal
 def test_a_network_that_only_gets_worse_stays_as_it_is(
     dense: Network, start: Network, calibration: Calibration
 ) -> None:
-    result = tuned(dense, start, calibration, stages=stages(100.0))
+    result = tuned(dense, start, calibration, recipe=with_rates(100.0))
     assert result.kept == result.losses[0]
     assert same_tensors(result.network, start)
 
@@ -200,7 +208,7 @@ def test_the_learning_rate_is_the_highest_that_does_no_harm(
     dense: Network, start: Network, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "LEAST_TRIAL", 1)
-    result = tuned(dense, start, calibration, steps=100, stages=stages(1e-7, 0.01, 100.0))
+    result = tuned(dense, start, calibration, steps=100, recipe=with_rates(1e-7, 0.01, 100.0))
     assert result.learning_rates == (0.01,)
 
 
@@ -367,3 +375,40 @@ def test_too_few_pictures_or_none(inputs: np.ndarray, tmp_path: Path) -> None:
 def test_on_cuda(dense: Network, start: Network, calibration: Calibration) -> None:
     result = tuned(dense, start, calibration, effort=Effort(steps=30, device="cuda"))
     assert result.kept < result.losses[0]
+
+
+def test_each_layer_is_trained_alone_with_the_rate_of_the_first(
+    dense: Network, start: Network, calibration: Calibration
+) -> None:
+    lesson = Lesson(dense, calibration, device=torch.device("cpu"), seed=0)
+    effort = Effort(steps=100_000)
+    assert ABGD.each_layer is not None
+    short = replace(ABGD, each_layer=replace(ABGD.each_layer, share=20), stages=(replace(ABGD.stages[0], share=1e5),))
+    options = {"effort": effort, "layers": 3, "threads": 1}
+    records = Kept(10)
+    layers = LayerTraining(lesson, short, records=records, **options)
+    first, second = (start.graph.node(name).weight for name in ("block.conv1", "block.conv2"))
+    assert first is not None
+    assert second is not None
+    found = layers.train(start, first)
+    assert found is not None
+    before = start.tensors[first.tensor("codebook")]
+    assert (found.dtype, found.shape) == (before.dtype, before.shape)
+    assert not np.array_equal(found, before)
+    assert layers.steps == 19  # 20 in 100,060, rounded down
+    resumed = LayerTraining(lesson, short, records=records, **options)
+    assert np.array_equal(layers.train(start, second), resumed.train(start, second))
+    assert layers.steps == resumed.steps == 38
+
+
+def test_mean_gradients_are_sums_over_how_many_blocks_use_a_centroid(start: Network, calibration: Calibration) -> None:
+    student = Trainable(start)
+    x = torch.from_numpy(calibration.load(0))
+    student(x).square().sum().backward()
+    weight = start.graph.node("block.conv1").weight
+    assert weight is not None
+    book = student.tensors["block/conv1/codebook"]
+    sums = book.grad.clone()
+    student.average_gradients()
+    counts = np.bincount(start.codes(weight).reshape(-1), minlength=16).clip(1)
+    torch.testing.assert_close(book.grad, sums / torch.from_numpy(counts)[:, None])

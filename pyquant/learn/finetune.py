@@ -8,8 +8,7 @@ rate is chosen by short runs judged on them, and so is the state that is kept.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,58 +18,20 @@ import torch
 from pyquant import console
 from pyquant.checkpoint import NOWHERE, Records
 from pyquant.console import Progress
-from pyquant.errors import ConfigError, InputError
+from pyquant.errors import InputError
 from pyquant.graph import Network
 from pyquant.learn.calibration import Calibration
+from pyquant.learn.effort import MAX_STEPS, Effort
+from pyquant.learn.layer_training import LayerTraining
 from pyquant.learn.layerwise import Learnt, Norm
 from pyquant.learn.lesson import HELD_BACK_SHARE, LEAST_PICTURES, Lesson
-from pyquant.learn.schedule import Adam, Cosine, Stage
+from pyquant.learn.recipes import OURS
+from pyquant.learn.schedule import Stage, TrainingRecipe
 from pyquant.learn.trainable import Trainable
-from pyquant.learn.training import JUDGEMENTS, TRIAL_SHARE, Training
+from pyquant.learn.training import JUDGEMENTS, Training, training_mode
 
 WARM_UP_STEPS = 3  # timed, after one that is not
-MAX_MINUTES = 60 * 24 * 30
-MAX_STEPS = 10**8
 RECORD = "training"
-
-# One stage for all parameters. Steps are few, so squared gradients are forgotten sooner than usual; at first, on few
-# gradients, Adam is at its worst, so the learning rate rises.
-STAGES = (
-    Stage(
-        optimizer=Adam(betas=(0.9, 0.99)),
-        schedule=Cosine(rise=0.1),
-        rates=(0.001, 0.003, 0.01, 0.02),
-        relative=True,
-    ),
-)
-
-DEVICES = ("cpu", "cuda")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Effort:
-    """How much fine-tuning is asked for: a number of steps, or minutes that a timed warm-up turns into one."""
-
-    steps: int | None = None
-    minutes: float | None = None
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        if self.steps is not None and self.minutes is not None:
-            raise ConfigError("fine-tuning takes a number of steps or minutes, not both")
-        if self.steps is not None and (type(self.steps) is not int or not 0 <= self.steps <= MAX_STEPS):
-            raise ConfigError(f"fine-tuning steps must be a whole number from 0 to {MAX_STEPS:,}, got {self.steps!r}")
-        if self.minutes is not None and (
-            type(self.minutes) not in (int, float) or not 0 <= self.minutes <= MAX_MINUTES
-        ):
-            raise ConfigError(f"fine-tuning minutes must be a number from 0 to {MAX_MINUTES:,}, got {self.minutes!r}")
-        if self.device not in DEVICES:
-            raise ConfigError(f"device must be one of {', '.join(DEVICES)}, got {self.device!r}")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("device 'cuda': PyTorch finds no CUDA device here; use cpu")
-
-    def __bool__(self) -> bool:
-        return bool(self.steps or self.minutes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +59,8 @@ def finetune(
     seed: int,
     threads: int,
     progress: Progress,
-    stages: Sequence[Stage] = STAGES,
+    recipe: TrainingRecipe = OURS,
+    after: LayerTraining | None = None,
     records: Records = NOWHERE,
 ) -> Finetuned:
     """Return `compressed` with centroids, scales, biases and dense weights trained to give the outputs of `dense`.
@@ -106,13 +68,17 @@ def finetune(
     On the held-back pictures the result is never worse than `compressed` itself. Equal steps, seed and threads give the
     same result on one machine's CPU, also where training stopped and goes on from `records`.
 
+    Args:
+        recipe: the stages of the training.
+        after: what was spent on single layers, of which the effort is the whole.
+
     Raises:
         InputError: there are too few calibration pictures to hold any back, or one is corrupt.
     """
     check_enough(calibration)
-    with _settings(threads):
-        lesson = Lesson(dense, calibration, device=torch.device(effort.device), seed=seed)
-        return _Tuner(lesson, compressed, stages, progress).run(effort, records)
+    with training_mode(threads):
+        lesson = after.lesson if after else Lesson(dense, calibration, device=torch.device(effort.device), seed=seed)
+        return _Tuner(lesson, compressed, recipe.stages, progress).run(effort, after, records)
 
 
 def finetuned(
@@ -125,6 +91,8 @@ def finetuned(
     seed: int,
     threads: int,
     progress: Progress,
+    recipe: TrainingRecipe = OURS,
+    after: LayerTraining | None = None,
     records: Records = NOWHERE,
 ) -> tuple[Learnt, dict[str, Any]]:
     """Return what was learnt, fine-tuned, and how, as plain JSON values; `norms` are all those of the module."""
@@ -136,6 +104,8 @@ def finetuned(
         seed=seed,
         threads=threads,
         progress=progress,
+        recipe=recipe,
+        after=after,
         records=records,
     )
     rates = ", ".join(f"{rate:g}" for rate in result.learning_rates)
@@ -149,8 +119,8 @@ def finetuned(
         "precision": result.precision,
         "pictures": calibration.count,
     }
-    after = norms_after(result.network, {**norms, **learnt.norms})
-    return replace(learnt, network=result.network, norms=after), how
+    new_norms = norms_after(result.network, {**norms, **learnt.norms})
+    return replace(learnt, network=result.network, norms=new_norms), how
 
 
 def check_enough(calibration: Calibration | None) -> None:
@@ -196,14 +166,15 @@ class _Tuner:
         self._stages = stages
         self._progress = progress
 
-    def run(self, effort: Effort, records: Records) -> Finetuned:
+    def run(self, effort: Effort, after: LayerTraining | None, records: Records) -> Finetuned:
         """Train, from where the records say, and return the result."""
+        self._first = after.steps if after else 0
         if (record := records.load(RECORD)) is not None:
             self._lesson.bfloat16 = record.values["bfloat16"]
             training = self._training(record.values["steps"])
             training.restore(record.values, record.arrays)
         else:
-            training = self._training(self._affordable_steps(effort) if effort.steps is None else effort.steps)
+            training = self._training(self._steps(effort, after))
             self._save(training, records)
         while not training.finished:
             self._progress(*training.doing)
@@ -220,18 +191,24 @@ class _Tuner:
         )
 
     def _training(self, steps: int) -> Training:
-        return Training(self._lesson, self._start, self._stages, steps)
+        return Training(self._lesson, self._start, self._stages, steps, first=self._first)
 
     def _save(self, training: Training, records: Records) -> None:
         values, arrays = training.state()
         records.save(RECORD, {**values, "bfloat16": self._lesson.bfloat16}, arrays)
 
-    def _affordable_steps(self, effort: Effort) -> int:
-        """Return how many steps fit into the minutes that are left, the trials and the judgements taken off.
+    def _steps(self, effort: Effort, after: LayerTraining | None) -> int:
+        """Return how many steps of the effort are left after what was spent on single layers."""
+        if effort.steps is not None:
+            return max(1, effort.steps - (after.steps if after else 0))
+        assert effort.minutes is not None
+        return self._affordable_steps(60 * effort.minutes - (after.seconds if after else 0.0))
+
+    def _affordable_steps(self, seconds_left: float) -> int:
+        """Return how many steps fit into so many seconds, the trials and the judgements taken off.
 
         The precision becomes the faster one of those that the device has.
         """
-        assert effort.minutes is not None
         lesson = self._lesson
         seconds = {lesson.bfloat16: self._seconds_of_a_step()}
         if lesson.bfloat16:
@@ -240,8 +217,8 @@ class _Tuner:
             lesson.bfloat16 = seconds[True] < seconds[False]
         judging = _seconds(lambda: lesson.judge(Trainable(self._start).to(lesson.device)))
         trials = sum(len(stage.rates) for stage in self._stages)
-        left = 60 * effort.minutes - (time.monotonic() - self._began) - (JUDGEMENTS + trials) * judging
-        longer = sum(stage.share * (1 + len(stage.rates) * TRIAL_SHARE) for stage in self._stages)
+        left = seconds_left - (time.monotonic() - self._began) - (JUDGEMENTS + trials) * judging
+        longer = sum(stage.share * (1 + len(stage.rates) * stage.trial_share) for stage in self._stages)
         longer /= sum(stage.share for stage in self._stages)
         return max(1, int(left / seconds[lesson.bfloat16] / longer))
 
@@ -249,18 +226,6 @@ class _Tuner:
         training = self._training(MAX_STEPS)
         training.step()  # the first one allocates and plans
         return _seconds(training.step, WARM_UP_STEPS)
-
-
-@contextmanager
-def _settings(threads: int) -> Iterator[None]:
-    """Train on `threads` threads, whatever the caller's modes; give back PyTorch's own number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _seconds(function: Callable[[], object], times: int = 1) -> float:

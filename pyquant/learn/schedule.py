@@ -75,13 +75,14 @@ class Stage:
     rates: tuple[float, ...]
     relative: bool = False
     mean_gradient: bool = False
-    share: float = 1.0  # of the steps
+    share: float = 1.0  # of the steps, in proportion to the shares of the other stages
+    trial_share: float = 0.05  # of the stage's steps, for each learning rate tried
 
     def __post_init__(self) -> None:
         if not self.rates or list(self.rates) != sorted(self.rates):
             raise ConfigError(f"a training stage needs learning rates, lowest first; got {self.rates}")
-        if not 0 < self.share <= 1:
-            raise ConfigError(f"a training stage's share of the steps must be above 0 and at most 1, got {self.share}")
+        if not self.share > 0:
+            raise ConfigError(f"a training stage's share of the steps must be above 0, got {self.share}")
 
     def build(self, parameters: Mapping[str, nn.Parameter], units: Mapping[str, float]) -> torch.optim.Optimizer:
         """Return the optimizer of parameters, given the root mean square of each."""
@@ -93,3 +94,21 @@ class Stage:
         now = rate * self.schedule.factor(step, steps)
         for group in optimizer.param_groups:
             group["lr"] = now * group["unit"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingRecipe:
+    """The stages of a whole coded network's training, and the one that each layer has before the next is coded.
+
+    In the latter a layer's codebooks alone are trained; it counts once for each layer.
+    """
+
+    stages: tuple[Stage, ...]
+    each_layer: Stage | None = None
+
+    def part_of_a_layer(self, effort: float, layers: int) -> float:
+        """Return how much of an effort (in steps, or seconds) is spent on each of so many layers."""
+        if self.each_layer is None:
+            return 0.0
+        whole = sum(stage.share for stage in self.stages) + layers * self.each_layer.share
+        return effort * self.each_layer.share / whole

@@ -28,7 +28,8 @@ class Trainable(TorchNetwork):
     sharing it.
     """
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, only: Weight | None = None) -> None:
+        """Prepare to train all that can be trained, or the codebooks of one weight."""
         super().__init__(network)
         self.network = network
         self.lookups = nn.ModuleDict()  # a list for each compressed weight, one for each of its codebooks
@@ -38,6 +39,11 @@ class Trainable(TorchNetwork):
             if node.weight is not None:
                 self._add_weight(node.weight)
             self._add_epilogue(node)
+        self._trained = set(self._keys.values())
+        if only is not None:
+            self._trained = {self._keys[only.tensor("codebook")]}
+        for key in set(self._keys.values()) - self._trained:
+            self.tensors[key].requires_grad_(False)
 
     def run_node(self, node: Node, inputs: Sequence[Tensor]) -> Tensor:
         """Return what one layer makes of these inputs; its scale multiplies its weight or its outputs, the fewer."""
@@ -65,7 +71,18 @@ class Trainable(TorchNetwork):
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Return the parameters that are trained, each once."""
-        return {key: self.tensors[key] for key in self._keys.values()}
+        return {key: self.tensors[key] for key in self._keys.values() if key in self._trained}
+
+    @torch.no_grad()
+    def average_gradients(self) -> None:
+        """Divide the gradient of each centroid by the number of blocks that use it: from their sum to their mean."""
+        for name, lookups in self.lookups.items():
+            gradient = self.tensors[name.removesuffix("codes") + "codebook"].grad
+            assert isinstance(lookups, nn.ModuleList)
+            if gradient is not None:
+                for part, lookup in zip(gradient, lookups, strict=True):
+                    assert isinstance(lookup, Lookup)
+                    part /= lookup.counts().clamp_min(1)[:, None]
 
     def units(self) -> dict[str, float]:
         """Return the root mean square of each parameter that is trained: what its changes are measured in."""

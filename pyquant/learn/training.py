@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 from typing import Any
 
@@ -11,12 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyquant.graph import Network
+from pyquant.graph import Network, Weight
 from pyquant.learn.lesson import Lesson
 from pyquant.learn.schedule import Stage
 from pyquant.learn.trainable import Trainable
 
-TRIAL_SHARE = 0.05  # of a stage's steps, for each learning rate tried
 LEAST_TRIAL = 8  # steps; below it nothing can be told, and the lowest rate is taken
 HARM = 1.1  # the loss after a trial, relative to the loss before, at which a rate is too high
 JUDGEMENTS = 10  # times that the state is judged while it is trained
@@ -30,8 +30,24 @@ class Training:
     The best state that a judgement on the pictures held back has met is kept.
     """
 
-    def __init__(self, lesson: Lesson, start: Network, stages: Sequence[Stage], steps: int) -> None:
-        """Prepare to train `start` for `steps` steps, those of trials not counted."""
+    def __init__(
+        self,
+        lesson: Lesson,
+        start: Network,
+        stages: Sequence[Stage],
+        steps: int,
+        *,
+        first: int = 0,
+        only: Weight | None = None,
+        judgements: int = JUDGEMENTS,
+    ) -> None:
+        """Prepare to train `start` for `steps` steps, those of trials not counted.
+
+        Args:
+            first: the number of the first step's batch.
+            only: the weight whose codebooks alone are trained; None: all that can be.
+            judgements: how many times the state is judged while it is trained.
+        """
         self.steps = steps
         self.done = 0  # steps, those of trials not counted
         self.rates: list[float] = []  # chosen so far, one a stage
@@ -40,7 +56,10 @@ class Training:
         self._stages = stages
         shares = list(accumulate(stage.share for stage in stages))
         self._ends = [round(steps * share / shares[-1]) for share in shares]
-        self._student = Trainable(start).to(lesson.device)
+        self._first_batch = first
+        self._only = only
+        self._judgements = judgements
+        self._student = Trainable(start, only).to(lesson.device)
         self._base = self._student.values()  # what the stage begins with
         self._best = self._base
         self.losses = [lesson.judge(self._student)]  # on the pictures held back: at first, then at regular intervals
@@ -52,6 +71,11 @@ class Training:
     def finished(self) -> bool:
         """Whether all steps are done."""
         return self.done == self.steps
+
+    @property
+    def kept(self) -> float:
+        """The loss of the best state met."""
+        return min(self.losses)
 
     @property
     def doing(self) -> tuple[str, int, int]:
@@ -67,7 +91,9 @@ class Training:
         rate = stage.rates[len(self._trials)] if self._is_trial else self.rates[index]
         stage.set_rate(self._optimizer, rate, self._step, length)
         self._optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(self._lesson.loss(self._student, self._first(index) + self._step))
+        torch.autograd.backward(self._lesson.loss(self._student, self._number(index)))
+        if stage.mean_gradient:
+            self._student.average_gradients()
         self._optimizer.step()
         self._step += 1
         if self._is_trial:
@@ -75,7 +101,7 @@ class Training:
                 self._end_trial(stage)
             return
         self.done += 1
-        if self.done * JUDGEMENTS // self.steps > (self.done - 1) * JUDGEMENTS // self.steps:
+        if self.done * self._judgements // self.steps > (self.done - 1) * self._judgements // self.steps:
             self.losses.append(self._lesson.judge(self._student))
             if self.losses[-1] < min(self.losses[:-1]):
                 self._best = self._student.values()
@@ -86,7 +112,7 @@ class Training:
 
     def result(self) -> Network:
         """Return the network in the best state met."""
-        student = Trainable(self._start)
+        student = Trainable(self._start, self._only)
         student.load(self._best)
         return student.result()
 
@@ -147,11 +173,15 @@ class Training:
     def _first(self, index: int) -> int:
         return self._ends[index - 1] if index else 0
 
+    def _number(self, index: int) -> int:
+        """Return the number of the next batch; trials take those that their stage begins with."""
+        return self._first_batch + self._first(index) + self._step
+
     def _length(self, index: int) -> int:
         return self._ends[index] - self._first(index)
 
     def _trial_steps(self, index: int) -> int:
-        return int(self._length(index) * TRIAL_SHARE)
+        return int(self._length(index) * self._stages[index].trial_share)
 
     def _begin(self) -> None:
         """Begin the next trial of a stage, or the stage itself, from what the stage began with."""
@@ -176,3 +206,15 @@ class Training:
             good = len(self._trials) - harmful
             self.rates.append(stage.rates[max(good - 1, 0)])
         self._begin()
+
+
+@contextmanager
+def training_mode(threads: int) -> Iterator[None]:
+    """Train on `threads` threads, whatever the caller's modes; give back PyTorch's own number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        torch.set_num_threads(before)
