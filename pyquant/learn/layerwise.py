@@ -25,6 +25,7 @@ from pyquant.codecs.product import pack_codes
 from pyquant.console import Progress
 from pyquant.errors import InputError
 from pyquant.graph import Network, Node, Weight
+from pyquant.layers import CODECS
 from pyquant.learn.activations import Activations, check_room
 from pyquant.learn.calibration import BATCH, Calibration
 from pyquant.learn.methods.base import Layer, Method
@@ -91,12 +92,14 @@ def learn(
     Raises:
         InputError: an output is not finite, or the temporary folder is full.
     """
-    learner = _Learner(network, choices, seed=seed, workers=workers, method=method, norms=norms)
+    learner = _Learner(network, choices, seed=seed, workers=workers, method=method, norms=norms, records=records)
     if calibration is None:
         layers = {weight.name: (node, weight) for node, weight in reversed(list(network.graph.weighted()))}
         for done, (node, weight) in enumerate(reversed(layers.values())):
             progress("learning layers", done, len(layers))
-            learner.code(node, weight, None, centred=False)
+            if learner.config(weight) is not None and not learner.restore(weight):
+                learner.code(node, weight, None, centred=False)
+                learner.save(weight)
         progress("learning layers", len(layers), len(layers))
     else:
         with Activations() as values:
@@ -116,6 +119,7 @@ class _Learner:
         workers: Workers,
         method: Method,
         norms: Mapping[str, Norm],
+        records: Records,
     ) -> None:
         self.network = network
         self.workers = workers
@@ -125,6 +129,7 @@ class _Learner:
         self.errors: dict[str, float] = {}
         self._choices = choices
         self._seed = seed
+        self._records = records
         self._tensors = dict(network.tensors)
         self._coded: dict[str, Weight] = {}
 
@@ -134,10 +139,21 @@ class _Learner:
         return codec if isinstance(codec, ProductConfig) else None
 
     def is_coded(self, weight: Weight) -> bool:
-        """Say whether the weight has been coded already, or was when a job that now goes on was stopped."""
-        if weight.name not in self._coded and (record := self._records.load(f"layer {weight.name}")) is not None:
-            self._keep(weight, record.arrays)
+        """Say whether the weight has been coded already."""
         return weight.name in self._coded
+
+    def restore(self, weight: Weight) -> bool:
+        """Take up the codes and codebooks that were saved before the job was stopped; say whether there are any."""
+        record = self._records.load(_record(weight))
+        if record is not None:
+            self._keep(weight, record.arrays)
+        return record is not None
+
+    def save(self, weight: Weight) -> None:
+        """Save the codes and codebooks of a weight: with them, all else of its layer can be measured again."""
+        names = {role: weight.tensor(role) for role in CODECS["product"].tensors}
+        tensors = {role: self._tensors[name] for role, name in names.items() if name in self._tensors}
+        self._records.save(_record(weight), {}, tensors)
 
     def code(self, node: Node, weight: Weight, measured: Any | None, *, centred: bool) -> None:
         """Learn the codes and codebooks of a layer's weight, unless it stays dense."""
@@ -158,9 +174,13 @@ class _Learner:
             codes, codebook = self.method.code(layer, measured, seed=seed, workers=self.workers)
         except ValueError as error:
             raise InputError(f"layer '{node.name}': {error}") from error
+        self._keep(weight, {"codes": pack_codes(codes, config.code_bits), "codebook": codebook})
+
+    def _keep(self, weight: Weight, tensors: Mapping[str, NDArray[Any]]) -> None:
+        config = self.config(weight)
+        assert config is not None
         del self._tensors[weight.tensor("weight")]
-        self._tensors[weight.tensor("codes")] = pack_codes(codes, config.code_bits)
-        self._tensors[weight.tensor("codebook")] = codebook
+        self._tensors |= {weight.tensor(role): tensor for role, tensor in tensors.items()}
         self._coded[weight.name] = replace(weight, codec=config)
 
     def weight(self, weight: Weight) -> Floats:
@@ -307,7 +327,7 @@ class _Walk:
     def _code(self, node: Node, weight: Weight) -> None:
         """Code the weight of a layer, unless it stays dense or an earlier layer that shares it was coded."""
         config = self._learner.config(weight)
-        if config is None or self._learner.is_coded(weight):
+        if config is None or self._learner.is_coded(weight) or self._learner.restore(weight):
             return
         method, source = self._learner.method, node.inputs[0]
 
@@ -326,6 +346,7 @@ class _Walk:
         measured = self._learner.workers.fold(measure, parts, method.add)
         centred = self._renews_norm(node) or self._renews_bias(node)
         self._learner.code(node, weight, measured, centred=centred)
+        self._learner.save(weight)
 
     def _measured_together(self, node: Node, weight: Weight) -> int:
         """Return how many batches are measured at once: adding up sums takes as long for few pixels as for many."""
@@ -390,6 +411,10 @@ def _values_apart(learner: _Learner) -> set[str]:
         if changed or apart.intersection(node.inputs):
             apart.update(node.outputs)
     return apart
+
+
+def _record(weight: Weight) -> str:
+    return f"layer {weight.name}"
 
 
 def _dense(value: str) -> str:

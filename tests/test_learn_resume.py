@@ -1,0 +1,121 @@
+"""Learning that is stopped and goes on: the same network, bit for bit, wherever it was stopped and on any threads."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import SIDE
+
+torch = pytest.importorskip("torch", reason="learning needs PyTorch")
+
+import tiny_networks  # noqa: E402
+
+from pyquant.capture import capture  # noqa: E402
+from pyquant.checkpoint import Record  # noqa: E402
+from pyquant.choose import Recipe  # noqa: E402
+from pyquant.learn.calibration import from_arrays  # noqa: E402
+from pyquant.learn.layerwise import Learnt, learn  # noqa: E402
+from pyquant.learn.methods import METHODS  # noqa: E402
+from pyquant.learn.workers import Workers  # noqa: E402
+from pyquant.module_state import norms_of  # noqa: E402
+
+LAYERS = ["layer block.conv1", "layer block.conv2", "layer wide", "layer fc"]
+
+
+class Stopped(Exception):
+    """The job was stopped."""
+
+
+class Memory:
+    """Records in memory, which stop the job once `most` of them are there."""
+
+    def __init__(self, most: int = 99) -> None:
+        self.most = most
+        self.records: dict[str, Record] = {}
+
+    def load(self, name: str) -> Record | None:
+        return self.records.get(name)
+
+    def save(self, name: str, values: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+        self.records[name] = Record(values=values, arrays={key: array.copy() for key, array in arrays.items()})
+        if len(self.records) == self.most:
+            raise Stopped
+
+    def forget(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.records.pop(name, None)
+
+    def is_due(self) -> bool:
+        return False
+
+    def part(self, name: str) -> "Memory":
+        return self
+
+
+def learnt(records: Memory, *, method: str = "gram", threads: int = 1, calibrated: bool = True) -> Learnt:
+    network = capture(tiny_networks.residual(), (3, SIDE, SIDE))
+    inputs = np.random.default_rng(0).standard_normal((20, 3, SIDE, SIDE), dtype=np.float32)
+    with Workers(threads) as workers:
+        return learn(
+            network,
+            Recipe().choose(network.graph),
+            seed=0,
+            workers=workers,
+            method=METHODS[method],
+            calibration=from_arrays(inputs, samples=20, seed=0) if calibrated else None,
+            norms=norms_of(network.graph, tiny_networks.residual().state_dict()),
+            progress=lambda what, done, total: None,
+            records=records,
+        )
+
+
+def assert_same(a: Learnt, b: Learnt) -> None:
+    assert a.network.graph == b.network.graph
+    assert a.errors == b.errors
+    assert {name: array.tobytes() for name, array in a.network.tensors.items()} == {
+        name: array.tobytes() for name, array in b.network.tensors.items()
+    }
+    assert a.norms.keys() == b.norms.keys()
+    for name, norm in a.norms.items():
+        np.testing.assert_array_equal(norm.mean, b.norms[name].mean)
+        np.testing.assert_array_equal(norm.variance, b.norms[name].variance)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_stopped_after_any_layer(method: str) -> None:
+    whole = Memory()
+    expected = learnt(whole, method=method)
+    assert list(whole.records) == LAYERS
+    for most in range(1, len(LAYERS) + 1):
+        records = Memory(most)
+        with pytest.raises(Stopped):
+            learnt(records, method=method, threads=2)
+        records.most = 99
+        assert_same(learnt(records, method=method, threads=1), expected)
+        assert list(records.records) == LAYERS
+
+
+def test_layers_that_were_saved_are_not_learnt_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    records = Memory()
+    expected = learnt(records)
+    for name in ("measure", "code"):
+        monkeypatch.setattr(type(METHODS["gram"]), name, lambda *_, **__: pytest.fail("learnt again"))
+    assert_same(learnt(records), expected)
+
+
+@pytest.mark.parametrize("lost", LAYERS)
+def test_a_layer_whose_record_is_lost_is_learnt_again(lost: str) -> None:
+    records = Memory()
+    expected = learnt(records)
+    del records.records[lost]
+    assert_same(learnt(records), expected)
+
+
+def test_without_calibration() -> None:
+    expected = learnt(Memory(), calibrated=False)
+    records = Memory(2)
+    with pytest.raises(Stopped):
+        learnt(records, calibrated=False)
+    records.most = 99
+    assert_same(learnt(records, calibrated=False), expected)
