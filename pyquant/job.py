@@ -113,23 +113,32 @@ class Job:
         if target_bytes is not None:
             choices = dict(self.plan(target_bytes).choices)
         with Workers(self._threads) as workers:
-            learnt = learn(
+            network, norms = self._method.prepare(
                 self.network,
+                self._norms,
+                choices,
+                seed=self._settings.seed,
+                workers=workers,
+                progress=self._progress,
+            )
+            learnt = learn(
+                network,
                 choices,
                 seed=self._settings.seed,
                 workers=workers,
                 method=self._method,
                 calibration=self.inputs,
-                norms=self._norms,
+                norms=norms,
                 progress=self._progress,
             )
+        learnt = replace(learnt, norms={**norms, **learnt.norms})
         how_tuned: dict[str, Any] = {}
         if self._effort and self._tuning_inputs is not None:
             learnt, how_tuned = finetuned(
-                self.network,
+                network,
                 learnt,
                 self._tuning_inputs,
-                self._norms,
+                norms,
                 effort=self._effort,
                 seed=self._settings.seed,
                 threads=self._threads,
@@ -166,6 +175,7 @@ class Job:
     ) -> ModelFile:
         """Return the file that holds `network`, which is coded as `choices` say."""
         chosen: dict[str, Any] = self._settings.recipe.to_json() | {"target_bytes": target_bytes}
+        weighed = self.inputs is not None and self._method.weighs_inputs
         # With a target, the preset has no say.
         del chosen["target_bytes" if target_bytes is None else "preset"]
         return ModelFile(
@@ -175,7 +185,7 @@ class Job:
             provenance={
                 "source": "compress",
                 "method": self._settings.method,
-                "objective": "weights alone" if self.inputs is None else "outputs on calibration inputs",
+                "objective": "outputs on calibration inputs" if weighed else "weights alone",
                 "samples": 0 if self.inputs is None else self.inputs.count,
                 "seed": self._settings.seed,
                 "pyquant": pyquant.__version__,

@@ -87,6 +87,16 @@ def test_k_means_is_much_better_than_random_centroids(rng: np.random.Generator, 
     assert learnt < 0.85 * random
 
 
+def test_noise_that_dies_away_leads_to_better_centroids(rng: np.random.Generator, workers: Workers) -> None:
+    config = ProductConfig(block=(4, 1, 1), centroids=64)
+    weight = rng.standard_normal((256, 32, 1, 1)).astype(np.float32)
+    errors = []
+    for annealed in (False, True):
+        codes, codebook = learn_codebook(weight, config, None, seed=0, workers=workers, annealed=annealed)
+        errors.append(float(np.square(decode(codes, codebook, weight.shape, config) - weight).sum()))
+    assert errors[1] < 0.99 * errors[0]
+
+
 def test_well_separated_clusters_are_found(rng: np.random.Generator, workers: Workers) -> None:
     centres = np.array([[10, 0, 0, 0], [0, 10, 0, 0], [0, 0, 10, 0], [0, 0, 0, 10]], np.float32)
     truth = rng.integers(4, size=(64, 8))

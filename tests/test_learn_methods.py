@@ -148,5 +148,5 @@ def test_a_centroid_for_each_block_loses_nothing(method: str, rng: np.random.Gen
 
 
 def test_unknown_method_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="unknown method 'magic'; known: gram, abgd"):
+    with pytest.raises(ConfigError, match="unknown method 'magic'; known: gram, abgd, pqf"):
         method_called("magic")

@@ -29,9 +29,10 @@ from pyquant.cli.show import show_plan, show_report
 )
 @click.option("--preset", metavar="small-blocks|large-blocks", default="small-blocks", show_default=True,
               help="Block sizes for the whole network.")  # fmt: skip
-@click.option("--method", metavar="gram|abgd", default="gram", show_default=True,
+@click.option("--method", metavar="gram|abgd|pqf", default="gram", show_default=True,
               help="gram: least output error, all correlations of a layer's inputs included; abgd: k-means on blocks, "
-              "weighted by the inputs that meet them.")  # fmt: skip
+              "weighted by the inputs that meet them; pqf: reordered channels and annealed k-means, on the "
+              "weights alone.")  # fmt: skip
 @click.option(
     "--rule",
     "rules",

@@ -25,6 +25,7 @@ Codes = NDArray[np.uint16]
 MAX_ITERATIONS = 50
 SETTLED = 1e-3  # stop when fewer than this fraction of the blocks change their centroid
 SEED_ITERATIONS = 10  # of faiss's k-means, on a sample of SEED_POINTS blocks per centroid
+ANNEALED_ITERATIONS = 100  # with noise that dies away
 SEED_POINTS = 64
 MAX_POINTS = 4096  # blocks per centroid that the iterations look at; more would teach nothing (VGG's linear layers)
 CHUNK = 32768  # blocks a worker assigns at a time; fixed, so that sums are the same for any number of threads
@@ -44,7 +45,13 @@ class _Chunk:
 
 
 def learn_codebook(
-    weight: Floats, config: ProductConfig, gram: NDArray[np.float64] | None, *, seed: int, workers: Workers
+    weight: Floats,
+    config: ProductConfig,
+    gram: NDArray[np.float64] | None,
+    *,
+    seed: int,
+    workers: Workers,
+    annealed: bool = False,
 ) -> tuple[Codes, NDArray[np.floating]]:
     """Return the codes `[1, O, J]` and the codebook `[1, K, d]` of a weight `[O, C, kh, kw]` or `[O, C]`.
 
@@ -52,6 +59,7 @@ def learn_codebook(
 
     Args:
         gram: `[d, d]` of the inputs that meet a block, at any scale; None: all weights count the same.
+        annealed: add noise to the centroids, less and less of it (SR-C; Martinez et al., "LSQ++", ECCV 2018).
     """
     # Distances are squares: weights of any size must neither overflow nor vanish in them.
     unit = np.float32(np.abs(weight).max()) or np.float32(1)
@@ -73,7 +81,8 @@ def learn_codebook(
     centroids = seed_centroids(filled @ whitening, config.centroids, seed=seed, workers=workers)
     centroids = np.linalg.solve(whitening.T.astype(np.float64), centroids.T).T.astype(np.float32)
     every = max(1, len(flat) // (MAX_POINTS * config.centroids))
-    centroids = _iterate(chunks[::every], centroids, rng, workers)
+    noise = blocks.reshape(-1, dim).std(axis=0) if annealed else None
+    centroids = _iterate(chunks[::every], centroids, rng, workers, noise)
     codebook = round_codebook(centroids * unit)
     final = workers.map(partial(_nearest, centroids=codebook.astype(np.float32) / unit), chunks)
     codes = np.empty(len(flat), np.uint16)
@@ -150,11 +159,19 @@ def _nearest(chunk: _Chunk, centroids: Floats) -> Indices:
     return np.asarray(nearest[:, 0], np.int64)
 
 
-def _iterate(chunks: list[_Chunk], centroids: Floats, rng: np.random.Generator, workers: Workers) -> Floats:
-    """Return the centroids `[K, d]` after Lloyd's iterations: assign, take means, fill empty clusters."""
+def _iterate(
+    chunks: list[_Chunk], centroids: Floats, rng: np.random.Generator, workers: Workers, noise: Floats | None
+) -> Floats:
+    """Return the centroids `[K, d]` after Lloyd's iterations: assign, take means, fill empty clusters.
+
+    Args:
+        noise: `[d]`, standard deviations of what iteration i of I adds to each block before means are taken, times
+            (1 - i/I)^0.5; None: nothing, and the iterations end when they have settled.
+    """
     total = sum(len(chunk.rows) for chunk in chunks)
     before: list[Indices] = []
-    for _ in range(MAX_ITERATIONS):
+    iterations = MAX_ITERATIONS if noise is None else ANNEALED_ITERATIONS
+    for iteration in range(iterations):
         parts = workers.map(partial(_assign, centroids=centroids), chunks)
         nearest, tally = [part[0] for part in parts], reduce(_Tally.plus, (part[1] for part in parts))
         changed = sum(int((a != b).sum()) for a, b in zip(before, nearest, strict=True)) if before else total
@@ -162,9 +179,13 @@ def _iterate(chunks: list[_Chunk], centroids: Floats, rng: np.random.Generator, 
         spread = np.sqrt(np.maximum(tally.squares / np.maximum(tally.counts, 1)[:, None] - means**2, 0))
         # A centroid that has lost its blocks keeps its place until it is given half of a large cluster.
         means = np.where(tally.counts[:, None] > 0, means, centroids)
+        if noise is not None:
+            # The mean of so many blocks' noise.
+            deviation = noise * np.sqrt((1 - (iteration + 1) / iterations) / np.maximum(tally.counts, 1))[:, None]
+            means += deviation * rng.standard_normal(means.shape)
         split_largest(means, tally.counts, spread, rng)
         centroids, before = means.astype(np.float32), nearest
-        if changed <= SETTLED * total:
+        if noise is None and changed <= SETTLED * total:
             break
     return centroids
 

@@ -6,8 +6,9 @@ from pyquant.errors import ConfigError
 from pyquant.learn.methods.abgd import Abgd
 from pyquant.learn.methods.base import Method
 from pyquant.learn.methods.gram import Gram
+from pyquant.learn.methods.pqf import Pqf
 
-METHODS: dict[str, Method] = {"gram": Gram(), "abgd": Abgd()}
+METHODS: dict[str, Method] = {"gram": Gram(), "abgd": Abgd(), "pqf": Pqf()}
 DEFAULT_METHOD = "gram"
 
 __all__ = ["DEFAULT_METHOD", "METHODS", "Method", "method_called"]

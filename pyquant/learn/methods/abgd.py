@@ -13,12 +13,12 @@ from torch import Tensor
 from pyquant.codecs import ProductConfig
 from pyquant.graph import Node
 from pyquant.learn.cluster import learn_codebook
-from pyquant.learn.methods.base import Codes, Layer
+from pyquant.learn.methods.base import Codes, Layer, Method
 from pyquant.learn.moments import InputMoments, block_presence, input_moments
 from pyquant.learn.workers import Workers
 
 
-class Abgd:
+class Abgd(Method):
     """k-means weighted by the Gram of the inputs that meet a block."""
 
     max_codebooks = 1

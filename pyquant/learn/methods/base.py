@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyquant.choose import Choice
 from pyquant.codecs import ProductConfig
-from pyquant.graph import Node
+from pyquant.console import Progress
+from pyquant.graph import Network, Node
 from pyquant.learn.workers import Workers
+
+if TYPE_CHECKING:
+    from pyquant.learn.layerwise import Norm
 
 Floats = NDArray[np.float32]
 Codes = NDArray[np.uint16]
@@ -35,9 +41,30 @@ class Layer:
 class Method(Protocol):
     """A way to choose codes and codebooks. `measured` is whatever `measure` makes of the inputs and `add` adds up."""
 
+    weighs_inputs: bool = True  # says whether codes and codebooks depend on calibration inputs
+
     @property
     def max_codebooks(self) -> int:
         """The most additive codebooks of a layer that the method can learn."""
+
+    def prepare(
+        self,
+        network: Network,
+        norms: Mapping[str, Norm],
+        choices: Mapping[str, Choice],
+        *,
+        seed: int,
+        workers: Workers,
+        progress: Progress,
+    ) -> tuple[Network, Mapping[str, Norm]]:
+        """Return a network that computes the same and is easier to code, and its batch norms; by default as they are.
+
+        Args:
+            network: dense.
+            norms: by module path, as `StateNames.norm` of the layers names them.
+            choices: the codecs by the weight's name.
+        """
+        return network, norms
 
     def measure(self, node: Node, config: ProductConfig, dense: Tensor | None, coded: Tensor) -> Any:
         """Return what the method needs to know of one batch of a layer's inputs.

@@ -22,7 +22,7 @@ from pyquant.codecs.product import as_conv_shape, blocks_from_weight, weight_fro
 from pyquant.graph import Node
 from pyquant.learn.cluster import learn_codebook, round_codebook
 from pyquant.learn.descent import Problem, Solution, feedback, refit, sweep
-from pyquant.learn.methods.base import Codes, Floats, Layer
+from pyquant.learn.methods.base import Codes, Floats, Layer, Method
 from pyquant.learn.moments import unfold
 from pyquant.learn.workers import Workers
 from pyquant.shapes import SHAPE_RULES
@@ -71,7 +71,7 @@ class FullMoments:
         return squares, mean(self.cross, self.dense_sums, self.sums)
 
 
-class Gram:
+class Gram(Method):
     """Error feedback, coordinate descent and least squares on the full Gram."""
 
     max_codebooks = MAX_CODEBOOKS

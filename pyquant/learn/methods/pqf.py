@@ -1,0 +1,63 @@
+"""PQF: channels in the order whose blocks are easiest to code, then annealed k-means ("Permute, Quantize", CVPR 2021).
+
+Martinez, Shewakramani, Liu, Bârsan, Zeng, Urtasun, "Permute, Quantize, and Fine-tune: Efficient Compression of Neural
+Networks". The weights alone count. `pyquant.learn.ordering` has the first step, `pyquant.learn.cluster` the second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyquant.choose import Choice
+from pyquant.codecs import ProductConfig
+from pyquant.console import Progress
+from pyquant.graph import Network, Node
+from pyquant.learn.cluster import learn_codebook
+from pyquant.learn.methods.base import Codes, Layer, Method
+from pyquant.learn.ordering import best_order
+from pyquant.learn.permute import channels_of, reordered
+from pyquant.learn.workers import Workers
+
+if TYPE_CHECKING:
+    from pyquant.learn.layerwise import Norm
+
+
+class Pqf(Method):
+    """Reordered channels and k-means with noise, on the weights alone."""
+
+    weighs_inputs = False
+    max_codebooks = 1
+
+    def prepare(
+        self,
+        network: Network,
+        norms: Mapping[str, Norm],
+        choices: Mapping[str, Choice],
+        *,
+        seed: int,
+        workers: Workers,
+        progress: Progress,
+    ) -> tuple[Network, Mapping[str, Norm]]:
+        """Return the network with its channels in another order."""
+        channels = channels_of(network)
+        order = best_order(network, choices, channels, seed=seed, workers=workers, progress=progress)
+        return reordered(network, norms, channels, order)
+
+    def measure(self, node: Node, config: ProductConfig, dense: Tensor | None, coded: Tensor) -> tuple[()]:
+        """Return nothing: inputs do not count."""
+        return ()
+
+    def add(self, total: tuple[()] | None, batch: tuple[()]) -> tuple[()]:
+        """Return nothing."""
+        return ()
+
+    def code(
+        self, layer: Layer, measured: tuple[()] | None, *, seed: int, workers: Workers
+    ) -> tuple[Codes, NDArray[np.floating]]:
+        """Return the codes and the codebook that k-means ends with."""
+        return learn_codebook(layer.weight, layer.config, None, seed=seed, workers=workers, annealed=True)
