@@ -1,0 +1,148 @@
+"""What is compared: each cell is one network, compressed in one way to one size, with or without training.
+
+A size is written as `preset:NAME`, `bytes:N`, `ratio:R` (how many times smaller than the network in fp32) or `as:SIZE`
+(the bytes that ours has with that one); all but presets are reached by pyquant's own allocation. Cells that several
+parts share are run once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ingredients import INGREDIENTS
+
+from pyquant.learn.methods import METHODS
+
+Result = Mapping[str, Any]
+Results = Mapping[str, Result]  # by the cell's key
+
+OURS = "gram"
+COMPARED = tuple(METHODS)  # ours and the published ones that were rebuilt
+RATIOS = (8, 12, 20, 30, 45)
+UNIFORM_BITS = (8, 4)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One thing to measure; its key names it in the results."""
+
+    subject: str  # the network
+    method: str  # of METHODS or INGREDIENTS, `dense`, or `int8` and the like
+    size: str = ""  # none where the method decides it; of a trained cell, that of its row
+    trained: bool = False
+
+    @property
+    def key(self) -> str:
+        training = ["trained"] if self.trained else []
+        return " / ".join(filter(None, [self.subject, self.method, self.size, *training]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goal:
+    """What is promised of ours at a size, in points of top-1."""
+
+    most_below: float  # the dense network, without training
+    most_below_trained: float
+    least_above_others_trained: float  # or at most half as far below the dense network as the better of the others
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A size at which methods are compared, with and without training.
+
+    The published methods get their own presets and our allocation; the better one without training is trained.
+    """
+
+    subject: str
+    size: str
+    presets: tuple[str, ...]
+    goal: Goal | None = None
+
+    def untrained(self, method: str) -> list[Cell]:
+        """Return the cells without training, of which the best counts."""
+        presets = () if method == OURS else self.presets
+        sizes = [self.size, *(f"preset:{preset}" for preset in presets)]
+        return [Cell(subject=self.subject, method=method, size=size) for size in sizes]
+
+    def trained(self, method: str) -> Cell:
+        """Return the cell with training."""
+        return Cell(subject=self.subject, method=method, size=self.size, trained=True)
+
+    def best_untrained(self, method: str, results: Results) -> tuple[Cell, Result] | None:
+        """Return the cell with the most right answers of those that are small enough; None if one is not measured."""
+        cells = [self.dense(), *self.untrained(method)]
+        if not all(cell.key in results for cell in cells):
+            return None
+        kind, _, value = self.size.partition(":")
+        most = int(value) if kind == "bytes" else results[cells[0].key]["bytes"] / float(value)
+        found = [(cell, results[cell.key]) for cell in cells[1:]]
+        return max((pair for pair in found if pair[1]["bytes"] <= most), key=lambda pair: pair[1]["top1"])
+
+    def dense(self) -> Cell:
+        """Return the cell of the dense network."""
+        return Cell(subject=self.subject, method="dense")
+
+    def cells(self) -> Iterator[Cell]:
+        """Yield all cells, those without training first."""
+        yield self.dense()
+        for method in COMPARED:
+            yield from self.untrained(method)
+        for method in COMPARED:
+            yield self.trained(method)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Everything that is to be measured, by part."""
+
+    rows: tuple[Row, ...]
+    curve: str  # the subject whose curve is measured
+    ratios: tuple[float, ...] = RATIOS
+    ingredients: tuple[tuple[str, str], ...] = field(default=())  # subject and size
+
+    def parts(self) -> dict[str, list[Cell]]:
+        """Return the cells of each part, in the order in which they are run."""
+        curve = [Cell(subject=self.curve, method="dense")]
+        curve += [
+            Cell(subject=self.curve, method=method, size=f"ratio:{ratio:g}")
+            for method in reversed(COMPARED)  # ours takes longest
+            for ratio in self.ratios
+        ]
+        curve += [Cell(subject=self.curve, method=f"int{bits}") for bits in UNIFORM_BITS]
+        ingredients = [
+            Cell(subject=subject, method=ingredient.name(name), size=ingredient.size(size))
+            for subject, size in self.ingredients
+            for name, ingredient in INGREDIENTS.items()
+        ]
+        tables = {f"table {row.subject} {row.size}": list(row.cells()) for row in self.rows}
+        return {**tables, "curve": curve, "ingredients": ingredients}
+
+
+FULL = Comparison(
+    rows=(
+        Row(
+            subject="resnet18_tiny64",
+            size="bytes:1516000",
+            presets=("small-blocks",),
+            goal=Goal(most_below=2, most_below_trained=1, least_above_others_trained=1),
+        ),
+        Row(
+            subject="resnet18_tiny64",
+            size="bytes:963000",
+            presets=("large-blocks",),
+            goal=Goal(most_below=6, most_below_trained=3, least_above_others_trained=2),
+        ),
+        Row(subject="second_tiny64", size="ratio:20", presets=("small-blocks", "large-blocks")),
+    ),
+    curve="resnet18_tiny64",
+    ingredients=(("resnet18_tiny64", "preset:small-blocks"), ("resnet18_tiny64", "preset:large-blocks")),
+)
+
+SMOKE = Comparison(
+    rows=(Row(subject="digits", size="ratio:8", presets=("large-blocks",)),),
+    curve="digits",
+    ratios=(8,),
+    ingredients=(("digits", "preset:large-blocks"),),
+)

@@ -1,0 +1,232 @@
+"""Compares our method with the published ones, at equal bytes and minutes; can be stopped and goes on where it was.
+
+    python benchmarks/compare.py [DATA] [--folder pyquant-compare] [--only PART] [--list] [--smoke]
+
+DATA is the folder of checkpoints and pictures (default: the variable PYQUANT_DATA). Cells are run one after another, on
+all processors; each result is written to `compare.json` at once, with the commit and the settings, and is not measured
+again. The tables are printed, and written to `compare.md` with the curve, `curve.svg`, beside it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from time import perf_counter, process_time
+from typing import Any
+from unittest.mock import patch
+
+import click
+import numpy as np
+from cells import FULL, OURS, SMOKE, Cell, Comparison, Row
+from curve import draw
+from ingredients import INGREDIENTS
+from numpy.typing import NDArray
+from show import circumstances
+from subjects import Subject, by_torch, real_subjects, smoke_subjects
+from tables import as_markdown
+from uniform import file_bytes, quantize, recipe_for
+
+import pyquant
+from pyquant import _core, console
+from pyquant.capture import capture
+from pyquant.choose import Recipe
+from pyquant.learn.calibration import from_pictures
+from pyquant.learn.methods import METHODS
+from pyquant.module_state import norms_of
+from pyquant.report import dense_bytes
+from pyquant.storage import write_whole
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What all cells have in common."""
+
+    samples: int  # calibration pictures
+    minutes: float | None  # of a whole job with training: capture to file
+    steps: int | None  # of training, in place of minutes
+    seed: int = 0
+    threads: int = field(default_factory=_core.default_threads)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """Runs cells and keeps their results."""
+
+    comparison: Comparison
+    settings: Settings
+    subjects: dict[str, Subject]
+    folder: Path
+    results: dict[str, Result]
+
+    def run(self, cell: Cell) -> Result:
+        """Return the result of a cell, which is run unless there is one."""
+        if cell.key not in self.results:
+            runs: dict[bool, Callable[[Cell], Result]] = {True: self._compressed, False: self._other}
+            for other in self._needed(cell):
+                self.run(other)
+            console.note(f"running {cell.key}")
+            measured = runs[cell.method in METHODS or cell.method in INGREDIENTS](cell)
+            self.results[cell.key] = {**circumstances(), "settings": asdict(self.settings), **measured}
+            write_whole(self.folder / "compare.json", json.dumps({"cells": self.results}, indent=1).encode())
+        return self.results[cell.key]
+
+    def _needed(self, cell: Cell) -> list[Cell]:
+        """Return the cells that must have been run before this one."""
+        if cell.trained:
+            row = self._row(cell)
+            return [row.dense(), *row.untrained(cell.method)]
+        kind, _, size = cell.size.partition(":")
+        return [replace(cell, method=OURS, size=size)] if kind == "as" else []
+
+    def _row(self, cell: Cell) -> Row:
+        (row,) = (row for row in self.comparison.rows if row.trained(cell.method) == cell)
+        return row
+
+    def _compressed(self, cell: Cell) -> Result:
+        """Compress to a file and evaluate it."""
+        subject = self.subjects[cell.subject]
+        training, variant = {}, cell
+        if cell.trained:
+            best = self._row(cell).best_untrained(cell.method, self.results)
+            assert best is not None
+            variant, before = best
+            if self.settings.minutes is None:
+                training = {"finetune_steps": self.settings.steps}
+            else:  # what is left of the minutes when the work without training is done
+                training = {"finetune_minutes": max(0.0, self.settings.minutes - before["minutes"])}
+        kind, _, value = variant.size.partition(":")
+        if kind == "as":
+            kind, value = "bytes", str(self.results[self._needed(variant)[0].key]["bytes"])
+        options: dict[str, Any] = {
+            "preset": lambda: {"recipe": Recipe(preset=value)},
+            "bytes": lambda: {"target_bytes": int(value)},
+            "ratio": lambda: {"target_ratio": float(value)},
+        }[kind]()
+        ingredient = INGREDIENTS.get(cell.method)
+        own = {} if ingredient is None else {cell.method: ingredient.method}
+        module = subject.build()
+        out = self.folder / "cell.pqmodel"
+        start, start_cpu = perf_counter(), process_time()
+        with console.progress() as progress, patch.dict(METHODS, own):
+            report = pyquant.compress(
+                module,
+                subject.calibration if ingredient is None or ingredient.calibrated else None,
+                out=out,
+                method=cell.method,
+                input_shape=(3, *subject.preprocessing.crop),
+                preprocessing=subject.preprocessing,
+                classes=subject.classes,
+                samples=self.settings.samples,
+                seed=self.settings.seed,
+                threads=self.settings.threads,
+                progress=progress,
+                **options,
+                **training,
+            )
+        minutes, processor_minutes = (perf_counter() - start) / 60, (process_time() - start_cpu) / 60
+        model = pyquant.load(out, threads=self.settings.threads)
+        right = subject.right(model)
+        out.unlink()
+        return {
+            **accuracy(right),
+            "bytes": report.bytes,
+            "ratio": report.ratio,
+            "minutes": minutes,
+            "processor_minutes": processor_minutes,
+            "finetune": model.file.provenance.get("finetune"),
+            "variant": variant.size,
+        }
+
+    def _other(self, cell: Cell) -> Result:
+        """Evaluate the dense network, or quantize its weights uniformly."""
+        subject = self.subjects[cell.subject]
+        module = subject.build()
+        shape = (3, *subject.preprocessing.crop)
+        network = capture(module, shape)
+        dense = dense_bytes(network.graph)
+        if cell.method == "dense":
+            return {**accuracy(subject.right(by_torch(module))), "bytes": dense, "ratio": 1.0}
+        bits = int(cell.method.removeprefix("int"))
+        plan = pyquant.compression.plan(
+            module,
+            subject.calibration,
+            recipe=recipe_for(network, bits),
+            preprocessing=subject.preprocessing,
+            classes=subject.classes,
+            samples=self.settings.samples,
+        )
+        inputs = from_pictures(
+            subject.calibration, subject.preprocessing, samples=self.settings.samples, seed=self.settings.seed
+        )
+        quantized = quantize(network, plan.choices, norms_of(network.graph, module.state_dict()), inputs, bits)
+        size = file_bytes(network, plan)
+        return {**accuracy(subject.right(by_torch(quantized))), "bytes": size, "ratio": dense / size}
+
+
+def accuracy(right: NDArray[np.bool_]) -> Result:
+    """Return top-1 in per cent, and every answer, so that results can be compared picture by picture."""
+    packed = base64.b64encode(np.packbits(right).tobytes()).decode()
+    return {"top1": 100 * float(right.mean()), "n": len(right), "right": packed}
+
+
+def chosen(parts: dict[str, list[Cell]], only: Sequence[str]) -> list[Cell]:
+    """Return the cells of the parts, or with the keys, that match one of the patterns; all where there is none."""
+    unique: dict[str, Cell] = {}
+    for part, cells in parts.items():
+        for cell in cells:
+            if not only or any(fnmatchcase(part, text) or fnmatchcase(cell.key, text) for text in only):
+                unique.setdefault(cell.key, cell)
+    return list(unique.values())
+
+
+@click.command()
+@click.argument("data", envvar="PYQUANT_DATA", required=False, type=click.Path(exists=True, path_type=Path))
+@click.option("--folder", default="pyquant-compare", show_default=True, type=click.Path(path_type=Path))
+@click.option(
+    "--second", type=click.Path(path_type=Path), help="The second network [default: in DATA's place, FOLDER]."
+)
+@click.option("--only", multiple=True, metavar="PATTERN", help="Parts or cells to run, shell-style; see --list.")
+@click.option("--list", "listed", is_flag=True, help="Print parts and cells, and whether they are done; run nothing.")
+@click.option("--smoke", is_flag=True, help="Try every kind of cell on a tiny network, in a minute.")
+def main(
+    data: Path | None, folder: Path, second: Path | None, only: tuple[str, ...], listed: bool, smoke: bool
+) -> None:
+    """Run the cells that are missing, and print the tables of all that are there."""
+    console.enable()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "compare.json"
+    results: dict[str, Result] = json.loads(path.read_text())["cells"] if path.exists() else {}
+    comparison = SMOKE if smoke else FULL
+    parts = comparison.parts()
+    if listed:
+        for part, cells in parts.items():
+            click.echo(part)
+            for cell in cells:
+                click.echo(f"  {'done' if cell.key in results else '    '} {cell.key}")
+        return
+    if smoke:
+        settings = Settings(samples=32, minutes=None, steps=8, threads=1)
+        subjects = smoke_subjects(folder)
+    else:
+        if data is None:
+            raise click.UsageError("give the folder of checkpoints and pictures, or set PYQUANT_DATA")
+        settings = Settings(samples=1024, minutes=20, steps=None)
+        subjects = real_subjects(data, second or folder / "second.safetensors")
+    bench = Bench(comparison=comparison, settings=settings, subjects=subjects, folder=folder, results=results)
+    for cell in chosen(parts, only):
+        bench.run(cell)
+    text = as_markdown(comparison, results)
+    write_whole(folder / "compare.md", text.encode())
+    write_whole(folder / "curve.svg", draw(comparison, results).encode())
+    click.echo(text)
+    console.note(f"kept in {path}")
+
+
+if __name__ == "__main__":
+    main()
