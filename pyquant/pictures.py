@@ -53,7 +53,15 @@ class PictureRef:
         Raises:
             InputError: the picture cannot be read, or is corrupt.
         """
-        return _decode(self.source.read(self.name), str(self))
+        return _decode(self.read(), str(self))
+
+    def read(self) -> bytes:
+        """Return the bytes of the picture's file.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        return self.source.read(self.name)
 
 
 class _Folder:

@@ -39,6 +39,7 @@ SAMPLED_OUTPUTS = 32  # of a layer, to compare the shapes of blocks by what they
 USUAL_ERROR = 0.2  # relative, of a weight: where sensitivities are measured, as far as the candidates allow
 OVERFIT = 1.25  # exponent of (1 - K/B): centroids fit the blocks they were learnt on better than others
 ADDITIVE_LOSS = 0.93  # of the decibels of one codebook of K^M centroids, M additive ones of K reach
+K_MEANS_WORK = 10**10  # multiply-accumulates in whose time a weight's curves are measured
 WORK_MACS = 5e11  # multiply-accumulates that all trials may take together
 ACTIVATION_BYTES = 1 << 30
 MIN_INPUTS, MAX_INPUTS = 4, 128
@@ -96,16 +97,29 @@ def measure_curves(
     """
     # By a worker, whose one thread gives the same bits everywhere.
     (trials,) = workers.map(lambda seed: _Trials(network, inputs, seed), [seed])
-    names = [name for name in {weight.name: None for _, weight in network.graph.weighted()} if blocks.get(name)]
+    work = {name: work for name, work in _trial_work(network.graph, inputs.shape).items() if blocks.get(name)}
+    names, done = list(work), 0
     result: dict[tuple[str, Block], Curve] = {}
     # A few weights at a time, so that progress shows; results come back in order.
     for start in range(0, len(names), 8):
-        progress("measuring sensitivities", start, len(names))
+        progress("measuring sensitivities", done, sum(work.values()))
         part = names[start : start + 8]
         for curves in workers.map(lambda name: trials.curves(name, blocks[name]), part):
             result |= curves
-    progress("measuring sensitivities", len(names), len(names))
+        done += sum(work[name] for name in part)
+    progress("measuring sensitivities", done, sum(work.values()))
     return result
+
+
+def _trial_work(graph: Graph, shape: tuple[int, ...]) -> dict[str, int]:
+    """Return the multiply-accumulates of each weight's trial, by its name: the layers after it run again."""
+    macs = graph.macs([shape])
+    result: dict[str, int] = {}
+    total = K_MEANS_WORK
+    for node, weight in reversed(list(graph.weighted())):
+        total += macs[node.name]
+        result[weight.name] = total
+    return {weight.name: result[weight.name] for _, weight in graph.weighted()}
 
 
 def affordable_inputs(graph: Graph, shape: Sequence[int]) -> int:

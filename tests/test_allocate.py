@@ -284,3 +284,17 @@ def test_sizes_that_are_none(text: str) -> None:
         return
     with pytest.raises(click.BadParameter, match=r"such as 1\.5MiB"):
         byte_size(text)
+
+
+def test_progress_counts_the_work_of_each_trial(measured: tuple[Network, Curves]) -> None:
+    dense, _ = measured
+    names = list(dict.fromkeys(weight.name for _, weight in dense.graph.weighted()))
+    seen: list[tuple[str, int, int]] = []
+    inputs = np.zeros((4, *SHAPE), np.float32)
+    with Workers(1) as workers:
+        measure_curves(
+            dense, inputs, {names[0]: [(1, 1, 1)]}, seed=0, workers=workers, progress=lambda *now: seen.append(now)
+        )
+    assert seen[0][1] == 0
+    assert seen[-1][1] == seen[-1][2] > sum(dense.graph.macs([inputs.shape]).values())
+    assert {what for what, _, _ in seen} == {"measuring sensitivities"}

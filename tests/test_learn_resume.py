@@ -17,6 +17,7 @@ from pyquant.choose import Recipe  # noqa: E402
 from pyquant.learn.calibration import from_arrays  # noqa: E402
 from pyquant.learn.layerwise import Learnt, learn  # noqa: E402
 from pyquant.learn.methods import METHODS  # noqa: E402
+from pyquant.learn.saved import load_learnt, save_learnt  # noqa: E402
 from pyquant.learn.workers import Workers  # noqa: E402
 from pyquant.module_state import norms_of  # noqa: E402
 
@@ -119,3 +120,17 @@ def test_without_calibration() -> None:
         learnt(records, calibrated=False)
     records.most = 99
     assert_same(learnt(records, calibrated=False), expected)
+
+
+def test_what_was_learnt_is_loaded_as_it_was() -> None:
+    records = Memory()
+    assert load_learnt(records, "learnt") is None
+    expected = learnt(records)
+    save_learnt(records, "learnt", expected, {"steps": 3})
+    found = load_learnt(records, "learnt")
+    assert found is not None
+    assert_same(found[0], expected)
+    assert found[1] == {"steps": 3}
+    for path, norm in expected.norms.items():
+        for name in ("weight", "bias", "input_bias", "eps"):
+            np.testing.assert_array_equal(getattr(norm, name), getattr(found[0].norms[path], name))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ class Calibration:
     count: int
     shape: tuple[int, ...]  # without the batch
     read: Callable[[slice], Floats]
+    files: Callable[[], Iterator[bytes]] | None = None  # that the inputs are made of, where they are pictures
 
     @property
     def batches(self) -> int:
@@ -41,6 +42,13 @@ class Calibration:
             InputError: a picture is corrupt.
         """
         return self.read(slice(batch * BATCH, min((batch + 1) * BATCH, self.count)))
+
+    def contents(self) -> Iterator[bytes | memoryview]:
+        """Yield all that makes these inputs what they are; of pictures their files, which need no decoding."""
+        if self.files is not None:
+            yield from self.files()
+        else:
+            yield from (self.load(batch).data for batch in range(self.batches))
 
 
 def is_path(source: Source) -> bool:
@@ -65,7 +73,10 @@ def from_pictures(
     refs = sample_pictures(found, samples, seed)
     console.note(f"calibration: {len(refs):,} of {len(found):,} pictures, drawn by seed {seed}")
     return Calibration(
-        count=len(refs), shape=(3, *preprocessing.crop), read=lambda rows: load_batch(refs[rows], preprocessing)
+        count=len(refs),
+        shape=(3, *preprocessing.crop),
+        read=lambda rows: load_batch(refs[rows], preprocessing),
+        files=lambda: (ref.read() for ref in refs),
     )
 
 
