@@ -42,6 +42,7 @@ from pyquant.torch_network import TorchNetwork
 
 Floats = NDArray[np.float32]
 Result = TypeVar("Result")
+Train = Callable[[Network, Weight], NDArray[np.floating] | None]  # network so far, weight -> better codebooks [M, K, d]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +76,7 @@ def learn(
     calibration: Calibration | None,
     norms: Mapping[str, Norm],
     progress: Progress,
+    train: Train | None = None,
     records: Records = NOWHERE,
 ) -> Learnt:
     """Return `network`, which is dense, with its weights in the codecs of `choices` (by the weight's name).
@@ -87,12 +89,16 @@ def learn(
     Args:
         method: how codes and codebooks are chosen.
         norms: the batch norms by module path, as `StateNames.norm` of the layers names them.
+        train: what trains the codebooks of a layer after it was coded, before the next one is learnt, given the network
+            so far; it returns better ones, or None.
         records: where each layer is saved once it is coded; what was coded before is taken from there.
 
     Raises:
         InputError: an output is not finite, or the temporary folder is full.
     """
-    learner = _Learner(network, choices, seed=seed, workers=workers, method=method, norms=norms, records=records)
+    learner = _Learner(
+        network, choices, seed=seed, workers=workers, method=method, norms=norms, train=train, records=records
+    )
     if calibration is None:
         layers = {weight.name: (node, weight) for node, weight in reversed(list(network.graph.weighted()))}
         for done, (node, weight) in enumerate(reversed(layers.values())):
@@ -119,6 +125,7 @@ class _Learner:
         workers: Workers,
         method: Method,
         norms: Mapping[str, Norm],
+        train: Train | None,
         records: Records,
     ) -> None:
         self.network = network
@@ -129,6 +136,7 @@ class _Learner:
         self.errors: dict[str, float] = {}
         self._choices = choices
         self._seed = seed
+        self._train = train
         self._records = records
         self._tensors = dict(network.tensors)
         self._coded: dict[str, Weight] = {}
@@ -176,6 +184,13 @@ class _Learner:
             raise InputError(f"layer '{node.name}': {error}") from error
         self._keep(weight, {"codes": pack_codes(codes, config.code_bits), "codebook": codebook})
 
+    def refine(self, weight: Weight) -> bool:
+        """Have the codebooks trained of a weight that was just coded; say whether they changed."""
+        better = None if self._train is None else self._train(self.result().network, self._coded[weight.name])
+        if better is not None:
+            self._tensors[weight.tensor("codebook")] = better
+        return better is not None
+
     def _keep(self, weight: Weight, tensors: Mapping[str, NDArray[Any]]) -> None:
         config = self.config(weight)
         assert config is not None
@@ -202,8 +217,8 @@ class _Learner:
         self.new_norms[node.state.norm] = norm
 
     def shift_bias(self, node: Node, shift: NDArray[np.float64]) -> None:
-        """Add `shift` `[O]`, an error of the layer's output before its scale, to the layer's bias."""
-        scale, bias = self.epilogue(node)
+        """Add `shift` `[O]`, an error of the layer's output before its scale, to the bias that the layer came with."""
+        scale, bias = self.network.own(node, "scale"), self.network.own(node, "bias")
         assert bias is not None
         self._tensors[node.tensor("bias")] = (bias + (1.0 if scale is None else scale) * shift).astype(np.float32)
 
@@ -306,29 +321,38 @@ class _Walk:
     def _learn_head(self, node: Node) -> None:
         if node.weight is None:
             measured = self._each_batch(lambda batch: channel_moments(self._read(node.inputs[0], batch, coded=True)))
-        else:
-            self._code(node, node.weight)
-            dense = torch.from_numpy(self._learner.network.weight(node.weight))
-            coded = torch.from_numpy(self._learner.weight(node.weight))
-            results = self._each_batch(partial(self._multiply, node, dense, coded))
-            signal, error = sum(result[0] for result in results), sum(result[1] for result in results)
-            if not isfinite(signal + error):
-                raise InputError(f"layer '{node.name}': its outputs on the calibration inputs are not finite")
-            # Outputs that are all 0 have no relative error, unless they stay 0.
-            if signal > 0 or error == 0:
-                self._learner.errors[node.name] = float(f"{error / signal if signal else 0.0:.6g}")
-            measured = [result[2] for result in results]
-            if self._renews_bias(node):
-                wanted = combine_moments([result[3] for result in results]).mean
-                self._learner.shift_bias(node, wanted - combine_moments(measured).mean)
-        if self._renews_norm(node):
-            self._renew_norm(node, combine_moments(measured))
+            if self._renews_norm(node):
+                self._renew_norm(node, combine_moments(measured))
+            return
+        is_new = self._code(node, node.weight)
+        self._measure(node, node.weight)
+        if is_new:
+            if self._learner.refine(node.weight):
+                self._measure(node, node.weight)
+            self._learner.save(node.weight)
 
-    def _code(self, node: Node, weight: Weight) -> None:
-        """Code the weight of a layer, unless it stays dense or an earlier layer that shares it was coded."""
+    def _measure(self, node: Node, weight: Weight) -> None:
+        """Compute what a layer makes of its inputs: its error, and the batch norm or the bias that suits it."""
+        dense = torch.from_numpy(self._learner.network.weight(weight))
+        coded = torch.from_numpy(self._learner.weight(weight))
+        results = self._each_batch(partial(self._multiply, node, dense, coded))
+        signal, error = sum(result[0] for result in results), sum(result[1] for result in results)
+        if not isfinite(signal + error):
+            raise InputError(f"layer '{node.name}': its outputs on the calibration inputs are not finite")
+        # Outputs that are all 0 have no relative error, unless they stay 0.
+        if signal > 0 or error == 0:
+            self._learner.errors[node.name] = float(f"{error / signal if signal else 0.0:.6g}")
+        measured = combine_moments([result[2] for result in results])
+        if self._renews_bias(node):
+            self._learner.shift_bias(node, combine_moments([result[3] for result in results]).mean - measured.mean)
+        if self._renews_norm(node):
+            self._renew_norm(node, measured)
+
+    def _code(self, node: Node, weight: Weight) -> bool:
+        """Code the weight of a layer, unless it stays dense, or was coded already; say whether it was."""
         config = self._learner.config(weight)
         if config is None or self._learner.is_coded(weight) or self._learner.restore(weight):
-            return
+            return False
         method, source = self._learner.method, node.inputs[0]
 
         def read(batches: range, *, coded: bool) -> Tensor:
@@ -346,7 +370,7 @@ class _Walk:
         measured = self._learner.workers.fold(measure, parts, method.add)
         centred = self._renews_norm(node) or self._renews_bias(node)
         self._learner.code(node, weight, measured, centred=centred)
-        self._learner.save(weight)
+        return True
 
     def _measured_together(self, node: Node, weight: Weight) -> int:
         """Return how many batches are measured at once: adding up sums takes as long for few pixels as for many."""
