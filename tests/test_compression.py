@@ -3,6 +3,7 @@
 import copy
 import os
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -197,41 +198,41 @@ def damaged(weight: str) -> nn.Module:
 
 
 ARRAY = np.zeros((2, *SHAPE), np.float32)
-ERRORS: dict[str, tuple[type[Exception], str, Callable[[], tuple[object, object, dict[str, object]]]]] = {
-    "nan weight": (InputError, r"NaN .* 'block.conv1.weight'", lambda: (damaged("block.conv1"), ARRAY, {})),
-    "nan norm": (InputError, r"NaN .* 'block.bn1.weight'", lambda: (damaged("block.bn1"), ARRAY, {})),
-    "no module": (InputError, "module must be a torch.nn.Module, got int", lambda: (3, ARRAY, {})),
-    "no shape": (InputError, "input_shape=.* is required", lambda: (tiny_networks.residual(), None, {})),
-    "wrong shape": (
-        InputError,
-        "input_shape must be three sizes",
-        lambda: (tiny_networks.residual(), None, {"input_shape": (3, 8)}),
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bad:
+    """Arguments of `compress`, one of which it must refuse."""
+
+    message: str
+    error: type[Exception] | tuple[type[Exception], ...] = InputError
+    module: Callable[[], object] = tiny_networks.residual
+    calibration: object = field(default_factory=lambda: ARRAY)
+    options: dict[str, object] = field(default_factory=dict)
+
+
+ERRORS = {
+    "nan weight": Bad(module=lambda: damaged("block.conv1"), message=r"NaN .* 'block.conv1.weight'"),
+    "nan norm": Bad(module=lambda: damaged("block.bn1"), message=r"NaN .* 'block.bn1.weight'"),
+    "no module": Bad(module=lambda: 3, message="module must be a torch.nn.Module, got int"),
+    "no shape": Bad(calibration=None, message="input_shape=.* is required"),
+    "wrong shape": Bad(calibration=None, options={"input_shape": (3, 8)}, message="input_shape must be three sizes"),
+    "channels": Bad(
+        calibration=np.zeros((2, 4, 8, 8), np.float32), error=(CaptureError, InputError), message="channels"
     ),
-    "channels": (
-        (CaptureError, InputError),
-        "channels",
-        lambda: (tiny_networks.residual(), np.zeros((2, 4, 8, 8), np.float32), {}),
+    "no such folder": Bad(calibration="gone", options={"input_shape": SHAPE}, message="no such folder"),
+    "pictures of unknown size": Bad(calibration="gone", message="give input_shape"),
+    "rule": Bad(
+        options={"recipe": Recipe(rules=(parse_rule("x=dense"),))}, error=ConfigError, message="matches no layer"
     ),
-    "no such folder": (
-        InputError,
-        "no such folder",
-        lambda: (tiny_networks.residual(), "gone", {"input_shape": SHAPE}),
+    "recipe": Bad(options={"recipe": "a"}, error=ConfigError, message="must be a Recipe, got str"),
+    "classes": Bad(
+        options={"classes": [ClassName(folder="a", name="a")]},
+        message="1 classes are named, but the network has 3 outputs",
     ),
-    "pictures of unknown size": (InputError, "give input_shape", lambda: (tiny_networks.residual(), "gone", {})),
-    "rule": (
-        ConfigError,
-        "matches no layer",
-        lambda: (tiny_networks.residual(), ARRAY, {"recipe": Recipe(rules=(parse_rule("x=dense"),))}),
-    ),
-    "recipe": (ConfigError, "must be a Recipe, got str", lambda: (tiny_networks.residual(), ARRAY, {"recipe": "a"})),
-    "classes": (
-        InputError,
-        "1 classes are named, but the network has 3 outputs",
-        lambda: (tiny_networks.residual(), ARRAY, {"classes": [ClassName(folder="a", name="a")]}),
-    ),
-    "samples": (ConfigError, "samples must be", lambda: (tiny_networks.residual(), ARRAY, {"samples": 0})),
-    "seed": (ConfigError, "seed must be", lambda: (tiny_networks.residual(), ARRAY, {"seed": -1})),
-    "threads": (ConfigError, "threads must be", lambda: (tiny_networks.residual(), ARRAY, {"threads": 0})),
+    "samples": Bad(options={"samples": 0}, error=ConfigError, message="samples must be"),
+    "seed": Bad(options={"seed": -1}, error=ConfigError, message="seed must be"),
+    "threads": Bad(options={"threads": 0}, error=ConfigError, message="threads must be"),
 }
 
 
@@ -239,11 +240,11 @@ ERRORS: dict[str, tuple[type[Exception], str, Callable[[], tuple[object, object,
 def test_bad_input_is_an_error_before_the_work_and_leaves_no_file(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kind, message, make = ERRORS[case]
-    module, calibration, options = make()
+    bad = ERRORS[case]
+    module = bad.module()
     monkeypatch.setattr(job, "learn", lambda *_, **__: pytest.fail("the work has begun"))
-    with pytest.raises(kind, match=message):
-        compress(module, calibration, out=tmp_path / "x.pqmodel", **options)
+    with pytest.raises(bad.error, match=bad.message):
+        compress(module, bad.calibration, out=tmp_path / "x.pqmodel", **bad.options)
     assert not list(tmp_path.iterdir())
 
 
