@@ -23,7 +23,9 @@ from pyquant.errors import ConfigError, InputError
 from pyquant.file import ModelFile, check_classes, read_model, write_model
 from pyquant.graph import Network
 from pyquant.learn.calibration import Calibration, Source, from_arrays, from_pictures, is_path, is_rereadable
-from pyquant.learn.finetune import Effort, check_enough, finetuned
+from pyquant.learn.effort import Effort
+from pyquant.learn.finetune import check_enough, finetuned
+from pyquant.learn.layer_training import layer_training
 from pyquant.learn.layerwise import Learnt, learn
 from pyquant.learn.methods import method_called
 from pyquant.learn.workers import Workers
@@ -121,6 +123,15 @@ class Job:
                 workers=workers,
                 progress=self._progress,
             )
+            layers = layer_training(
+                network,
+                self._tuning_inputs,
+                choices,
+                self._method.training,
+                effort=self._effort,
+                seed=self._settings.seed,
+                threads=self._threads,
+            )
             learnt = learn(
                 network,
                 choices,
@@ -129,6 +140,7 @@ class Job:
                 method=self._method,
                 calibration=self.inputs,
                 norms=norms,
+                train=layers.train if layers else None,
                 progress=self._progress,
             )
         learnt = replace(learnt, norms={**norms, **learnt.norms})
@@ -143,6 +155,8 @@ class Job:
                 seed=self._settings.seed,
                 threads=self._threads,
                 progress=self._progress,
+                recipe=self._method.training,
+                after=layers,
             )
         model = self._model(learnt.network, choices, learnt.errors, target_bytes, how_tuned)
         with checked_before_use(out) as path:

@@ -33,6 +33,7 @@ from pyquant.learn.effort import Effort  # noqa: E402
 from pyquant.learn.finetune import Finetuned, finetune  # noqa: E402
 from pyquant.learn.layer_training import LayerTraining  # noqa: E402
 from pyquant.learn.lesson import Lesson  # noqa: E402
+from pyquant.learn.methods import METHODS  # noqa: E402
 from pyquant.learn.recipes import ABGD, OURS, PQF  # noqa: E402
 from pyquant.learn.schedule import TrainingRecipe  # noqa: E402
 from pyquant.learn.trainable import Trainable  # noqa: E402
@@ -412,3 +413,22 @@ def test_mean_gradients_are_sums_over_how_many_blocks_use_a_centroid(start: Netw
     student.average_gradients()
     counts = np.bincount(start.codes(weight).reshape(-1), minlength=16).clip(1)
     torch.testing.assert_close(book.grad, sums / torch.from_numpy(counts)[:, None])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_fine_tuned_in_its_own_way(inputs: np.ndarray, tmp_path: Path, method: str) -> None:
+    out, files = tmp_path / "x.pqmodel", []
+    options = {"method": method, "threads": 1, "samples": 32}
+    for steps in (0, 100):
+        pyquant.compress(tiny_networks.residual(), inputs, out=out, finetune_steps=steps, **options)
+        files.append(read_model(out))
+    assert files[1].provenance["finetune"]["steps"] == 100
+    stages = METHODS[method].training.stages
+    assert len(files[1].provenance["finetune"]["learning_rates"]) == len(stages) + (method == "abgd")
+    assert distance(files[1].network, inputs) < distance(files[0].network, inputs)
+
+
+def distance(network: Network, inputs: np.ndarray) -> float:
+    x = torch.from_numpy(inputs)
+    with torch.no_grad():
+        return float(distillation_loss([TorchNetwork(network)(x)], [tiny_networks.residual()(x)]))

@@ -108,14 +108,17 @@ def finetuned(
         after=after,
         records=records,
     )
-    rates = ", ".join(f"{rate:g}" for rate in result.learning_rates)
+    steps, rates = (
+        result.steps + (after.steps if after else 0),
+        [*(after.rates if after else ()), *result.learning_rates],
+    )
     console.note(
-        f"fine-tuning: {result.steps:,} steps, learning rate {rates}, {result.precision}; "
+        f"fine-tuning: {steps:,} steps, learning rate {', '.join(f'{rate:g}' for rate in rates)}, {result.precision}; "
         f"loss on pictures held back {result.losses[0]:.4g} before, {result.kept:.4g} after"
     )
     how = {
-        "steps": result.steps,
-        "learning_rates": list(result.learning_rates),
+        "steps": steps,
+        "learning_rates": rates,
         "precision": result.precision,
         "pictures": calibration.count,
     }

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from pyquant.checkpoint import Records
+from pyquant.checkpoint import NOWHERE, Records
+from pyquant.choose import Choice
+from pyquant.codecs import ProductConfig
 from pyquant.graph import Network, Weight
+from pyquant.learn.calibration import Calibration
 from pyquant.learn.effort import Effort
 from pyquant.learn.lesson import Lesson
 from pyquant.learn.schedule import TrainingRecipe
@@ -20,6 +25,35 @@ RECORD = "layers"
 WARM_UP_STEPS = 3  # timed, after one that is not
 MANY_STEPS = 10**6
 JUDGEMENTS = 1  # a layer: the network is judged again after the next one
+
+
+def layer_training(
+    dense: Network,
+    calibration: Calibration | None,
+    choices: Mapping[str, Choice],
+    recipe: TrainingRecipe,
+    *,
+    effort: Effort,
+    seed: int,
+    threads: int,
+    records: Records = NOWHERE,
+) -> LayerTraining | None:
+    """Return the training of the layers that `choices` has coded; None where the recipe has none, or nothing is asked.
+
+    Args:
+        dense: the network whose outputs are to be given.
+        effort: that of the whole recipe.
+    """
+    if recipe.each_layer is None or not effort or calibration is None:
+        return None
+    return LayerTraining(
+        Lesson(dense, calibration, device=torch.device(effort.device), seed=seed),
+        recipe,
+        effort=effort,
+        layers=sum(isinstance(choice.codec, ProductConfig) for choice in choices.values()),
+        threads=threads,
+        records=records,
+    )
 
 
 class LayerTraining:
@@ -57,6 +91,11 @@ class LayerTraining:
     def steps(self) -> int:
         """How many steps were done on all layers so far, trials not counted."""
         return (self._steps or 0) * len(self._layers)
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The learning rate of the layers; nothing before the first one was trained."""
+        return () if self._rate is None else (self._rate,)
 
     def train(self, network: Network, weight: Weight) -> NDArray[np.floating] | None:
         """Return better codebooks `[M, K, d]` of a weight; None where none were found.

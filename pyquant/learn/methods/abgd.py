@@ -15,6 +15,7 @@ from pyquant.graph import Node
 from pyquant.learn.cluster import learn_codebook
 from pyquant.learn.methods.base import Codes, Layer, Method
 from pyquant.learn.moments import InputMoments, block_presence, input_moments
+from pyquant.learn.recipes import ABGD
 from pyquant.learn.workers import Workers
 
 
@@ -22,6 +23,7 @@ class Abgd(Method):
     """k-means weighted by the Gram of the inputs that meet a block."""
 
     max_codebooks = 1
+    training = ABGD
 
     def measure(self, node: Node, config: ProductConfig, dense: Tensor | None, coded: Tensor) -> InputMoments:
         """Return the moments of the inputs in the network compressed so far."""

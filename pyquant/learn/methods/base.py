@@ -14,6 +14,7 @@ from pyquant.choose import Choice
 from pyquant.codecs import ProductConfig
 from pyquant.console import Progress
 from pyquant.graph import Network, Node
+from pyquant.learn.schedule import TrainingRecipe
 from pyquant.learn.workers import Workers
 
 if TYPE_CHECKING:
@@ -46,6 +47,10 @@ class Method(Protocol):
     @property
     def max_codebooks(self) -> int:
         """The most additive codebooks of a layer that the method can learn."""
+
+    @property
+    def training(self) -> TrainingRecipe:
+        """How networks that the method has coded are fine-tuned."""
 
     def prepare(
         self,

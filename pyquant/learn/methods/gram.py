@@ -24,6 +24,7 @@ from pyquant.learn.cluster import learn_codebook, round_codebook
 from pyquant.learn.descent import Problem, Solution, feedback, refit, sweep
 from pyquant.learn.methods.base import Codes, Floats, Layer, Method
 from pyquant.learn.moments import unfold
+from pyquant.learn.recipes import OURS
 from pyquant.learn.workers import Workers
 from pyquant.shapes import SHAPE_RULES
 
@@ -75,6 +76,7 @@ class Gram(Method):
     """Error feedback, coordinate descent and least squares on the full Gram."""
 
     max_codebooks = MAX_CODEBOOKS
+    training = OURS
 
     def measure(self, node: Node, config: ProductConfig, dense: Tensor | None, coded: Tensor) -> FullMoments:
         """Return the second moments of both networks' inputs."""

@@ -21,6 +21,7 @@ from pyquant.learn.cluster import learn_codebook
 from pyquant.learn.methods.base import Codes, Layer, Method
 from pyquant.learn.ordering import best_order
 from pyquant.learn.permute import channels_of, reordered
+from pyquant.learn.recipes import PQF
 from pyquant.learn.workers import Workers
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Pqf(Method):
 
     weighs_inputs = False
     max_codebooks = 1
+    training = PQF
 
     def prepare(
         self,
