@@ -10,14 +10,34 @@ from pyquant.extras import missing_dependency
 from pyquant.runtime import Model, load
 
 if TYPE_CHECKING:
-    from pyquant.compression import compress
+    from pyquant.compression import compress, compress_sizes, compress_within, plan, plan_sizes
+    from pyquant.settings import Settings
     from pyquant.torch_network import to_torch
 
 __version__ = "0.1.0"
 
-_LAZY = {"compress": "pyquant.compression", "to_torch": "pyquant.torch_network"}
+_LAZY = {
+    "Settings": "pyquant.settings",
+    "compress": "pyquant.compression",
+    "compress_sizes": "pyquant.compression",
+    "compress_within": "pyquant.compression",
+    "plan": "pyquant.compression",
+    "plan_sizes": "pyquant.compression",
+    "to_torch": "pyquant.torch_network",
+}
 
-__all__ = ["Model", "PyquantError", "compress", "load", "to_torch"]
+__all__ = [
+    "Model",
+    "PyquantError",
+    "Settings",
+    "compress",
+    "compress_sizes",
+    "compress_within",
+    "load",
+    "plan",
+    "plan_sizes",
+    "to_torch",
+]
 
 
 def __getattr__(name: str) -> Any:

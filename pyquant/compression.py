@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import TypeVar
 
 from torch import nn
 
 from pyquant.choose import Recipe
 from pyquant.classes import ClassName
 from pyquant.console import Progress
-from pyquant.job import Job
 from pyquant.learn.calibration import Source, is_path
 from pyquant.learn.methods import DEFAULT_METHOD
+from pyquant.order import Order
+from pyquant.outcome import Outcome
 from pyquant.planning import Plan
 from pyquant.preprocessing import Preprocessing
 from pyquant.report import Report
 from pyquant.settings import Settings
-from pyquant.storage import check_writable
-from pyquant.targets import Target, check_possible, targets_of
+
+Number = TypeVar("Number", int, float)
 
 
 def compress(
@@ -89,9 +91,8 @@ def compress(
         finetune_minutes=finetune_minutes,
         device=device,
     )
-    check_writable(out, inputs=[calibration] if is_path(calibration) else [])
-    job = Job(module, calibration, settings, progress or _silent)
-    return job.compress(out, _one_target(job, target_bytes, target_ratio))
+    order = Order(out=out, sizes=_given(target_bytes), ratios=_given(target_ratio))
+    return _outcome(order, module, calibration, settings, progress).files[0].report
 
 
 def plan(
@@ -131,23 +132,109 @@ def plan(
         finetune_minutes=finetune_minutes,
         device=device,
     )
-    job = Job(module, calibration, settings, progress or _silent)
-    return job.plan(_one_target(job, target_bytes, target_ratio))
+    order = Order(out=None, sizes=_given(target_bytes), ratios=_given(target_ratio))
+    return _outcome(order, module, calibration, settings, progress).plans[0]
 
 
-def _one_target(job: Job, target_bytes: int | None, target_ratio: float | None) -> int | None:
-    """Return the bytes of the file that is asked for, None where the recipe decides; refuse what is not possible."""
-    sizes = [] if target_bytes is None else [target_bytes]
-    ratios = [] if target_ratio is None else [target_ratio]
-    targets = _possible(job, targets_of(job.network.graph, sizes, ratios))
-    return targets[0].bytes if targets else None
+def compress_sizes(
+    module: nn.Module,
+    calibration: Source,
+    *,
+    out: str | os.PathLike[str],
+    target_bytes: Sequence[int] = (),
+    target_ratios: Sequence[float] = (),
+    labelled: str | os.PathLike[str] | None = None,
+    page: str | os.PathLike[str] | None = None,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Compress a network to several sizes in one run: it is captured, and sensitivities are measured, once.
+
+    Each file is the one that `compress` gives for its size, and is at its place as soon as it has passed its check.
+
+    Args:
+        module: the network.
+        calibration: as for `compress`.
+        out: the name of the files: `{bytes}` in it stands for the size that was asked for, `{ratio}` for the ratio.
+        target_bytes: the sizes of the files; impossible ones are refused, all at once, before anything is learnt.
+        target_ratios: or how many times smaller than the network in fp32 they are to be.
+        labelled: pictures in class folders, on which accuracy is measured before and after.
+        page: an HTML page to write about all files.
+        settings: all but the size, as the arguments of `compress` of the same names.
+        progress: as for `compress`.
+
+    Raises:
+        ConfigError, CaptureError, InputError, SelfCheckError: as `compress`; files that were ready before stay.
+        MissingDependencyError: a page needs matplotlib.
+    """
+    order = Order(out=out, sizes=tuple(target_bytes), ratios=tuple(target_ratios), labelled=labelled, page=page)
+    return _outcome(order, module, calibration, settings or Settings(), progress)
 
 
-def _possible(job: Job, targets: list[Target]) -> list[Target]:
-    """Return the targets, all of which are possible."""
-    if targets:
-        check_possible(targets, *job.possible_sizes())
-    return targets
+def compress_within(
+    module: nn.Module,
+    calibration: Source,
+    *,
+    out: str | os.PathLike[str],
+    max_drop: float,
+    labelled: str | os.PathLike[str],
+    page: str | os.PathLike[str] | None = None,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Compress a network to the smallest file whose top-1 falls by at most `max_drop` points on labelled pictures.
+
+    Sizes are tried, at most `pyquant.drop.MAX_TRIALS` of them, until the smallest that holds and the largest that does
+    not are 2 % apart. `out` is written as soon as a file holds, and again for each smaller one. Labels choose the size
+    alone: nothing is learnt from them.
+
+    Args:
+        module: the network.
+        calibration: as for `compress`.
+        out: the file to write.
+        max_drop: points of top-1, 0 to 100.
+        labelled: a folder or zip file of pictures in class folders.
+        page: an HTML page to write about the file and the trials.
+        settings: all but the size, as the arguments of `compress` of the same names.
+        progress: as for `compress`.
+
+    Raises:
+        ConfigError, CaptureError, InputError, SelfCheckError: as `compress`; a ConfigError too, and no file, where no
+            trial held.
+        MissingDependencyError: a page needs matplotlib.
+    """
+    order = Order(out=out, max_drop=max_drop, labelled=labelled, page=page)
+    return _outcome(order, module, calibration, settings or Settings(), progress)
+
+
+def plan_sizes(
+    module: nn.Module,
+    calibration: Source,
+    *,
+    target_bytes: Sequence[int] = (),
+    target_ratios: Sequence[float] = (),
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+) -> tuple[Plan, ...]:
+    """Return the plans of the files that `compress_sizes` would make of the same arguments, and write nothing.
+
+    Raises:
+        ConfigError, CaptureError, InputError: as `compress_sizes`.
+    """
+    order = Order(out=None, sizes=tuple(target_bytes), ratios=tuple(target_ratios))
+    return _outcome(order, module, calibration, settings or Settings(), progress).plans
+
+
+def _outcome(
+    order: Order, module: nn.Module, calibration: Source, settings: Settings, progress: Progress | None
+) -> Outcome:
+    inputs = [calibration] if is_path(calibration) else []
+    order.check_files([*inputs, *([order.labelled] if order.labelled is not None else [])])
+    return order.carry_out(module, calibration, settings, progress or _silent)
+
+
+def _given(value: Number | None) -> tuple[Number, ...]:
+    return () if value is None else (value,)
 
 
 def _silent(what: str, done: int, total: int) -> None:

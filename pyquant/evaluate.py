@@ -69,21 +69,39 @@ def evaluate_network(
 
     The time that counts is all of it: reading, decoding and resizing a picture, and running the network.
     """
+    start = perf_counter()
+    right = measure_hits(network, data, preprocessing, limit=limit, classes=classes)
+    top1, top5 = (100.0 * float(share) for share in right.mean(axis=0))
+    seconds = perf_counter() - start
+    return Accuracy(top1=top1, top5=top5, n=len(right), pictures_per_second=len(right) / seconds)
+
+
+def measure_hits(
+    network: Callable[[NDArray[np.float32]], object],
+    data: str | os.PathLike[str],
+    preprocessing: Preprocessing,
+    *,
+    limit: int | None = None,
+    classes: Sequence[ClassName] = (),
+) -> NDArray[np.bool_]:
+    """Return for each picture, always in the same order, whether its class is the best one, and among the best five.
+
+    The arguments are those of `evaluate_network`; the result is `[pictures, 2]`.
+    """
     found = find_pictures(data)
     refs = found if limit is None else sample_pictures(found, limit, seed=0)
     labels: NDArray[np.int64] | None = None
-    right = np.zeros(2, np.int64)  # among the best one, among the best five
-    start = perf_counter()
+    right = np.zeros((len(refs), 2), np.bool_)
     batches = [refs[i : i + BATCH] for i in range(0, len(refs), BATCH)]
-    for index, batch in enumerate(console.track(batches, "evaluating")):
+    for index, batch in enumerate(console.track(batches, f"evaluating in batches of {BATCH}")):
         scores = _scores(network(load_batch(batch, preprocessing)), len(batch))
         if labels is None:
             labels = _labels(refs, found, classes, scores.shape[1])
         best = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
-        hits = best == labels[index * BATCH :][: len(batch), None]
-        right += hits[:, 0].sum(), hits.any(axis=1).sum()
-    top1, top5 = (100.0 * float(count) / len(refs) for count in right)
-    return Accuracy(top1=top1, top5=top5, n=len(refs), pictures_per_second=len(refs) / (perf_counter() - start))
+        rows = slice(index * BATCH, index * BATCH + len(batch))
+        hits = best == labels[rows, None]
+        right[rows, 0], right[rows, 1] = hits[:, 0], hits.any(axis=1)
+    return right
 
 
 def _scores(outputs: object, count: int) -> NDArray[np.float32]:

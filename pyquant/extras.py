@@ -12,6 +12,7 @@ EXTRA_OF: dict[str, str] = {
     "onnxruntime": "bench",
     "openvino": "bench",
     "psutil": "bench",
+    "matplotlib": "report",
     "sklearn": "demo",
 }
 

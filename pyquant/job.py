@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from pyquant.learn.calibration import Calibration, Source, from_arrays, from_pic
 from pyquant.learn.effort import Effort
 from pyquant.learn.finetune import check_enough, finetuned
 from pyquant.learn.layer_training import layer_training
+from pyquant.learn.kept import KeptInputs
 from pyquant.learn.layerwise import Learnt, learn
 from pyquant.learn.methods import method_called
 from pyquant.learn.workers import Workers
@@ -36,6 +38,7 @@ from pyquant.report import Report
 from pyquant.selfcheck import check_against_decoded, check_against_module
 from pyquant.settings import Settings, checked_shape
 from pyquant.storage import checked_before_use
+from pyquant.yardstick import Yardstick
 
 CHECKED_INPUTS = 4  # run by the self-check
 ALL = 2**31  # calibration inputs
@@ -46,8 +49,23 @@ FINETUNE_ENTRY = {"steps": 10**7, "learning_rates": [0.000123456789] * 3, "preci
 class Job:
     """A network, calibration inputs and settings, checked; what several sizes share is done once."""
 
-    def __init__(self, module: nn.Module, calibration: Source, settings: Settings, progress: Progress) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        calibration: Source,
+        settings: Settings,
+        progress: Progress,
+        *,
+        several: bool = False,
+    ) -> None:
         """Capture the module, and check all there is to check before long work.
+
+        Args:
+            module: the network, in any mode.
+            calibration: inputs, as `pyquant.compress` takes them.
+            settings: all but the size.
+            progress: called now and then.
+            several: whether several files are to be made: calibration pictures are kept once they were decoded.
 
         Raises:
             ConfigError: the recipe does not fit the network, or an option is out of range.
@@ -67,6 +85,9 @@ class Job:
                 raise InputError("pictures need a size: give input_shape or preprocessing")
             self.preprocessing = Preprocessing.default_for(settings.input_shape)
         self.inputs = self._open(calibration, settings.samples)
+        self._kept = KeptInputs(self.inputs) if several and self.inputs is not None and is_path(calibration) else None
+        if self._kept is not None:
+            self.inputs = self._kept.calibration
         self._shape = self._input_shape()
         if self.inputs is None:
             console.note("no calibration: codebooks are learnt on the weights alone, which costs accuracy")
@@ -90,6 +111,16 @@ class Job:
             seed=settings.seed,
             progress=progress,
         )
+        self._yardstick: Yardstick | None = None
+
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._kept is not None:
+            self._kept.close()
 
     def possible_sizes(self) -> tuple[int, int]:
         """Return the bytes of the smallest and of the largest file that can be asked for."""
@@ -168,6 +199,14 @@ class Job:
                 )
             error = self._self_check(path, learnt)
         return Report.of(out, model, max_relative_error=error)
+
+    def output_error(self, file: str | os.PathLike[str]) -> float | None:
+        """Return the relative squared error of a file's outputs on calibration inputs, None where there are none."""
+        if self.inputs is None:
+            return None
+        if self._yardstick is None:
+            self._yardstick = Yardstick(self.network, self.inputs)
+        return self._yardstick.error(file, self._settings.threads)
 
     def _draft(
         self,

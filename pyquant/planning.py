@@ -93,6 +93,7 @@ class Planner:
         self._seed = seed
         self._progress = progress
         self._curves: dict[tuple[str, Block], Curve] = {}
+        self._plans: dict[int | None, Plan] = {}  # by target
 
     def possible_sizes(self) -> tuple[int, int]:
         """Return the bytes of the smallest and of the largest file that a size target can give; nothing is measured."""
@@ -105,6 +106,11 @@ class Planner:
         Raises:
             ConfigError: the recipe does not fit the network, or no such file is possible.
         """
+        if target_bytes not in self._plans:
+            self._plans[target_bytes] = self._made(target_bytes, workers)
+        return self._plans[target_bytes]
+
+    def _made(self, target_bytes: int | None, workers: Workers) -> Plan:
         choices = self._recipe.choose(self._network.graph)
         if target_bytes is None:
             configs = {name: choice.codec for name, choice in choices.items()}

@@ -33,10 +33,8 @@ def targets_of(graph: Graph, sizes: Sequence[int], ratios: Sequence[float]) -> l
     """Return the targets that are asked for: file sizes in bytes, or how many times smaller than the network in fp32.
 
     Raises:
-        ConfigError: both kinds are given, one is not positive, or two are the same.
+        ConfigError: one is not positive, or two are the same.
     """
-    if sizes and ratios:
-        raise ConfigError("give a target size or a target ratio, not both")
     for name, values in (("size", sizes), ("ratio", ratios)):
         if wrong := [value for value in values if not value > 0]:
             raise ConfigError(f"the target {name} must be positive, got {wrong[0]}")

@@ -5,18 +5,19 @@ from __future__ import annotations
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any
 
 import click
 
 from pyquant import console
 from pyquant.cli import options
-from pyquant.cli.show import show_plan, show_report
+from pyquant.cli.show import show_outcome
 
 
 @click.command("compress")
 @click.argument("model")
-@click.option("--out", type=options.PATH, metavar="FILE", help="The file to write; required unless --dry-run.")
+@click.option("--out", type=options.PATH, metavar="FILE",
+              help="The file to write; required unless --dry-run. Of several sizes, {bytes} in the name stands for the "
+              "size asked for, {ratio} for the ratio.")  # fmt: skip
 @click.option("--weights", type=options.PATH, metavar="W", help="A .safetensors file, or a weights-only .pth.")
 @click.option("--num-classes", type=click.IntRange(min=1), metavar="N", help="Classes that MODEL is built with.")
 @options.input_shape
@@ -41,11 +42,20 @@ from pyquant.cli.show import show_plan, show_report
     help="'PATTERN=block:c,kh,kw;centroids:K[;codebooks:M]' or 'PATTERN=dense'; PATTERN is shell-style, on a layer's "
     "dotted name; the last rule that matches counts.",
 )
-@click.option("--target-size", type=options.byte_size, metavar="SIZE",
+@click.option("--target-size", "target_sizes", type=options.byte_size, multiple=True, metavar="SIZE",
               help="Bytes of the file, header included, such as 963kB or 1.5MiB: never more, at most 1 % less. Codecs "
-              "are chosen by measured sensitivities; of preset and rules, the rules count.")  # fmt: skip
-@click.option("--target-ratio", type=click.FloatRange(min=0, min_open=True), metavar="R",
-              help="The same, as how many times smaller than the network in fp32.")  # fmt: skip
+              "are chosen by measured sensitivities; of preset and rules, the rules count. May be repeated: a file "
+              "each, in one run.")  # fmt: skip
+@click.option("--target-ratio", "target_ratios", type=click.FloatRange(min=0, min_open=True), multiple=True,
+              metavar="R", help="The same, as how many times smaller than the network in fp32.")  # fmt: skip
+@click.option("--max-drop", type=click.FloatRange(min=0, max=100), metavar="POINTS",
+              help="The smallest file whose top-1 on --labelled falls by no more points than this: sizes are tried, at "
+              "most 10, until it is known within 2 %.")  # fmt: skip
+@click.option("--labelled", type=options.PATH, metavar="DATA",
+              help="Pictures in class folders, to measure accuracy before and after; nothing is learnt from "
+              "them.")  # fmt: skip
+@click.option("--report", "page", type=options.PATH, metavar="HTML",
+              help="A page about size, accuracy and every layer, in one file.")  # fmt: skip
 @click.option("--dry-run", is_flag=True,
               help="Print each layer's codec, the size and the outputs' predicted error; write nothing.")  # fmt: skip
 @options.preprocessing
@@ -73,8 +83,11 @@ def command(
     preset: str,
     method: str,
     rules: tuple[str, ...],
-    target_size: int | None,
-    target_ratio: float | None,
+    target_sizes: tuple[int, ...],
+    target_ratios: tuple[float, ...],
+    max_drop: float | None,
+    labelled: Path | None,
+    page: Path | None,
     dry_run: bool,
     resize: int | str | None,
     mean: tuple[float, float, float] | None,
@@ -95,19 +108,39 @@ def command(
     """
     from pyquant.choose import Recipe, parse_rule
     from pyquant.pictures import read_classes
-    from pyquant.storage import check_writable
 
     if out is None and not dry_run:
         raise click.UsageError("give the file to write with --out, or --dry-run")
-    if out is not None and not dry_run:
-        check_writable(out, inputs=[path for path in (weights, calibration, classes) if path is not None])
     recipe = Recipe(preset=preset, rules=tuple(parse_rule(rule) for rule in rules))
-    names = None if classes is None else read_classes(classes)
+    names = () if classes is None else read_classes(classes)
     preprocessing = options.preprocessing_for(input_shape, resize, mean, std)
 
-    from pyquant.compression import compress, plan
     from pyquant.models import build_network, is_torchvision_name
+    from pyquant.order import Order
+    from pyquant.settings import Settings
 
+    order = Order(
+        out=None if dry_run else out,
+        sizes=target_sizes,
+        ratios=target_ratios,
+        max_drop=max_drop,
+        labelled=labelled,
+        page=page,
+    )
+    order.check_files([path for path in (weights, calibration, classes, labelled) if path is not None])
+    settings = Settings(
+        recipe=recipe,
+        method=method,
+        input_shape=input_shape,
+        preprocessing=preprocessing,
+        classes=names,
+        samples=samples,
+        seed=seed,
+        threads=threads,
+        finetune_steps=finetune_steps,
+        finetune_minutes=finetune_minutes,
+        device=device,
+    )
     if weights is None and is_torchvision_name(model):
         console.warn(f"{model} is built with random weights; give trained ones with --weights")
     elif weights is None:
@@ -115,32 +148,5 @@ def command(
     # The user's code may print; standard output is for the result alone.
     with redirect_stdout(sys.stderr), console.progress() as progress:
         network = build_network(model, weights=weights, num_classes=num_classes)
-        arguments: dict[str, Any] = {
-            "recipe": recipe,
-            "method": method,
-            "input_shape": input_shape,
-            "preprocessing": preprocessing,
-            "classes": names,
-            "samples": samples,
-            "seed": seed,
-            "threads": threads,
-            "target_bytes": target_size,
-            "target_ratio": target_ratio,
-            "progress": progress,
-        }
-        if out is None or dry_run:
-            planned = plan(network, calibration, **arguments)
-        else:
-            report = compress(
-                network,
-                calibration,
-                out=out,
-                finetune_steps=finetune_steps,
-                finetune_minutes=finetune_minutes,
-                device=device,
-                **arguments,
-            )
-    if out is None or dry_run:
-        show_plan(planned.to_json(), as_json)
-    else:
-        show_report(report.to_json(), as_json)
+        outcome = order.carry_out(network, calibration, settings, progress)
+    show_outcome(outcome.to_json(), as_json)

@@ -8,6 +8,21 @@ from typing import Any
 from pyquant import console
 
 
+def show_outcome(outcome: Mapping[str, Any], as_json: bool) -> None:
+    """Print what `compress` has made, or planned, given as its JSON values."""
+    if as_json:
+        console.print_json(outcome)
+    elif "files" in outcome:
+        _show_files(outcome["files"])
+    elif "plans" in outcome:
+        _show_plans(outcome["plans"])
+    elif "predicted_output_error" in outcome and "file" not in outcome:
+        show_plan(outcome, as_json)
+    else:
+        show_report(outcome, as_json)
+        _show_trials(outcome)
+
+
 def show_report(report: Mapping[str, Any], as_json: bool) -> None:
     """Print the report of `compress` or `import`, given as its JSON values."""
     if as_json:
@@ -19,6 +34,10 @@ def show_report(report: Mapping[str, Any], as_json: bool) -> None:
         f"{report['ratio']:.1f} times smaller"
     )
     print(f"self-check passed: at most {report['self_check']['max_relative_error']:.1e} of the largest output apart")
+    if "output_error" in report:
+        print(f"relative squared error of the outputs {report['output_error']:.4f}, on calibration inputs")
+    if "accuracy" in report:
+        _show_accuracy(report["accuracy"])
 
 
 def show_plan(plan: Mapping[str, Any], as_json: bool) -> None:
@@ -65,6 +84,67 @@ def show_bench(result: Mapping[str, Any]) -> None:
     console.print_table(columns, rows)
     threads, isa = result["threads"], result["isa"]
     print(f"batch {result['batch']}, {threads} thread{'s' if threads > 1 else ''}, {isa}; ratio: pyquant / engine")
+
+
+def _show_files(files: list[Mapping[str, Any]]) -> None:
+    with_accuracy = "accuracy" in files[0]
+    rows = [
+        [
+            made["file"],
+            f"{made['bytes']:,}",
+            f"{made['ratio']:.1f}",
+            _error(made.get("predicted_output_error")),
+            _error(made.get("output_error")),
+            *([f"{made['accuracy']['top1_after']:.2f}", f"{made['accuracy']['drop']:.2f}"] if with_accuracy else []),
+        ]
+        for made in files
+    ]
+    accuracy = ["top-1 %>", "drop>"] if with_accuracy else []
+    console.print_table(["file", "bytes>", "ratio>", "predicted>", "measured>", *accuracy], rows)
+    print("predicted and measured: squared error of the outputs, relative to those of the dense network")
+    worst = max(made["self_check"]["max_relative_error"] for made in files)
+    print(f"self-checks passed: at most {worst:.1e} of the largest output apart")
+    if with_accuracy:
+        accuracy_of = files[0]["accuracy"]
+        print(f"the dense network: {accuracy_of['top1_before']:.2f} % top-1 on {accuracy_of['pictures']:,} pictures")
+
+
+def _show_plans(plans: list[Mapping[str, Any]]) -> None:
+    rows = [[f"{plan['bytes']:,}", f"{plan['ratio']:.1f}", _error(plan["predicted_output_error"])] for plan in plans]
+    console.print_table(["bytes>", "ratio>", "predicted>"], rows)
+    print("predicted: squared error of the outputs, relative to the dense network's; --json has each layer's codec")
+
+
+def _show_accuracy(accuracy: Mapping[str, Any]) -> None:
+    direction = "down" if accuracy["drop"] >= 0 else "up"
+    print(
+        f"top-1 {accuracy['top1_before']:.2f} % before, {accuracy['top1_after']:.2f} % after: "
+        f"{abs(accuracy['drop']):.2f} points {direction} (standard error {accuracy['standard_error']:.2f}) on the same "
+        f"{accuracy['pictures']:,} pictures; top-5 {accuracy['top5_before']:.2f} % and {accuracy['top5_after']:.2f} %"
+    )
+
+
+def _show_trials(outcome: Mapping[str, Any]) -> None:
+    if "trials" not in outcome:
+        return
+    rows = [
+        [
+            f"{tried['bytes']:,}",
+            f"{tried['top1']:.2f}",
+            f"{tried['drop']:.2f}",
+            f"{tried['standard_error']:.2f}",
+            "holds" if tried["holds"] else "too far",
+        ]
+        for tried in outcome["trials"]
+    ]
+    console.print_table(["bytes>", "top-1 %>", "drop>", "standard error>", "result"], rows)
+    print(f"the smallest file of these that falls by at most {outcome['max_drop']:g} points was kept")
+    if outcome["smallest_possible"]:
+        print("it is the smallest that is possible for this network: a larger drop would give no smaller one")
+
+
+def _error(error: float | None) -> str:
+    return "" if error is None else f"{error:.4f}"
 
 
 def _show_layers(layers: list[Mapping[str, Any]]) -> None:
