@@ -14,7 +14,6 @@ channels that move together.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -30,7 +29,10 @@ from pyquant.graph import Network, Weight
 from pyquant.learn.permute import Channels, Indices, places
 from pyquant.learn.workers import Workers
 
-SWAPS = 20  # tried for each set of channels
+SWAPS = 50  # tried for each set of channels
+PAIRS_AT_ONCE = 64
+NUMBERS_AT_ONCE = 1 << 22
+ENOUGH = 1e-9  # by which a swap must lower the sum: more than rounding
 # Of Σ's mean diagonal, added to the diagonal: a channel that is always 0 must not make every order perfect.
 FLOOR = 1e-4
 
@@ -100,18 +102,6 @@ def _independent(channels: Channels, inputs: Mapping[str, Indices]) -> list[tupl
     return parts
 
 
-class _Trial(NamedTuple):
-    """The order of a reader's channels after a swap, what it does to some units and to all, and the value then."""
-
-    now: Indices
-    units: Tensor
-    squares: Tensor
-    sums: Tensor
-    total_squares: Tensor
-    total_sums: Tensor
-    value: float
-
-
 class _Reader:
     """A weight whose blocks the order changes, and the second moments of its blocks in the order so far."""
 
@@ -120,7 +110,9 @@ class _Reader:
         c, bh, bw = config.block
         tall, wide = -(-kh // bh), -(-kw // bw)
         groups = len(sets) // width
-        scaled = weight.reshape(outputs, width, kh, kw) / (float(np.sqrt(np.square(weight).mean())) or 1.0)
+        # Squares of weights of any size must neither overflow nor vanish.
+        scaled = weight.reshape(outputs, width, kh, kw) / (float(np.abs(weight).max()) or 1.0)
+        scaled /= float(np.sqrt(np.square(scaled).mean())) or 1.0
         padded = np.pad(scaled, [(0, 0), (0, 0), (0, tall * bh - kh), (0, wide * bw - kw)])
         cut = padded.reshape(groups, outputs // groups, width, tall, bh, wide, bw).transpose(0, 2, 4, 6, 1, 3, 5)
         rows = torch.from_numpy(np.ascontiguousarray(cut).reshape(len(sets), bh * bw, -1))
@@ -154,42 +146,59 @@ class _Reader:
     def arrange(self, source: Indices) -> None:
         """Put the channels in the order that `source` says, `[S]` as of the beginning."""
         self._now = np.append(places(self.sets, source), len(self.sets))  # [C + 1], the channel in each place
-        self._squares, self._sums = self._moments(np.arange(len(self._units)))
+        self._squares, self._sums = self._moments(self._now[self._units])
         self._total_squares, self._total_sums = self._squares.sum(0), self._sums.sum(0)
-        self.value = self._value(self._total_squares, self._total_sums)
+        self.value = float(self._value(self._total_squares, self._total_sums))
 
-    def try_swap(self, a: int, b: int) -> _Trial:
-        """Return what would be if the channels of two sets changed places."""
-        now, at_a, at_b = self._now.copy(), self._of_set[a], self._of_set[b]
-        now[at_a], now[at_b] = self._now[at_b], self._now[at_a]
-        units = np.unique(self._unit_of[np.concatenate([at_a, at_b])])
-        before, self._now = self._now, now
-        squares, sums = self._moments(units)
-        self._now = before
+    def pairs_at_once(self, which: int) -> int:
+        """Return how many swaps with a set `try_swaps` can look at in the memory it may use."""
+        size, rows = len(self._total_sums), self._rows.shape[2]
+        return max(1, NUMBERS_AT_ONCE // (2 * len(self._of_set[which]) * size * (size + rows)))
+
+    def try_swaps(self, pairs: Indices) -> NDArray[np.float64]:
+        """Return, for pairs of sets `[P, 2]`, how the value would change if the channels of the two changed places."""
+        at_a, at_b = (np.stack([self._of_set[which] for which in sets]) for sets in pairs.T.tolist())  # [P, m]
+        units = np.sort(self._unit_of[np.concatenate([at_a, at_b], axis=1)], axis=1)  # [P, 2 m]
+        twice = np.zeros(units.shape, bool)
+        twice[:, 1:] = units[:, 1:] == units[:, :-1]
+        before = self._now[self._units[units]]  # [P, 2 m, c]
+        after = before.copy()
+        for a, b in zip(self._now[at_a].T[:, :, None, None], self._now[at_b].T[:, :, None, None], strict=True):
+            after = np.where(before == a, b, np.where(before == b, a, after))
+        squares, sums = self._moments(after.reshape(-1, after.shape[2]))
+        once = torch.from_numpy(~twice).double()
         index = torch.from_numpy(units)
-        total_squares = self._total_squares + (squares - self._squares[index]).sum(0)
-        total_sums = self._total_sums + (sums - self._sums[index]).sum(0)
-        value = self._value(total_squares, total_sums)
-        return _Trial(now, index, squares, sums, total_squares, total_sums, value)
+        change = squares.reshape(*units.shape, *squares.shape[1:]) - self._squares[index]
+        total_squares = self._total_squares + torch.einsum("pu,puij->pij", once, change)
+        change = sums.reshape(*units.shape, -1) - self._sums[index]
+        total_sums = self._total_sums + torch.einsum("pu,pui->pi", once, change)
+        values: NDArray[np.float64] = self._value(total_squares, total_sums).numpy()
+        return values - self.value
 
-    def keep(self, trial: _Trial) -> None:
-        """Make what was tried the order."""
-        self._now, self._total_squares, self._total_sums = trial.now, trial.total_squares, trial.total_sums
-        self._squares[trial.units], self._sums[trial.units] = trial.squares, trial.sums
-        self.value = trial.value
+    def swap(self, a: int, b: int) -> None:
+        """Let the channels of two sets change places."""
+        at_a, at_b = self._of_set[a], self._of_set[b]
+        self._now[at_a], self._now[at_b] = self._now[at_b], self._now[at_a]
+        units = np.unique(self._unit_of[np.concatenate([at_a, at_b])])
+        index = torch.from_numpy(units)
+        squares, sums = self._moments(self._now[self._units[units]])
+        self._total_squares += (squares - self._squares[index]).sum(0)
+        self._total_sums += (sums - self._sums[index]).sum(0)
+        self._squares[index], self._sums[index] = squares, sums
+        self.value = float(self._value(self._total_squares, self._total_sums))
 
-    def _moments(self, units: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Return sums over the blocks of each unit of their squares `[U, d, d]` and of themselves `[U, d]`."""
-        which = torch.from_numpy(self._now[self._units[units]].reshape(-1))
-        blocks = self._rows[which].reshape(len(units), -1, self._rows.shape[2])  # [U, d, R]
+    def _moments(self, channels: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Return the sums of squares `[U, d, d]` and the sums `[U, d]` of the blocks of units of channels `[U, c]`."""
+        blocks = self._rows[torch.from_numpy(channels.reshape(-1))].reshape(len(channels), -1, self._rows.shape[2])
         return torch.bmm(blocks, blocks.transpose(1, 2)).double(), blocks.sum(2).double()
 
-    def _value(self, squares: Tensor, sums: Tensor) -> float:
-        """Return log det Σ / d of all blocks."""
-        size = len(sums)
-        covariance = squares / self._count - torch.outer(sums, sums) / self._count**2
-        floor = FLOOR * torch.eye(size, dtype=torch.float64)
-        return float(torch.linalg.slogdet(covariance + floor).logabsdet) / size
+    def _value(self, squares: Tensor, sums: Tensor) -> Tensor:
+        """Return log det Σ / d of all blocks, for sums over them `[.., d, d]` and `[.., d]`."""
+        mean = sums / self._count
+        covariance = squares / self._count - mean[..., :, None] * mean[..., None, :]
+        floor = FLOOR * torch.eye(sums.shape[-1], dtype=torch.float64)
+        result: Tensor = torch.linalg.slogdet(covariance + floor).logabsdet / sums.shape[-1]
+        return result
 
 
 class _Search:
@@ -229,13 +238,26 @@ class _Search:
                 reader.arrange(self._source)
 
     def _swap(self, sets: Indices, rng: np.random.Generator) -> None:
+        """Try swaps at random, many at once, and keep those that still lower the sum when their turn comes."""
         readers = [reader for reader in self._readers if reader.has(int(sets[0]))]
-        for a, b in rng.integers(len(sets), size=(SWAPS * len(sets), 2)).tolist():
-            if a == b:
-                continue
-            one, other = int(sets[a]), int(sets[b])
-            trials = [reader.try_swap(one, other) for reader in readers]
-            if sum(trial.value - reader.value for trial, reader in zip(trials, readers, strict=True)) < 0:
-                for trial, reader in zip(trials, readers, strict=True):
-                    reader.keep(trial)
-                self._source[[one, other]] = self._source[[other, one]]
+        pairs = sets[rng.integers(len(sets), size=(SWAPS * len(sets), 2))]
+        step = min(PAIRS_AT_ONCE, *(reader.pairs_at_once(int(sets[0])) for reader in readers))
+        for start in range(0, len(pairs), step):
+            batch = pairs[start : start + step]
+            changes = _changes(readers, batch)
+            order = np.argsort(changes, kind="stable")
+            better = batch[order[changes[order] < -ENOUGH]]
+            for count, pair in enumerate(better):
+                # The first is as good as it was found to be; those after it may not be, any more.
+                if count == 0 or _changes(readers, pair[None])[0] < -ENOUGH:
+                    for reader in readers:
+                        reader.swap(*pair.tolist())
+                    self._source[pair] = self._source[pair[::-1]]
+
+
+def _changes(readers: Sequence[_Reader], pairs: Indices) -> NDArray[np.float64]:
+    """Return how swaps of pairs of sets `[P, 2]` would change the sum of the readers' values."""
+    result = np.zeros(len(pairs))
+    for reader in readers:
+        result += reader.try_swaps(pairs)
+    return result
