@@ -98,7 +98,7 @@ def _tiles(made: Made) -> str:
         tiles += [
             _tile(
                 f"Top-{count}, before and after",
-                f"{before:.1f} % <small>to</small> {after:.1f} %",
+                f"{before:.1f} <small>to</small> {after:.1f} <small>%</small>",
                 note,
             )
             for count, before, after, note in (
@@ -266,7 +266,7 @@ def _layers(made: Made, *, is_open: bool) -> str:
         text += "; a layer's output error is squared and relative to its outputs in the dense network"
     parts = [
         f'<p class="soft">{text}.</p>',
-        _figure(layers_figure(layers), alt, min(1100, 260 + 15 * len(layers))) if layers else "",
+        _figure(layers_figure(layers), alt, min(960, 260 + 15 * len(layers))) if layers else "",
         _left_dense(layers),
         "<h3>Every layer</h3>",
         _layer_table(layers, total),
