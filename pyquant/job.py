@@ -25,6 +25,7 @@ from pyquant.file import ModelFile, check_classes, read_model, write_model
 from pyquant.graph import Network
 from pyquant.learn.calibration import Calibration, Source, from_arrays, from_pictures, is_path, is_rereadable
 from pyquant.learn.effort import Effort
+from pyquant.learn.enough import warn_if_few
 from pyquant.learn.finetune import check_enough, finetuned
 from pyquant.learn.layer_training import layer_training
 from pyquant.learn.kept import KeptInputs
@@ -95,12 +96,15 @@ class Job:
         if self.inputs is not None:
             self.network.graph.infer_shapes([(1, *self.inputs.shape)])
         check_classes(self.network.graph, settings.classes)
-        _check_codebooks(settings.recipe.choose(self.network.graph), self._method.max_codebooks, settings.method)
+        choices = settings.recipe.choose(self.network.graph)
+        _check_codebooks(choices, self._method.max_codebooks, settings.method)
         self._tuning_inputs = self.inputs
         if self._effort:
             if is_rereadable(calibration):
                 self._tuning_inputs = self._open(calibration, ALL)
             check_enough(self._tuning_inputs)
+        if self.inputs is not None:
+            warn_if_few(self.network.graph, choices, self.inputs, self._method)
         self._norms = norms_of(self.network.graph, module.state_dict())
         self._threads = settings.threads or _core.default_threads()
         self._planner = Planner(

@@ -71,6 +71,10 @@ class Method(Protocol):
         """
         return network, norms
 
+    def weighed_together(self, node: Node, config: ProductConfig) -> int:
+        """Return how many inputs of a layer are weighed with all their correlations; by default, those of a block."""
+        return config.dim if self.weighs_inputs else 0
+
     def measure(self, node: Node, config: ProductConfig, dense: Tensor | None, coded: Tensor) -> Any:
         """Return what the method needs to know of one batch of a layer's inputs.
 

@@ -78,6 +78,11 @@ class Gram(Method):
     max_codebooks = MAX_CODEBOOKS
     training = OURS
 
+    def weighed_together(self, node: Node, config: ProductConfig) -> int:
+        """Return the number of all inputs that meet an output's weights."""
+        assert node.weight is not None
+        return prod(node.weight.shape[1:])
+
     def measure(self, node: Node, config: ProductConfig, dense: Tensor | None, coded: Tensor) -> FullMoments:
         """Return the second moments of both networks' inputs."""
         pixels = prod(SHAPE_RULES[node.op](node, [tuple(coded.shape)])[2:])
