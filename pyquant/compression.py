@@ -41,6 +41,7 @@ def compress(
     finetune_steps: int | None = None,
     finetune_minutes: float | None = None,
     device: str = "cpu",
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Compress a trained network into a `.pqmodel` file, and check the file against the network.
@@ -70,12 +71,15 @@ def compress(
         finetune_steps: for how many steps codebooks, scales and biases are trained to give the outputs of `module`.
         finetune_minutes: or for how long; a timed warm-up turns it into a number of steps.
         device: where fine-tuning is done, `cpu` or `cuda`.
+        checkpoint: a folder, made if it is not there, in which to save what is done: each layer once it is learnt, and
+            fine-tuning each minute. The same arguments then go on where a job was stopped, and give the same file.
         progress: called now and then with what is being done, how much of it is done, and of how much.
 
     Raises:
         ConfigError: the recipe does not fit the network, an option is out of range, or no file has the target's size.
         CaptureError: the network cannot be described by our operations.
-        InputError: the calibration, the network's weights or the path cannot be used, or the disk is full.
+        InputError: the calibration, the network's weights or the path cannot be used, or the disk is full; or the
+            checkpoint is of another job: all that differs is named.
         SelfCheckError: the file did not compute what the network computes. Whatever is raised, no file is left.
     """
     settings = Settings(
@@ -91,7 +95,7 @@ def compress(
         finetune_minutes=finetune_minutes,
         device=device,
     )
-    order = Order(out=out, sizes=_given(target_bytes), ratios=_given(target_ratio))
+    order = Order(out=out, sizes=_given(target_bytes), ratios=_given(target_ratio), checkpoint=checkpoint)
     return _outcome(order, module, calibration, settings, progress).files[0].report
 
 
@@ -145,6 +149,7 @@ def compress_sizes(
     target_ratios: Sequence[float] = (),
     labelled: str | os.PathLike[str] | None = None,
     page: str | os.PathLike[str] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     settings: Settings | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
@@ -160,6 +165,7 @@ def compress_sizes(
         target_ratios: or how many times smaller than the network in fp32 they are to be.
         labelled: pictures in class folders, on which accuracy is measured before and after.
         page: an HTML page to write about all files.
+        checkpoint: as for `compress`.
         settings: all but the size, as the arguments of `compress` of the same names.
         progress: as for `compress`.
 
@@ -167,7 +173,14 @@ def compress_sizes(
         ConfigError, CaptureError, InputError, SelfCheckError: as `compress`; files that were ready before stay.
         MissingDependencyError: a page needs matplotlib.
     """
-    order = Order(out=out, sizes=tuple(target_bytes), ratios=tuple(target_ratios), labelled=labelled, page=page)
+    order = Order(
+        out=out,
+        sizes=tuple(target_bytes),
+        ratios=tuple(target_ratios),
+        labelled=labelled,
+        page=page,
+        checkpoint=checkpoint,
+    )
     return _outcome(order, module, calibration, settings or Settings(), progress)
 
 
@@ -179,6 +192,7 @@ def compress_within(
     max_drop: float,
     labelled: str | os.PathLike[str],
     page: str | os.PathLike[str] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     settings: Settings | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
@@ -195,6 +209,7 @@ def compress_within(
         max_drop: points of top-1, 0 to 100.
         labelled: a folder or zip file of pictures in class folders.
         page: an HTML page to write about the file and the trials.
+        checkpoint: as for `compress`.
         settings: all but the size, as the arguments of `compress` of the same names.
         progress: as for `compress`.
 
@@ -203,7 +218,7 @@ def compress_within(
             trial held.
         MissingDependencyError: a page needs matplotlib.
     """
-    order = Order(out=out, max_drop=max_drop, labelled=labelled, page=page)
+    order = Order(out=out, max_drop=max_drop, labelled=labelled, page=page, checkpoint=checkpoint)
     return _outcome(order, module, calibration, settings or Settings(), progress)
 
 

@@ -17,12 +17,14 @@ import pyquant
 from pyquant import _core, console
 from pyquant.capture import capture
 from pyquant.capture.isolate import undisturbed
+from pyquant.checkpoint import NOWHERE, Checkpoint, Records
 from pyquant.choose import Choice, dense_reasons
 from pyquant.codecs import ProductConfig
 from pyquant.console import Progress
 from pyquant.errors import ConfigError, InputError
 from pyquant.file import ModelFile, check_classes, read_model, write_model
 from pyquant.graph import Network
+from pyquant.identity import circumstances, identity
 from pyquant.learn.calibration import Calibration, Source, from_arrays, from_pictures, is_path, is_rereadable
 from pyquant.learn.effort import Effort
 from pyquant.learn.enough import warn_if_few
@@ -31,6 +33,7 @@ from pyquant.learn.layer_training import layer_training
 from pyquant.learn.kept import KeptInputs
 from pyquant.learn.layerwise import Learnt, learn
 from pyquant.learn.methods import method_called
+from pyquant.learn.saved import load_learnt, save_learnt
 from pyquant.learn.workers import Workers
 from pyquant.module_state import norms_of, with_learnt
 from pyquant.planning import Plan, Planner
@@ -43,6 +46,7 @@ from pyquant.yardstick import Yardstick
 
 CHECKED_INPUTS = 4  # run by the self-check
 ALL = 2**31  # calibration inputs
+LEARNT, DONE = "learnt", "done"  # records: before fine-tuning, and after all
 # The longest that fine-tuning writes about itself: what a size target leaves room for.
 FINETUNE_ENTRY = {"steps": 10**7, "learning_rates": [0.000123456789] * 3, "precision": "bfloat16", "pictures": 10**7}
 
@@ -116,6 +120,7 @@ class Job:
             progress=progress,
         )
         self._yardstick: Yardstick | None = None
+        self._records: Records = NOWHERE
 
     def __enter__(self) -> Job:
         return self
@@ -125,6 +130,23 @@ class Job:
     ) -> None:
         if self._kept is not None:
             self._kept.close()
+
+    def keep(self, checkpoint: Checkpoint, asked: Mapping[str, Any]) -> None:
+        """Save in a checkpoint what is done from now on, and take up what it holds.
+
+        Args:
+            checkpoint: locked by this process.
+            asked: the sizes asked for, as plain JSON values by what a user calls them.
+
+        Raises:
+            InputError: it is the checkpoint of another job; all that differs is named.
+        """
+        settled = replace(
+            self._settings, threads=self._threads, input_shape=self._shape, preprocessing=self.preprocessing
+        )
+        inputs = self._tuning_inputs or self.inputs
+        checkpoint.begin(identity(self.network, self._norms, inputs, settled, asked), circumstances())
+        self._records = self._planner.records = checkpoint
 
     def possible_sizes(self) -> tuple[int, int]:
         """Return the bytes of the smallest and of the largest file that can be asked for."""
@@ -149,6 +171,21 @@ class Job:
         choices = self._settings.recipe.choose(self.network.graph)
         if target_bytes is not None:
             choices = dict(self.plan(target_bytes).choices)
+        records = self._records if target_bytes is None else self._records.part(str(target_bytes))
+        learnt, how_tuned = load_learnt(records, DONE) or self._learn(choices, records)
+        model = self._model(learnt.network, choices, learnt.errors, target_bytes, how_tuned)
+        with checked_before_use(out) as path:
+            written = write_model(path, model)
+            if target_bytes is not None and written > target_bytes:
+                raise ConfigError(
+                    f"the file would have {written:,} bytes, more than the {target_bytes:,} asked for; give a target "
+                    f"size that is {written - target_bytes:,} bytes smaller"
+                )
+            error = self._self_check(path, learnt)
+        return Report.of(out, model, max_relative_error=error)
+
+    def _learn(self, choices: Mapping[str, Choice], records: Records) -> tuple[Learnt, Mapping[str, Any]]:
+        """Return the network with its weights coded, fine-tuned if that is asked for, and how it was fine-tuned."""
         with Workers(self._threads) as workers:
             network, norms = self._method.prepare(
                 self.network,
@@ -166,19 +203,25 @@ class Job:
                 effort=self._effort,
                 seed=self._settings.seed,
                 threads=self._threads,
+                records=records,
             )
-            learnt = learn(
-                network,
-                choices,
-                seed=self._settings.seed,
-                workers=workers,
-                method=self._method,
-                calibration=self.inputs,
-                norms=norms,
-                train=layers.train if layers else None,
-                progress=self._progress,
-            )
-        learnt = replace(learnt, norms={**norms, **learnt.norms})
+            if (coded := load_learnt(records, LEARNT)) is not None:
+                learnt, _ = coded
+            else:
+                learnt = learn(
+                    network,
+                    choices,
+                    seed=self._settings.seed,
+                    workers=workers,
+                    method=self._method,
+                    calibration=self.inputs,
+                    norms=norms,
+                    train=layers.train if layers else None,
+                    progress=self._progress,
+                    records=records,
+                )
+                learnt = replace(learnt, norms={**norms, **learnt.norms})
+                save_learnt(records, LEARNT, learnt, {})
         how_tuned: dict[str, Any] = {}
         if self._effort and self._tuning_inputs is not None:
             learnt, how_tuned = finetuned(
@@ -192,17 +235,10 @@ class Job:
                 progress=self._progress,
                 recipe=self._method.training,
                 after=layers,
+                records=records,
             )
-        model = self._model(learnt.network, choices, learnt.errors, target_bytes, how_tuned)
-        with checked_before_use(out) as path:
-            written = write_model(path, model)
-            if target_bytes is not None and written > target_bytes:
-                raise ConfigError(
-                    f"the file would have {written:,} bytes, more than the {target_bytes:,} asked for; give a target "
-                    f"size that is {written - target_bytes:,} bytes smaller"
-                )
-            error = self._self_check(path, learnt)
-        return Report.of(out, model, max_relative_error=error)
+        save_learnt(records, DONE, learnt, how_tuned)
+        return learnt, how_tuned
 
     def output_error(self, file: str | os.PathLike[str]) -> float | None:
         """Return the relative squared error of a file's outputs on calibration inputs, None where there are none."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from torch import nn
 
 from pyquant import console
 from pyquant.accuracy import Comparison, Labelled
+from pyquant.checkpoint import Checkpoint
 from pyquant.console import Progress
 from pyquant.drop import DropSearch, Trial
 from pyquant.errors import ConfigError
@@ -45,6 +46,7 @@ class Order:
     max_drop: float | None = None  # points of top-1 on the labelled pictures
     labelled: AnyPath | None = None  # a folder or zip file of pictures in class folders
     page: AnyPath | None = None  # a report as an HTML page
+    checkpoint: AnyPath | None = None  # a folder in which to save what is done, to go on where it was stopped
 
     def __post_init__(self) -> None:
         if self.max_drop is not None:
@@ -89,7 +91,11 @@ class Order:
             ConfigError, CaptureError, InputError, SelfCheckError: as `pyquant.compress`; a ConfigError too where no
                 file falls by so little as is permitted.
         """
-        with Job(module, calibration, settings, progress, several=self.several or self.max_drop is not None) as job:
+        several = self.several or self.max_drop is not None
+        with self._checkpoint() as checkpoint, Job(module, calibration, settings, progress, several=several) as job:
+            if checkpoint is not None:
+                asked = {"target size": self.sizes, "target ratio": self.ratios, "permitted drop": self.max_drop}
+                job.keep(checkpoint, asked)
             targets = targets_of(job.network.graph, self.sizes, self.ratios)
             if targets:
                 check_possible(targets, *job.possible_sizes())
@@ -114,6 +120,9 @@ class Order:
         if self.page is not None:
             write_page(self.page, outcome)
         return outcome
+
+    def _checkpoint(self) -> AbstractContextManager[Checkpoint | None]:
+        return nullcontext() if self.checkpoint is None else Checkpoint(self.checkpoint)
 
     def _make(self, job: Job, target: Target | None, labelled: Labelled | None) -> Made:
         """Make one file, and measure what is asked for."""

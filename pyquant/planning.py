@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyquant.allocate import allocate, candidate_blocks, placeholder, possible_sizes, predicted_errors
+from pyquant.checkpoint import NOWHERE, Records
 from pyquant.choose import Choice, Recipe
 from pyquant.codecs import ProductConfig
 from pyquant.console import Progress
@@ -19,9 +20,10 @@ from pyquant.graph import Graph, Network
 from pyquant.learn.calibration import Calibration
 from pyquant.learn.workers import Workers
 from pyquant.report import LayerRow, dense_bytes, layer_rows
-from pyquant.sensitivity import Block, Curve, affordable_inputs, measure_curves
+from pyquant.sensitivity import Block, Curve, affordable_inputs, curves_from_json, curves_to_json, measure_curves
 
 NOISE_INPUTS = 32  # inputs of noise that stand in for calibration inputs where there are none
+SENSITIVITIES = "sensitivities"  # a record
 LONGEST_ERROR = 0.000123456  # no error of a layer takes more characters in a file
 
 # Of a network, its choices and the layers' errors, both by name, and the target's bytes.
@@ -92,6 +94,7 @@ class Planner:
         self._model_of = model_of
         self._seed = seed
         self._progress = progress
+        self.records: Records = NOWHERE  # where sensitivities are saved
         self._curves: dict[tuple[str, Block], Curve] = {}
         self._plans: dict[int | None, Plan] = {}  # by target
 
@@ -136,6 +139,8 @@ class Planner:
     def _measured(self, blocks: Mapping[str, Sequence[Block]], workers: Workers) -> dict[tuple[str, Block], Curve]:
         """Return the curves of these shapes of blocks; what was measured before is not measured again."""
         wanted = {(name, block) for name, shapes in blocks.items() for block in shapes}
+        if not self._curves and (record := self.records.load(SENSITIVITIES)) is not None:
+            self._curves = curves_from_json(record.values)
         if not wanted <= self._curves.keys():
             self._curves = measure_curves(
                 self._network,
@@ -145,6 +150,7 @@ class Planner:
                 workers=workers,
                 progress=self._progress,
             )
+            self.records.save(SENSITIVITIES, curves_to_json(self._curves), {})
         return {key: self._curves[key] for key in self._curves if key in wanted}
 
     def _draft(self, choices: Mapping[str, Choice], target_bytes: int | None) -> ModelFile:

@@ -10,8 +10,9 @@ Dimensions: B blocks · K centroids · d weights of a block · N inputs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from math import exp, log, prod
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -108,6 +109,21 @@ def measure_curves(
             result |= curves
         done += sum(work[name] for name in part)
     progress("measuring sensitivities", done, sum(work.values()))
+    return result
+
+
+def curves_to_json(curves: Curves) -> dict[str, Any]:
+    """Return curves as plain JSON values."""
+    return {"curves": [{"name": name, "block": block, **asdict(curve)} for (name, block), curve in curves.items()]}
+
+
+def curves_from_json(value: Mapping[str, Any]) -> dict[tuple[str, Block], Curve]:
+    """Return the curves that `curves_to_json` described."""
+    result: dict[tuple[str, Block], Curve] = {}
+    for entry in value["curves"]:
+        fields: dict[str, Any] = {key: tuple(old) if isinstance(old, list) else old for key, old in entry.items()}
+        name, block = fields.pop("name"), fields.pop("block")
+        result[name, block] = Curve(**fields)
     return result
 
 

@@ -31,6 +31,7 @@ LEVELS = (  # of pyquant, lowest first: a module may import from levels below it
     {"report", "runtime", "export", "choose", "torch_network"},
     {"capture", "learn", "evaluate", "selfcheck", "models", "engines", "sensitivity", "allocate", "planning"},
     {"accuracy", "drop", "module_state", "settings", "targets", "yardstick"},
+    {"identity"},
     {"job", "outcome"},
     {"report_page"},
     {"order"},

@@ -70,6 +70,9 @@ from pyquant.cli.show import show_outcome
               "needed. A timed warm-up turns it into steps.")  # fmt: skip
 @click.option("--finetune-steps", type=click.IntRange(min=0), metavar="N",
               help="The same, for N steps: equal steps and threads give the same file.")  # fmt: skip
+@click.option("--checkpoint", type=options.PATH, metavar="DIR",
+              help="Save in this folder what is done, each layer and each minute of fine-tuning: the same command then "
+              "goes on where it was stopped, and gives the same file.")  # fmt: skip
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
               help="Where fine-tuning is done.")  # fmt: skip
 @options.as_json
@@ -98,6 +101,7 @@ def command(
     threads: int | None,
     finetune_minutes: float | None,
     finetune_steps: int | None,
+    checkpoint: Path | None,
     device: str,
     as_json: bool,
 ) -> None:
@@ -126,6 +130,7 @@ def command(
         max_drop=max_drop,
         labelled=labelled,
         page=page,
+        checkpoint=checkpoint,
     )
     order.check_files([path for path in (weights, calibration, classes, labelled) if path is not None])
     settings = Settings(
