@@ -86,7 +86,8 @@ def quiet(what: str, done: int, total: int) -> None:
 
 
 def with_rates(*rates: float, recipe: TrainingRecipe = OURS) -> TrainingRecipe:
-    return replace(recipe, stages=tuple(replace(stage, rates=rates) for stage in recipe.stages))
+    stages = tuple(replace(stage, rates=rates, usual=rates[0]) for stage in recipe.stages)
+    return replace(recipe, stages=stages)
 
 
 def tuned(dense: Network, start: Network, calibration: Calibration, **options: Any) -> Finetuned:
@@ -205,12 +206,14 @@ def test_a_network_that_only_gets_worse_stays_as_it_is(
     assert same_tensors(result.network, start)
 
 
-def test_the_learning_rate_is_the_highest_that_does_no_harm(
+def test_the_learning_rate_is_the_highest_that_gains_nearly_the_most(
     dense: Network, start: Network, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "LEAST_TRIAL", 1)
     result = tuned(dense, start, calibration, steps=100, recipe=with_rates(1e-7, 0.01, 100.0))
     assert result.learning_rates == (0.01,)
+    result = tuned(dense, start, calibration, steps=40, recipe=with_rates(10.0, 100.0))  # all do harm
+    assert result.learning_rates == (10.0,)
 
 
 def test_minutes_become_steps(dense: Network, start: Network, calibration: Calibration) -> None:

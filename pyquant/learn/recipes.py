@@ -11,7 +11,8 @@ OURS = TrainingRecipe(
         Stage(
             optimizer=Adam(betas=(0.9, 0.99)),
             schedule=Cosine(rise=0.1),
-            rates=(0.001, 0.003, 0.01, 0.02),
+            rates=(0.001, 0.002, 0.004, 0.008),
+            usual=0.001,
             relative=True,
         ),
     ),
@@ -24,6 +25,7 @@ ABGD = TrainingRecipe(
         optimizer=Sgd(momentum=0.9, weight_decay=1e-4),
         schedule=Staircase(),
         rates=(0.005, 0.015, 0.05, 0.15),
+        usual=0.05,
         mean_gradient=True,
         share=2500,
         trial_share=1.0,  # tried at the first layer alone, where the whole is short
@@ -32,7 +34,8 @@ ABGD = TrainingRecipe(
         Stage(
             optimizer=Sgd(momentum=0.9, weight_decay=1e-4),
             schedule=Staircase(drops=2),
-            rates=(0.001, 0.003, 0.01, 0.03, 0.1),
+            rates=(0.003, 0.01, 0.03, 0.1),
+            usual=0.01,
             mean_gradient=True,
             share=90000,
         ),
@@ -41,5 +44,5 @@ ABGD = TrainingRecipe(
 
 # "Permute, Quantize, and Fine-tune" (Martinez et al., CVPR 2021): Adam on everything, from 1e-3 to 1e-6 along a cosine.
 PQF = TrainingRecipe(
-    stages=(Stage(optimizer=Adam(), schedule=Cosine(end=1e-3), rates=(1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)),),
+    stages=(Stage(optimizer=Adam(), schedule=Cosine(end=1e-3), rates=(3e-5, 1e-4, 3e-4, 1e-3), usual=1e-3),),
 )

@@ -67,12 +67,14 @@ class Stage:
     """Training of one kind.
 
     `rates` are the learning rates tried, lowest first, absolute or, if `relative`, in units of each parameter's root
-    mean square. The gradient of a centroid is the sum over the blocks that use it, or, if `mean_gradient`, their mean.
+    mean square; `usual` is the one taken where steps are too few to try any. The gradient of a centroid is the sum over
+    the blocks that use it, or, if `mean_gradient`, their mean.
     """
 
     optimizer: Adam | Sgd
     schedule: Cosine | Staircase
     rates: tuple[float, ...]
+    usual: float
     relative: bool = False
     mean_gradient: bool = False
     share: float = 1.0  # of the steps, in proportion to the shares of the other stages
@@ -81,6 +83,8 @@ class Stage:
     def __post_init__(self) -> None:
         if not self.rates or list(self.rates) != sorted(self.rates):
             raise ConfigError(f"a training stage needs learning rates, lowest first; got {self.rates}")
+        if self.usual not in self.rates:
+            raise ConfigError(f"the usual learning rate {self.usual:g} is not one of those tried: {self.rates}")
         if not self.share > 0:
             raise ConfigError(f"a training stage's share of the steps must be above 0, got {self.share}")
 

@@ -17,8 +17,8 @@ from pyquant.learn.lesson import Lesson
 from pyquant.learn.schedule import Stage
 from pyquant.learn.trainable import Trainable
 
-LEAST_TRIAL = 8  # steps; below it nothing can be told, and the lowest rate is taken
-HARM = 1.1  # the loss after a trial, relative to the loss before, at which a rate is too high
+LEAST_TRIAL = 8  # steps; below it nothing can be told, and the usual rate is taken
+NEARLY = 0.75  # of the best trial's gain
 JUDGEMENTS = 10  # times that the state is judged while it is trained
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -102,13 +102,17 @@ class Training:
             return
         self.done += 1
         if self.done * self._judgements // self.steps > (self.done - 1) * self._judgements // self.steps:
-            self.losses.append(self._lesson.judge(self._student))
-            if self.losses[-1] < min(self.losses[:-1]):
-                self._best = self._student.values()
+            self._judge()
         if self._step == length and not self.finished:
+            self._judge()
             self._base = self._student.values()
             self._trials = []
             self._begin()
+
+    def _judge(self) -> None:
+        self.losses.append(self._lesson.judge(self._student))
+        if self.losses[-1] < min(self.losses[:-1]):
+            self._best = self._student.values()
 
     def result(self) -> Network:
         """Return the network in the best state met."""
@@ -187,24 +191,24 @@ class Training:
         """Begin the next trial of a stage, or the stage itself, from what the stage began with."""
         stage = self._stages[self._index]
         while len(self.rates) < self._index:  # a stage too short for any step
-            self.rates.append(self._stages[len(self.rates)].rates[0])
+            self.rates.append(self._stages[len(self.rates)].usual)
         if self._is_trial and (len(stage.rates) == 1 or self._trial_steps(self._index) < LEAST_TRIAL):
-            self.rates.append(stage.rates[0])
+            self.rates.append(stage.usual)
         self._student.load(self._base)
         self._optimizer = stage.build(self._student.trained(), self._student.units())
         self._step = 0
 
     def _end_trial(self, stage: Stage) -> None:
-        """Take the highest learning rate whose trial did little harm.
+        """Judge a trial; once a higher learning rate does clearly worse than a lower one, choose.
 
-        Not the one with the lowest loss: the noise of a high rate hurts at once, and its progress shows later, so that
-        short trials favour rates that are too low for long ones.
+        The highest rate is taken whose trial gained nearly as much as the best one's: the noise of a high rate hurts at
+        once, and its progress shows later, so that short trials favour rates that are too low for long ones.
         """
         self._trials.append(self._lesson.judge(self._student))
-        harmful = self._trials[-1] > HARM * min(self.losses)
-        if harmful or len(self._trials) == len(stage.rates):
-            good = len(self._trials) - harmful
-            self.rates.append(stage.rates[max(good - 1, 0)])
+        gains = [self.losses[-1] - loss for loss in self._trials]
+        good = [index for index, gain in enumerate(gains) if gain >= NEARLY * max(gains)] or [gains.index(max(gains))]
+        if len(gains) == len(stage.rates) or good[-1] < len(gains) - 1:
+            self.rates.append(stage.rates[good[-1]])
         self._begin()
 
 
