@@ -29,8 +29,8 @@ from pyquant.learn.calibration import Calibration, Source, from_arrays, from_pic
 from pyquant.learn.effort import Effort
 from pyquant.learn.enough import warn_if_few
 from pyquant.learn.finetune import check_enough, finetuned
-from pyquant.learn.layer_training import layer_training
 from pyquant.learn.kept import KeptInputs
+from pyquant.learn.layer_training import layer_training
 from pyquant.learn.layerwise import Learnt, learn
 from pyquant.learn.methods import method_called
 from pyquant.learn.saved import load_learnt, save_learnt
