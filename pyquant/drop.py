@@ -8,19 +8,20 @@ largest size that fell too far and the smallest that did not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import exp, log, sqrt
+from math import ceil, exp, log, sqrt
 
 import numpy as np
 
 MAX_TRIALS = 10
 CLOSE = 1.02  # ratio of the bracket's ends at which the search ends
 FARTHEST = 4.0  # times smaller or larger than one end of the bracket, where the other is not known yet
-MARGIN = 0.15  # of the bracket, in the logarithm of the size, that a trial keeps away from its ends
-FIRST_GUESS = 30.0  # points of drop for each unit of predicted error, where nothing was tried yet
+BEYOND = 1.05  # times, how far beyond the guess a trial goes where one end of the bracket is not known
+FIRST_GUESS = 20.0  # points of drop for each unit of predicted error, where nothing was tried yet
 LEAST_POINTS = 0.05  # a drop below this is noise, as far as the fit is concerned
 EXPONENTS = (0.5, 2.0)  # of the predicted error, between which the fit stays
+USUAL_EXPONENT = 1.5  # where one trial alone says nothing about it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +45,8 @@ class DropSearch:
     @property
     def best(self) -> Trial | None:
         """The smallest size so far that fell by no more than is permitted."""
-        held = [trial for trial in self.trials if trial.drop <= self.max_drop]
-        return min(held, key=lambda trial: trial.target_bytes, default=None)
+        _, high = _bracket(self.trials, self.max_drop)
+        return next((trial for trial in self.trials if trial.target_bytes == high), None)
 
     @property
     def least(self) -> int:
@@ -54,8 +55,7 @@ class DropSearch:
 
     def next_size(self) -> int | None:
         """Return the bytes of the next file to try, None where the search is over."""
-        high = self.best.target_bytes if self.best is not None else None
-        low = max((trial.target_bytes for trial in self.trials if self._is_below(trial, high)), default=None)
+        low, high = _bracket(self.trials, self.max_drop)
         most = max(self.predicted)
         if len(self.trials) >= MAX_TRIALS or high == self.least or low == most:
             return None
@@ -63,32 +63,38 @@ class DropSearch:
         if low is not None and high is not None:
             if high <= CLOSE * low:
                 return None
-            if self._same_end_twice():
-                guess = sqrt(low * high)
-            width = (high / low) ** MARGIN
-            guess = min(max(guess, low * width), high / width)
+            guess = self._within(low, high, guess)
         elif high is not None:
-            farthest = high / FARTHEST
-            guess = farthest if self._same_end_twice() else min(max(guess, farthest), high / CLOSE)
+            guess = high / self._step(high / guess)
             if guess < CLOSE * self.least:
                 guess = self.least
         elif low is not None:
-            farthest = low * FARTHEST
-            guess = farthest if self._same_end_twice() else max(min(guess, farthest), low * CLOSE)
-        return int(min(max(guess, self.least), most))
+            guess = low * self._step(guess / low)
+        return ceil(min(max(guess, self.least), most))
 
     def add(self, trial: Trial) -> None:
         """Take note of what a size costs."""
         self.trials.append(trial)
 
-    def _is_below(self, trial: Trial, high: int | None) -> bool:
-        """Say whether a trial is a lower end of the bracket."""
-        return trial.drop > self.max_drop and (high is None or trial.target_bytes < high)
+    def _within(self, low: int, high: int, guess: float) -> float:
+        """Return the size to try in a bracket of which both ends are known."""
+        low_before, high_before = _bracket(self.trials[:-1], self.max_drop)
+        left = 0.0  # how much of the bracket the last trial has left
+        if low_before is not None and high_before is not None:
+            left = log(high / low) / log(high_before / low_before)
+        if high < CLOSE**2 * low or left > 0.5:
+            return sqrt(low * high)  # the guesses are off: halving is quicker
+        # A little more than the guess most likely holds. A little less than that fails then, and the search is over.
+        return min(max(guess * sqrt(CLOSE), low * CLOSE), high / CLOSE)
 
-    def _same_end_twice(self) -> bool:
-        """Say whether the last two trials have moved the same end: the fit is off, and longer steps are quicker."""
-        last = [trial.drop <= self.max_drop for trial in self.trials[-2:]]
-        return len(last) == 2 and last[0] == last[1]
+    def _step(self, wanted: float) -> float:
+        """Return how many times smaller or larger the next size is than the only end of the bracket that is known."""
+        # Beyond the guess, to learn the other end; further each time that this was not far enough.
+        step = wanted * BEYOND
+        if len(self.trials) > 1:
+            one, other = (trial.target_bytes for trial in self.trials[-2:])
+            step = max(step, max(one / other, other / one) ** 2)
+        return min(max(step, BEYOND), FARTHEST)
 
     def _guess(self) -> float:
         """Return the size at which the drop would be what is permitted, by the trials nearest to it."""
@@ -97,7 +103,7 @@ class DropSearch:
         if not nearest:
             return self._size_at(wanted / FIRST_GUESS)
         errors = [self._error_at(trial.target_bytes) for trial in nearest]
-        exponent = 1.0
+        exponent = USUAL_EXPONENT
         if len(nearest) == 2 and errors[0] != errors[1]:
             slope = log(_points(nearest[0]) / _points(nearest[1])) / log(errors[0] / errors[1])
             exponent = min(max(slope, EXPONENTS[0]), EXPONENTS[1])
@@ -120,3 +126,10 @@ class DropSearch:
 
 def _points(trial: Trial) -> float:
     return max(trial.drop, LEAST_POINTS)
+
+
+def _bracket(trials: Sequence[Trial], max_drop: float) -> tuple[int | None, int | None]:
+    """Return the smallest size that holds, as the second, and before it the largest below it that does not."""
+    high = min((trial.target_bytes for trial in trials if trial.drop <= max_drop), default=None)
+    fell = [trial.target_bytes for trial in trials if trial.drop > max_drop]
+    return max((size for size in fell if high is None or size < high), default=None), high

@@ -16,7 +16,7 @@ from pyquant.accuracy import Comparison, Labelled
 from pyquant.checkpoint import Checkpoint
 from pyquant.console import Progress
 from pyquant.drop import DropSearch, Trial
-from pyquant.errors import ConfigError
+from pyquant.errors import ConfigError, InputError
 from pyquant.file import read_model
 from pyquant.job import Job
 from pyquant.learn.calibration import Source
@@ -74,13 +74,15 @@ class Order:
         """Check that what is to be written can be, and would overwrite none of `inputs`; capture nothing yet.
 
         Raises:
-            InputError: it cannot.
+            InputError: it cannot, or two of them have one name.
             MissingDependencyError: a page is asked for, and what draws its figures is not installed.
         """
         if self.out is not None:
             check_writable(self.out, inputs=inputs)
         if self.page is not None:
-            check_page(self.page, inputs=[*inputs, *([self.out] if self.out is not None else [])])
+            if self.out is not None and os.path.realpath(self.page) == os.path.realpath(self.out):
+                raise InputError(f"{self.page}: is the name of the file too; give the page another one")
+            check_page(self.page, inputs=inputs)
 
     def carry_out(self, module: nn.Module, calibration: Source, settings: Settings, progress: Progress) -> Outcome:
         """Make what is ordered.

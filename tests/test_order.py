@@ -205,6 +205,24 @@ def test_contradictions_are_refused(order: dict[str, Any], message: str) -> None
         Order(**{"out": "x.pqmodel", **order})
 
 
+def test_the_page_and_the_file_have_names_of_their_own(pictures: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="a page is asked for")
+    out = tmp_path / "x"
+    with pytest.raises(InputError, match="is the name of the file too"):
+        Order(out=out, page=str(out)).check_files([pictures])
+    with pytest.raises(InputError, match="there is no folder"):
+        Order(out=out, page=tmp_path / "gone" / "x").check_files([pictures])
+
+
+def test_command_with_a_page(pictures: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="a page is asked for")
+    page = tmp_path / "x.html"
+    assert main([*command(pictures), "--out", str(tmp_path / "{bytes}.pqmodel"), "--report", str(page)]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert "What bytes buy" in text
+    assert "11000.pqmodel" in text
+
+
 def test_impossible_sizes_are_refused_together_before_the_work(
     inputs: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

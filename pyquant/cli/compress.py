@@ -54,8 +54,8 @@ from pyquant.cli.show import show_outcome
 @click.option("--labelled", type=options.PATH, metavar="DATA",
               help="Pictures in class folders, to measure accuracy before and after; nothing is learnt from "
               "them.")  # fmt: skip
-@click.option("--report", "page", type=options.PATH, metavar="HTML",
-              help="A page about size, accuracy and every layer, in one file.")  # fmt: skip
+@click.option("--report", "page", type=options.PATH, metavar="FILE",
+              help="An HTML page about size, accuracy and every layer, which needs no other file.")  # fmt: skip
 @click.option("--dry-run", is_flag=True,
               help="Print each layer's codec, the size and the outputs' predicted error; write nothing.")  # fmt: skip
 @options.preprocessing

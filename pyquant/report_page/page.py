@@ -73,8 +73,8 @@ def render_page(outcome: Outcome) -> str:
     if len(outcome.files) == 1:
         parts += [_tiles(first), _sizes(first)]
     parts += [_curve(outcome), _files(outcome.files), _trials(outcome)]
-    parts += [_layers(made, is_open=len(outcome.files) == 1) for made in outcome.files]
-    parts.append(_settings(first))
+    parts += [_layers(made, is_open=len(outcome.files) == 1) for made in sorted(outcome.files, key=_size)]
+    parts.append(_settings(first, alone=len(outcome.files) == 1))
     body = "\n".join(part for part in parts if part)
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -199,6 +199,10 @@ def _bytes(point: Any) -> int:
     return int(point.bytes)
 
 
+def _size(made: Made) -> int:
+    return made.report.bytes
+
+
 def _files(files: Sequence[Made]) -> str:
     if len(files) == 1:
         return ""
@@ -206,7 +210,7 @@ def _files(files: Sequence[Made]) -> str:
     columns = ["file", "bytes>", "times smaller>", "predicted error>", "measured error>"]
     columns += ["top-1>", "points down>"] if with_accuracy else []
     rows = []
-    for made in sorted(files, key=lambda made: made.report.bytes):
+    for made in sorted(files, key=_size):
         row = [
             os.path.basename(made.report.file),
             f"{made.report.bytes:,}",
@@ -224,7 +228,12 @@ def _files(files: Sequence[Made]) -> str:
     caption = f"The dense network has {dense} in fp32."
     if (accuracy := files[0].accuracy) is not None:
         caption += f" It is right about {accuracy.top1_before:.2f} % of {accuracy.pictures:,} pictures."
-    return _card("Files", _table(caption, columns, rows))
+    worst = max(made.report.max_relative_error for made in files)
+    check = (
+        f"Each file was loaded, run and compared with PyTorch: all passed, at most {100 * worst:.1g} % of the largest "
+        "output apart."
+    )
+    return _card("Files", _table(caption, columns, rows) + f'<p class="soft">{check}</p>')
 
 
 def _trials(outcome: Outcome) -> str:
@@ -330,14 +339,15 @@ def _bar(text: str, share: float) -> str:
     return f'<td class="bar">{escape(text)}<span style="width:{100 * min(max(share, 0.0), 1.0):.1f}%"></span></td>'
 
 
-def _settings(made: Made) -> str:
+def _settings(made: Made, *, alone: bool) -> str:
+    """Return how a file was made; where there are several, what they share."""
     rows = []
     for key, label in SETTINGS.items():
         value = made.provenance.get(key)
-        if value is None or value == []:
+        if value is None or value == [] or (key == "target_bytes" and not alone):
             continue
         rows.append(f"<dt>{escape(label)}</dt><dd>{escape(_text(value))}</dd>")
-    if made.report.bit_operations:
+    if alone:
         rows.append(f"<dt>Bit operations</dt><dd>{made.report.bit_operations:.3g} for one input</dd>")
     return _card("Settings", f"<dl>{''.join(rows)}</dl>")
 

@@ -26,6 +26,7 @@ p { margin: 0 0 10px; max-width: 75ch; }
 .scroll { overflow-x: auto; }
 .scroll img { display: block; width: 100%; height: auto; }
 .scroll:focus-visible { outline: 2px solid var(--blue); }
+table + p, .scroll + p { margin: 10px 0 0; }
 table { border-collapse: collapse; width: 100%; font-size: .88rem; }
 caption { text-align: left; color: var(--soft); padding-bottom: 6px; }
 th, td { text-align: left; vertical-align: top; padding: 5px 12px 5px 0; border-bottom: 1px solid var(--line); }
