@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
+import layer_networks
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hand_made import model_file, tiny_network
+from small_models import layer
 
 from pyquant import bench as bench_module
 from pyquant import engines
 from pyquant.bench import bench
+from pyquant.cli import commands
 from pyquant.engines.dense import read_dense, write_dense
 from pyquant.engines.process import EngineProcess
 from pyquant.errors import ConfigError, EngineError, InputError, MissingDependencyError
 from pyquant.export.folded import folded
-from pyquant.file import write_model
+from pyquant.file import read_model, write_model
 
 PEERS = ("torch", "onnxruntime", "openvino")
 
@@ -208,3 +213,12 @@ def test_dense_file_keeps_the_network(tmp_path: Path, rng: np.random.Generator) 
     assert read.tensors.keys() == network.tensors.keys()
     for name, value in network.tensors.items():
         np.testing.assert_array_equal(read.tensors[name], value)
+
+
+def test_profile_of_a_network_with_several_inputs(tmp_path: Path) -> None:
+    shape = (1, 3, 8, 8)
+    write_model(tmp_path / "sum.pqmodel", layer_networks.model_file([layer("add", "sum", "x", "x1")], {}, shape, shape))
+    done = CliRunner().invoke(commands, ["profile", str(tmp_path / "sum.pqmodel"), "--batch", "2", "--json"])
+    assert [step["name"] for step in json.loads(done.stdout)["steps"]] == ["sum"]
+    with pytest.raises(InputError, match="2 inputs, which one shape cannot describe"):
+        bench_module.input_shapes(read_model(tmp_path / "sum.pqmodel").network.graph, 1, (3, 9, 9))
