@@ -52,14 +52,14 @@ class Record:
 class Records(Protocol):
     """Where a job saves what it has done, by name."""
 
+    def has(self, name: str) -> bool:
+        """Say whether anything was saved under a name, damaged or not."""
+
     def load(self, name: str) -> Record | None:
         """Return what was saved under a name; None: nothing was, or it is damaged and has to be done again."""
 
     def save(self, name: str, values: Mapping[str, Any], arrays: Arrays) -> None:
         """Save, in place of what had the name before."""
-
-    def forget(self, names: Iterable[str]) -> None:
-        """Remove what later records have made useless."""
 
     def is_due(self) -> bool:
         """Say whether work that goes on in small steps should be saved now."""
@@ -71,14 +71,15 @@ class Records(Protocol):
 class Nowhere:
     """The records of a job that keeps none."""
 
+    def has(self, name: str) -> bool:
+        """Say no."""
+        return False
+
     def load(self, name: str) -> Record | None:
         """Return None."""
         return None
 
     def save(self, name: str, values: Mapping[str, Any], arrays: Arrays) -> None:
-        """Do nothing."""
-
-    def forget(self, names: Iterable[str]) -> None:
         """Do nothing."""
 
     def is_due(self) -> bool:
@@ -149,6 +150,10 @@ class Checkpoint:
             )
         console.note(f"going on with the job in {self._folder}")
 
+    def has(self, name: str) -> bool:
+        """Say whether anything was saved under a name, damaged or not."""
+        return self._file(name).exists()
+
     def load(self, name: str) -> Record | None:
         """Return what was saved under a name; None: nothing was, or it is damaged and has to be done again."""
         path = self._file(name)
@@ -172,12 +177,6 @@ class Checkpoint:
         except InputError as error:
             raise InputError(f"{error}. The work saved before is kept: make room, and give the same command") from error
         self._saved_at = monotonic()
-
-    def forget(self, names: Iterable[str]) -> None:
-        """Remove what later records have made useless."""
-        for name in names:
-            with suppress(OSError):
-                self._file(name).unlink()
 
     def is_due(self) -> bool:
         """Say whether a minute has passed since anything was saved."""
@@ -239,14 +238,14 @@ class _Part:
     whole: Records
     name: str
 
+    def has(self, name: str) -> bool:
+        return self.whole.has(f"{self.name} {name}")
+
     def load(self, name: str) -> Record | None:
         return self.whole.load(f"{self.name} {name}")
 
     def save(self, name: str, values: Mapping[str, Any], arrays: Arrays) -> None:
         self.whole.save(f"{self.name} {name}", values, arrays)
-
-    def forget(self, names: Iterable[str]) -> None:
-        self.whole.forget(f"{self.name} {name}" for name in names)
 
     def is_due(self) -> bool:
         return self.whole.is_due()

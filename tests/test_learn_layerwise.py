@@ -206,7 +206,7 @@ def test_outputs_that_are_not_finite_are_an_error(inputs: np.ndarray) -> None:
         learnt_from(module, from_arrays(100 * inputs, samples=8, seed=0))
 
 
-def test_progress_counts_layers(inputs: np.ndarray) -> None:
+def test_progress_counts_work(inputs: np.ndarray) -> None:
     network = capture(tiny_networks.residual(), (3, SIDE, SIDE))
     seen: list[tuple[str, int, int]] = []
     with Workers(1) as workers:
@@ -220,8 +220,12 @@ def test_progress_counts_layers(inputs: np.ndarray) -> None:
             norms=norms_of(network.graph, tiny_networks.residual().state_dict()),
             progress=lambda what, done, total: seen.append((what, done, total)),
         )
-    assert seen[:3] == [("reading calibration batches", done, 2) for done in range(3)]
-    assert seen[3:] == [("learning layers", done, 5) for done in range(6)]  # the stem, and four layers
+    assert seen[:3] == [("reading calibration inputs", done, 2) for done in range(3)]
+    assert [what for what, _, _ in seen[3:]] == 6 * ["learning layers"]  # the stem, and four layers
+    work = [done for _, done, _ in seen[3:]]
+    assert work[0] == 0
+    assert work == sorted(set(work))
+    assert {total for _, _, total in seen[3:]} == {work[-1]}
 
 
 def test_workers_keep_order_and_raise() -> None:

@@ -1,6 +1,6 @@
 """Learning that is stopped and goes on: the same network, bit for bit, wherever it was stopped and on any threads."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import tiny_networks  # noqa: E402
 from pyquant.capture import capture  # noqa: E402
 from pyquant.checkpoint import Record  # noqa: E402
 from pyquant.choose import Recipe  # noqa: E402
+from pyquant.console import Progress  # noqa: E402
 from pyquant.learn.calibration import from_arrays  # noqa: E402
 from pyquant.learn.layerwise import Learnt, learn  # noqa: E402
 from pyquant.learn.methods import METHODS  # noqa: E402
@@ -35,6 +36,9 @@ class Memory:
         self.most = most
         self.records: dict[str, Record] = {}
 
+    def has(self, name: str) -> bool:
+        return name in self.records
+
     def load(self, name: str) -> Record | None:
         return self.records.get(name)
 
@@ -43,10 +47,6 @@ class Memory:
         if len(self.records) == self.most:
             raise Stopped
 
-    def forget(self, names: Iterable[str]) -> None:
-        for name in names:
-            self.records.pop(name, None)
-
     def is_due(self) -> bool:
         return False
 
@@ -54,7 +54,14 @@ class Memory:
         return self
 
 
-def learnt(records: Memory, *, method: str = "gram", threads: int = 1, calibrated: bool = True) -> Learnt:
+def learnt(
+    records: Memory,
+    *,
+    method: str = "gram",
+    threads: int = 1,
+    calibrated: bool = True,
+    progress: Progress = lambda what, done, total: None,
+) -> Learnt:
     network = capture(tiny_networks.residual(), (3, SIDE, SIDE))
     inputs = np.random.default_rng(0).standard_normal((20, 3, SIDE, SIDE), dtype=np.float32)
     with Workers(threads) as workers:
@@ -66,7 +73,7 @@ def learnt(records: Memory, *, method: str = "gram", threads: int = 1, calibrate
             method=METHODS[method],
             calibration=from_arrays(inputs, samples=20, seed=0) if calibrated else None,
             norms=norms_of(network.graph, tiny_networks.residual().state_dict()),
-            progress=lambda what, done, total: None,
+            progress=progress,
             records=records,
         )
 
@@ -134,3 +141,12 @@ def test_what_was_learnt_is_loaded_as_it_was() -> None:
     for path, norm in expected.norms.items():
         for name in ("weight", "bias", "input_bias", "eps"):
             np.testing.assert_array_equal(getattr(norm, name), getattr(found[0].norms[path], name))
+
+
+def test_work_that_was_done_before_does_not_count() -> None:
+    records = Memory()
+    totals: list[int] = []
+    for _ in range(2):
+        learnt(records, progress=lambda what, done, total: totals.append(total))
+    first, again = totals[len(totals) // 2 - 1], totals[-1]
+    assert again < first / 2

@@ -37,6 +37,7 @@ from pyquant.learn.moments import (
     combine_moments,
     squared_norm,
 )
+from pyquant.learn.stages import Stage, peak_bytes, stages_of
 from pyquant.learn.workers import Workers
 from pyquant.torch_network import TorchNetwork
 
@@ -150,6 +151,10 @@ class _Learner:
         """Say whether the weight has been coded already."""
         return weight.name in self._coded
 
+    def is_saved(self, weight: Weight) -> bool:
+        """Say whether the weight was coded before the job was stopped."""
+        return self._records.has(_record(weight))
+
     def restore(self, weight: Weight) -> bool:
         """Take up the codes and codebooks that were saved before the job was stopped; say whether there are any."""
         record = self._records.load(_record(weight))
@@ -233,14 +238,6 @@ class _Learner:
         return Learnt(network=Network(graph=graph, tensors=self._tensors), errors=self.errors, norms=self.new_norms)
 
 
-@dataclass(frozen=True, slots=True)
-class _Stage:
-    """A layer to learn or to measure (None at the start of a network), and the layers up to the next one."""
-
-    head: Node | None
-    rest: tuple[Node, ...]
-
-
 class _Walk:
     """The walk of both streams through the graph, one stage after another, each on all batches."""
 
@@ -260,59 +257,42 @@ class _Walk:
 
     def run(self) -> None:
         """Learn all layers."""
-        stages, keep = self._stages()
-        check_room(self._peak_bytes(stages, keep))
+        stages = stages_of(self._graph, self._is_head)
+        check_room(peak_bytes(stages, self._graph, self._calibration, self._apart))
+        work, done = [self._work(stage) for stage in stages], 0
         self._read_inputs()
-        for done, (stage, kept) in enumerate(zip(stages, keep, strict=True)):
-            self._progress("learning layers", done, len(stages))
+        for stage, share in zip(stages, work, strict=True):
+            self._progress("learning layers", done, sum(work))
             if stage.head is not None:
                 self._learn_head(stage.head)
-            self._each_batch(partial(self._run_rest, stage, kept))
-            gone = {name for node in self._graph.nodes for name in (*node.inputs, *node.outputs)} - kept
+            self._each_batch(partial(self._run_rest, stage))
+            gone = {name for node in self._graph.nodes for name in (*node.inputs, *node.outputs)} - stage.kept
             self._values.drop(key for name in gone for key in (_dense(name), _coded(name)))
-        self._progress("learning layers", len(stages), len(stages))
-
-    def _stages(self) -> tuple[list[_Stage], list[set[str]]]:
-        """Return the stages, and the values that later stages read, by stage."""
-        nodes = self._graph.nodes
-        starts = [index for index, node in enumerate(nodes) if self._is_head(node)]
-        if not starts:
-            return [], []
-        # What follows the last layer that is learnt has nothing to teach.
-        ends = [*starts[1:], starts[-1] + 1]
-        stages = [_Stage(None, nodes[: starts[0]])]
-        stages += [_Stage(nodes[start], nodes[start + 1 : end]) for start, end in zip(starts, ends, strict=True)]
-        keep: list[set[str]] = [set()]
-        for stage in reversed(stages[1:]):
-            reads = {name for node in (stage.head, *stage.rest) if node is not None for name in node.inputs}
-            keep.append(keep[-1] | reads)
-        return stages, keep[::-1]
+            done += share
+        self._progress("learning layers", done, sum(work))
 
     def _is_head(self, node: Node) -> bool:
         if node.weight is not None:
             return node.output in self._apart or self._learner.config(node.weight) is not None
         return node.op == "affine" and node.output in self._apart and bool(node.state.norm)
 
-    def _peak_bytes(self, stages: list[_Stage], keep: list[set[str]]) -> int:
-        """Return the most bytes of activations kept at any time."""
-        shapes = self._graph.infer_shapes([(1, *self._calibration.shape)])
-        size = {name: 4 * prod(shape) * (2 if name in self._apart else 1) for name, shape in shapes.items()}
-        before, peak = {declared.name for declared in self._graph.inputs}, 0
-        for stage, kept in zip(stages, keep, strict=True):
-            held = before | kept | ({stage.head.output} if stage.head is not None else set())
-            peak = max(peak, sum(size[name] for name in held))
-            before = kept
-        return peak * self._calibration.count
+    def _work(self, stage: Stage) -> int:
+        """Return how much work a stage will be: less where its layer was coded before the job was stopped."""
+        node, method, config = stage.head, self._learner.method, None
+        if node is not None and node.weight is not None and not self._learner.is_saved(node.weight):
+            config = self._learner.config(node.weight)
+        weighed = 0 if node is None or config is None else method.weighed_together(node, config)
+        return stage.work(self._graph, self._calibration, config, weighed)
 
     def _each_batch(self, function: Callable[[int], Result]) -> list[Result]:
         return self._learner.workers.map(function, range(self._calibration.batches))
 
     def _read_inputs(self) -> None:
         (declared,) = self._graph.inputs
-        self._progress("reading calibration batches", 0, self._calibration.batches)
+        self._progress("reading calibration inputs", 0, self._calibration.batches)
         for batch in range(self._calibration.batches):
             self._values.put(_dense(declared.name), batch, self._calibration.load(batch))
-            self._progress("reading calibration batches", batch + 1, self._calibration.batches)
+            self._progress("reading calibration inputs", batch + 1, self._calibration.batches)
 
     def _read(self, name: str, batch: int, *, coded: bool) -> Tensor:
         key = _coded(name) if coded and name in self._apart else _dense(name)
@@ -402,7 +382,7 @@ class _Walk:
         new = replace(norm, mean=mean.astype(np.float32), variance=variance.astype(np.float32))
         self._learner.set_norm(node, new)
 
-    def _run_rest(self, stage: _Stage, kept: set[str], batch: int) -> None:
+    def _run_rest(self, stage: Stage, batch: int) -> None:
         """Finish a stage on one batch, in both streams, and keep what later stages read."""
         for coded in (False, True):
             local: dict[str, Tensor] = {}
@@ -417,7 +397,7 @@ class _Walk:
                     local[name] if name in local else self._read(name, batch, coded=coded) for name in node.inputs
                 ]
                 local[node.output] = self._runner.run_node(node, inputs)
-            for name in kept & local.keys():
+            for name in stage.kept & local.keys():
                 self._values.put(_coded(name) if coded else _dense(name), batch, local[name].numpy())
 
     def _epilogue(self, node: Node, x: Tensor, *, coded: bool) -> Tensor:
