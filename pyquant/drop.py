@@ -21,6 +21,7 @@ BEYOND = 1.05  # times, how far beyond the guess a trial goes where one end of t
 FIRST_GUESS = 20.0  # points of drop for each unit of predicted error, where nothing was tried yet
 LEAST_POINTS = 0.05  # a drop below this is noise, as far as the fit is concerned
 EXPONENTS = (0.5, 2.0)  # of the predicted error, between which the fit stays
+ROUNDING = 1e-9  # of a size, by the logarithms of the fit
 USUAL_EXPONENT = 1.5  # where one trial alone says nothing about it
 
 
@@ -70,7 +71,8 @@ class DropSearch:
                 guess = self.least
         elif low is not None:
             guess = low * self._step(guess / low)
-        return ceil(min(max(guess, self.least), most))
+        # Rounded to whole bytes, but not past the ends by what exp(log(size)) is off.
+        return min(max(ceil(guess * (1 - ROUNDING)), self.least), most)
 
     def add(self, trial: Trial) -> None:
         """Take note of what a size costs."""

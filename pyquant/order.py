@@ -160,8 +160,9 @@ class _Search:
         search = DropSearch(max_drop=self._max_drop, predicted=self._predicted_errors())
         while (size := search.next_size()) is not None:
             size = self._feasible(size)
-            drop = self._try(size)
-            search.add(Trial(target_bytes=size, drop=drop))
+            if any(size == tried.target_bytes for tried in self._trials):
+                break  # between the sizes that are left there is no file
+            search.add(Trial(target_bytes=size, drop=self._try(size)))
         if self._best is None:
             nearest = min(self._trials, key=lambda tried: tried.accuracy.drop)
             raise ConfigError(
@@ -173,15 +174,15 @@ class _Search:
             files=(self._best,),
             trials=tuple(self._trials),
             max_drop=self._max_drop,
-            is_smallest=self._best.target_bytes == search.least,
+            is_smallest=search.best is not None and search.best.target_bytes == search.least,
         )
 
     def _predicted_errors(self) -> dict[int, float]:
         """Return the predicted output error for sizes from the smallest possible to the largest."""
         sizes = np.geomspace(*self._job.possible_sizes(), PLANNED_SIZES)
         errors = {}
-        for size in [int(size) for size in sizes.round()]:
-            with suppress(ConfigError):  # a gap between sizes that are possible
+        for size in [self._feasible(int(size)) for size in sizes.round()]:
+            with suppress(ConfigError):  # a wide gap between sizes that are possible
                 errors[size] = self._job.plan(size).output_error
         return errors
 

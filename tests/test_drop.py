@@ -77,3 +77,8 @@ def test_nothing_may_be_permitted_and_outputs_may_get_better() -> None:
     search = searched(lambda size: 30 * predicted(size) - 0.4, 0.0)
     assert search.best is not None
     assert 1_490_000 < search.best.target_bytes < 1_900_000
+
+
+def test_where_everything_is_permitted_one_trial_is_enough() -> None:
+    search = searched(lambda size: 3.0, 100.0)
+    assert [trial.target_bytes for trial in search.trials] == [LEAST]
