@@ -1,6 +1,7 @@
 """Fine-tuning without labels: outputs come closer to the dense network's on pictures held back, or nothing changes."""
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -26,6 +27,7 @@ import tiny_networks  # noqa: E402
 from torch import nn  # noqa: E402
 
 from pyquant.capture import capture  # noqa: E402
+from pyquant.learn import lesson as lessons  # noqa: E402
 from pyquant.learn import training  # noqa: E402
 from pyquant.learn.calibration import Calibration, from_arrays  # noqa: E402
 from pyquant.learn.distillation import distillation_loss  # noqa: E402
@@ -176,6 +178,7 @@ def test_what_was_stopped_goes_on_bit_for_bit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(training, "LEAST_TRIAL", 1)
+    monkeypatch.setattr(lessons, "BATCH", 16)
     options = {"steps": 40, "recipe": with_rates(0.001, 0.01, recipe=recipe)}
     whole = tuned(dense, start, calibration, **options)
     records = Kept(saves)
@@ -329,17 +332,28 @@ def test_targets_are_those_of_the_pictures(inputs: np.ndarray, dense: Network) -
         torch.testing.assert_close(targets.read(rows, mirrored)[0], network(expected))
 
 
-def test_each_pass_takes_every_picture_once(dense: Network, calibration: Calibration) -> None:
+def test_each_pass_takes_every_picture_once(
+    dense: Network, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lessons, "BATCH", 14)
     lesson = Lesson(dense, calibration, device=torch.device("cpu"), seed=0)
-    per_pass = 56 // 32
-    held_back = set(np.random.default_rng(0).permutation(64)[:8])
-    seen = []
-    for number in range(4 * per_pass):
-        rows, mirrored = lesson._rows(number)
-        assert len(set(rows)) == 32
-        assert not held_back & set(rows)
-        seen.append(mirrored)
-    assert seen[:2] == [False, True]
+    trained_on = sorted(np.random.default_rng(0).permutation(64)[8:])
+    for number in range(0, 16, 4):
+        batches = [lesson._rows(number + index) for index in range(4)]
+        assert sorted(np.concatenate([rows for rows, _ in batches])) == trained_on
+        mirrored = {mirrored for _, mirrored in batches}
+        assert number > 4 or mirrored == {number == 4}
+
+
+def test_large_pictures_come_in_smaller_batches(
+    dense: Network, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = dense.graph.infer_shapes([(1, 3, SIDE, SIDE)])
+    values = sum(math.prod(shapes[name]) for node in dense.graph.nodes for name in node.outputs)
+    for limit, expected in ((64 * values, 56), (64 * values - 1, 32), (1, 16)):
+        monkeypatch.setattr(lessons, "BATCH_VALUES", limit)
+        rows, _ = Lesson(dense, calibration, device=torch.device("cpu"), seed=0)._rows(0)
+        assert len(rows) == expected
 
 
 @pytest.mark.parametrize(

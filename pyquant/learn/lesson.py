@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import inf, isfinite
+from math import inf, isfinite, prod
 
 import numpy as np
 import torch
@@ -15,7 +15,9 @@ from pyquant.learn.targets import Pictures, Rows, Targets, as_tuple
 from pyquant.learn.trainable import Trainable
 from pyquant.torch_network import TorchNetwork
 
-BATCH = 32  # pictures of a step
+BATCH = 64  # pictures of a step: fewer are noisier, and weights are put together for each step
+LEAST_BATCH = 16
+BATCH_VALUES = 1 << 30  # of a batch, in all layers together, which are kept for the gradients; above, it is halved
 HELD_BACK = 512  # pictures at most
 HELD_BACK_SHARE = 8  # one picture in so many, where there are few
 LEAST_PICTURES = 2 * HELD_BACK_SHARE
@@ -35,7 +37,7 @@ class Lesson:
         order = np.random.default_rng(seed).permutation(calibration.count)
         held_back = min(HELD_BACK, calibration.count // HELD_BACK_SHARE)
         self._held_back, self._trained_on = order[:held_back], order[held_back:]
-        self._batch = min(BATCH, len(self._trained_on))
+        self._batch = min(_batch(dense, calibration), len(self._trained_on))
         self._pictures = Pictures(calibration, device)
         self._dense = TorchNetwork(dense).to(device)
         self._targets = self._new_targets()
@@ -65,7 +67,7 @@ class Lesson:
     def judge(self, student: Trainable) -> float:
         """Return the loss on the pictures held back, in float32, of the network as it would be written."""
         student.eval()
-        chunks = [self._held_back[start : start + BATCH] for start in range(0, len(self._held_back), BATCH)]
+        chunks = [self._held_back[start:][: self._batch] for start in range(0, len(self._held_back), self._batch)]
         total = 0.0
         for index, rows in enumerate(chunks):
             x = self._pictures.read(rows, mirrored=False)
@@ -94,6 +96,16 @@ class Lesson:
 
     def _new_targets(self) -> Targets:
         return Targets(self._dense, self._pictures, self._trained_on, self._batch)
+
+
+def _batch(network: Network, calibration: Calibration) -> int:
+    """Return how many pictures a step takes: fewer where they are large."""
+    shapes = network.graph.infer_shapes([(1, *calibration.shape)])
+    values = sum(prod(shapes[name]) for node in network.graph.nodes for name in node.outputs)
+    batch = BATCH
+    while batch > LEAST_BATCH and batch * values > BATCH_VALUES:
+        batch //= 2
+    return batch
 
 
 def _has_bfloat16(device: torch.device) -> bool:
