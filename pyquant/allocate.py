@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from math import prod
 
 import numpy as np
@@ -15,10 +16,9 @@ from numpy.typing import NDArray
 
 from pyquant.choose import CODEBOOK_BYTES, Choice, Recipe, block_count, clamped_centroids, coded_bytes
 from pyquant.codecs import CodecConfig, DenseConfig, ProductConfig
-from pyquant.codecs.product import as_conv_shape, packed_bytes
+from pyquant.codecs.product import CODEBOOK_DTYPES, INT8_MAX, as_conv_shape, codebook_tensors, packed_bytes
 from pyquant.errors import ConfigError
 from pyquant.graph import Graph, Network, Weight
-from pyquant.learn.cluster import round_codebook
 from pyquant.sensitivity import Block, Curve, Curves
 
 # Shapes of blocks by kernel, and numbers of centroids: the codecs that a size target chooses from.
@@ -29,11 +29,16 @@ CANDIDATE_BLOCKS: dict[tuple[int, int], tuple[Block, ...]] = {
 CANDIDATE_CENTROIDS = tuple(
     sorted({16 * 2**octave * step // 4 for octave in range(8) for step in (4, 5, 6, 7)} | {4096})
 )
+# Of additive codebooks: the numbers of codebooks and of each one's centroids.
+CANDIDATE_ADDITIVE = tuple((books, count) for books in (2, 3, 4) for count in (16, 32, 64, 128, 256))
+# An int8 codebook's scale, and what the header says of it.
+INT8_OVERHEAD = 120
 
 TOLERANCE = 0.01  # of the target, how far below it the file may stay
 RESOLUTION = 16384  # steps between the smallest file and the target that the dynamic programme tells apart
 SAMPLED_WEIGHTS = 4096  # looked at to see whether fp16 can hold a weight's numbers
 HEADROOM = 2  # centroids fitted to outputs may be larger than any weight
+LEAST_ADDITIVE_DIM = 4  # weights of a block, from which on one codebook of many centroids costs too many bytes
 MAX_ROUNDS = 20  # of correcting for the header, whose length depends on what is chosen
 LEFT_DENSE = "the size target leaves room for it"
 
@@ -69,7 +74,7 @@ def candidate_blocks(recipe: Recipe, graph: Graph) -> dict[str, tuple[Block, ...
 
 
 def allocate(
-    network: Network, recipe: Recipe, curves: Curves, *, target_bytes: int, size_of: FileSize
+    network: Network, recipe: Recipe, curves: Curves, *, target_bytes: int, max_codebooks: int, size_of: FileSize
 ) -> dict[str, Choice]:
     """Return the choices, by the weight's name, whose file has at most `target_bytes` and at least 1 % less.
 
@@ -78,12 +83,13 @@ def allocate(
     Args:
         network: dense.
         curves: for every shape of block in `candidate_blocks(recipe, network.graph)`.
+        max_codebooks: the most additive codebooks of a weight.
         size_of: exact, header and all, or a little more than the file will have.
 
     Raises:
         ConfigError: no such file is possible; the message names the sizes that are.
     """
-    options = _options(network, recipe, curves)
+    options = _options(network, recipe, curves, max_codebooks)
     least, most = _extremes(network, recipe, options, size_of)
     lowest = target_bytes - int(TOLERANCE * target_bytes)
     if not (least <= target_bytes and most >= lowest):
@@ -114,12 +120,12 @@ def allocate(
     )
 
 
-def possible_sizes(network: Network, recipe: Recipe, size_of: FileSize) -> tuple[int, int]:
+def possible_sizes(network: Network, recipe: Recipe, max_codebooks: int, size_of: FileSize) -> tuple[int, int]:
     """Return the bytes of the smallest and of the largest file that `allocate` can choose; nothing is measured."""
     blocks = candidate_blocks(recipe, network.graph)
     unmeasured = Curve(num_blocks=1, log_centroids=(0.0, 1.0), log_errors=(0.0, -1.0), factor=0.0)
     curves = {(name, block): unmeasured for name, shapes in blocks.items() for block in shapes}
-    return _extremes(network, recipe, _options(network, recipe, curves), size_of)
+    return _extremes(network, recipe, _options(network, recipe, curves, max_codebooks), size_of)
 
 
 def predicted_errors(choices: Mapping[str, Choice], curves: Curves) -> dict[str, float]:
@@ -131,8 +137,8 @@ def predicted_errors(choices: Mapping[str, Choice], curves: Curves) -> dict[str,
     }
 
 
-def placeholder(network: Network, choices: Mapping[str, Choice]) -> Network:
-    """Return a network of the size that `network` will have with these choices: its codes and codebooks are zeros."""
+def drafted(network: Network, choices: Mapping[str, Choice]) -> Network:
+    """Return `network` with these choices and of the size it will have; its codes and codebooks are zeros."""
     tensors = dict(network.tensors)
     nodes = []
     for node in network.graph.nodes:
@@ -141,8 +147,11 @@ def placeholder(network: Network, choices: Mapping[str, Choice]) -> Network:
             if tensors.pop(weight.tensor("weight"), None) is not None:
                 bits = config.codebooks * block_count(weight.shape, config.block)
                 tensors[weight.tensor("codes")] = np.zeros(packed_bytes(bits, config.code_bits), np.uint8)
-                shape = (config.codebooks, config.centroids, config.dim)
-                tensors[weight.tensor("codebook")] = np.zeros(shape, f"<f{_codebook_bytes(network, weight)}")
+                codebook = np.zeros((config.codebooks, config.centroids, config.dim), np.float32)
+                kept = codebook_tensors(codebook, config)
+                if config.codebook_dtype == "float":
+                    kept = {"codebook": codebook.astype(f"<f{_Numbers.of(network, weight).float_bytes}")}
+                tensors |= {weight.tensor(role): tensor for role, tensor in kept.items()}
             node = replace(node, weight=replace(weight, codec=config))
         nodes.append(node)
     return Network(graph=replace(network.graph, nodes=tuple(nodes)), tensors=tensors)
@@ -157,13 +166,13 @@ def _weights(recipe: Recipe, graph: Graph) -> dict[str, tuple[Weight, bool]]:
     return result
 
 
-def _options(network: Network, recipe: Recipe, curves: Curves) -> list[list[Option]]:
+def _options(network: Network, recipe: Recipe, curves: Curves, max_codebooks: int) -> list[list[Option]]:
     """Return the options of each weight, the smallest first."""
     ruled = recipe.choose(network.graph)
     return [
         [_ruled_option(network, weight, ruled[name].codec, curves)]
         if is_ruled
-        else _candidates(network, weight, curves)
+        else _candidates(network, weight, curves, max_codebooks)
         for name, (weight, is_ruled) in _weights(recipe, network.graph).items()
     ]
 
@@ -186,10 +195,10 @@ def _extremes(
     return least, most
 
 
-def _candidates(network: Network, weight: Weight, curves: Curves) -> list[Option]:
+def _candidates(network: Network, weight: Weight, curves: Curves, max_codebooks: int) -> list[Option]:
     """Return all options of a weight, the smallest first."""
     options = [_dense_option(network, weight)]
-    wide = _codebook_bytes(network, weight)
+    numbers = _Numbers.of(network, weight)
     for name, block in curves:
         if name != weight.name:
             continue
@@ -197,33 +206,50 @@ def _candidates(network: Network, weight: Weight, curves: Curves) -> list[Option
         counts = [count for count in CANDIDATE_CENTROIDS if count <= most] or ([most] if most > 1 else [])
         if prod(block) == 1:
             counts = [count for count in counts if count <= 256]  # fp16 itself has no more to say
-        for count in counts:
-            codec = ProductConfig(block=block, centroids=count)
-            options.append(_coded_option(weight, codec, curves[name, block], wide))
+        kinds = [(1, count) for count in counts]
+        if prod(block) >= LEAST_ADDITIVE_DIM:
+            kinds += [(books, count) for books, count in CANDIDATE_ADDITIVE if books <= max_codebooks and count <= most]
+        for (books, count), dtype in product(kinds, CODEBOOK_DTYPES):
+            codec = ProductConfig(block=block, centroids=count, codebooks=books, codebook_dtype=dtype)
+            options.append(_coded_option(weight, codec, curves[name, block], numbers))
     return sorted(options, key=lambda option: (option.bytes, option.error))
 
 
 def _ruled_option(network: Network, weight: Weight, codec: CodecConfig, curves: Curves) -> Option:
     if isinstance(codec, DenseConfig):
         return _dense_option(network, weight)
-    return _coded_option(weight, codec, curves[weight.name, codec.block], _codebook_bytes(network, weight))
+    return _coded_option(weight, codec, curves[weight.name, codec.block], _Numbers.of(network, weight))
 
 
 def _dense_option(network: Network, weight: Weight) -> Option:
     return Option(codec=DenseConfig(), bytes=network.tensors[weight.tensor("weight")].nbytes, error=0.0)
 
 
-def _coded_option(weight: Weight, codec: ProductConfig, curve: Curve, codebook_bytes: int) -> Option:
-    wider = (codebook_bytes - CODEBOOK_BYTES) * codec.codebooks * codec.centroids * codec.dim
-    return Option(codec=codec, bytes=coded_bytes(weight.shape, codec) + wider, error=curve.error(codec))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Numbers:
+    """What the size of a weight's numbers means for its codebooks."""
+
+    float_bytes: int  # of a number that is no integer: fp32 where fp16 cannot hold numbers like the weight's
+    int8_error: float  # relative squared error of the weight, from rounding its centroids to int8
+
+    @classmethod
+    def of(cls, network: Network, weight: Weight) -> _Numbers:
+        numbers = network.tensors[weight.tensor("weight")].reshape(-1)
+        some = numbers[:: -(-len(numbers) // SAMPLED_WEIGHTS)].astype(np.float32)
+        largest = HEADROOM * np.float32(max(numbers.max(), -numbers.min()))
+        like = np.concatenate([some, [largest]]).astype(np.float32)[None, None]
+        kept = codebook_tensors(like, ProductConfig(block=(1, 1, 1), centroids=2))["codebook"]
+        mean_square = float(np.square(numbers, dtype=np.float64).mean())
+        step = float(largest) / INT8_MAX
+        return cls(float_bytes=kept.itemsize, int8_error=step**2 / 12 / mean_square if mean_square > 0 else 0.0)
 
 
-def _codebook_bytes(network: Network, weight: Weight) -> int:
-    """Return the bytes of a number in a codebook: it is fp32 where fp16 cannot hold numbers like the weight's."""
-    numbers = network.tensors[weight.tensor("weight")].reshape(-1)
-    some = numbers[:: -(-len(numbers) // SAMPLED_WEIGHTS)]
-    extremes = HEADROOM * np.array([numbers.min(), numbers.max()], np.float32)
-    return int(round_codebook(np.concatenate([some, extremes], dtype=np.float32)).itemsize)
+def _coded_option(weight: Weight, codec: ProductConfig, curve: Curve, numbers: _Numbers) -> Option:
+    size, error = coded_bytes(weight.shape, codec), curve.error(codec)
+    if codec.codebook_dtype == "int8":
+        return Option(codec=codec, bytes=size + INT8_OVERHEAD, error=error + curve.factor * numbers.int8_error)
+    wider = (numbers.float_bytes - CODEBOOK_BYTES["float"]) * codec.codebooks * codec.centroids * codec.dim
+    return Option(codec=codec, bytes=size + wider, error=error)
 
 
 def _frontier(options: Sequence[Option]) -> list[Option]:

@@ -12,12 +12,12 @@ from fnmatch import fnmatchcase
 from math import prod
 
 from pyquant.codecs import CodecConfig, DenseConfig, ProductConfig
-from pyquant.codecs.product import as_conv_shape, packed_bytes
+from pyquant.codecs.product import CODEBOOK_DTYPES, as_conv_shape, packed_bytes
 from pyquant.errors import ConfigError
 from pyquant.graph import Graph, Node, Weight
 
 DENSE_BYTES = 4  # of a dense fp32 weight, what coding is compared with
-CODEBOOK_BYTES = 2  # of a number in an fp16 codebook
+CODEBOOK_BYTES = {"float": 2, "int8": 1}  # of a number in a codebook: fp16, where fp16 can hold it, and int8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +77,8 @@ class Rule:
         if isinstance(self.codec, ProductConfig):
             block = ",".join(str(size) for size in self.codec.block)
             books = f";codebooks:{self.codec.codebooks}" if self.codec.codebooks > 1 else ""
-            return f"{self.pattern}=block:{block};centroids:{self.codec.centroids}{books}"
+            dtype = ";codebook:int8" if self.codec.codebook_dtype == "int8" else ""
+            return f"{self.pattern}=block:{block};centroids:{self.codec.centroids}{books}{dtype}"
         return f"{self.pattern}=dense"
 
     def matches(self, layer: str) -> bool:
@@ -86,20 +87,25 @@ class Rule:
 
 
 def parse_rule(text: str) -> Rule:
-    """Return the rule that `PATTERN=block:c,kh,kw;centroids:K[;codebooks:M]` or `PATTERN=dense` stands for.
+    """Return the rule that a text stands for: `PATTERN=dense` or `PATTERN=block:c,kh,kw;centroids:K`, to which
+    `;codebooks:M` and `;codebook:int8` can be added.
 
     Raises:
         ConfigError: the text is not of that form, or a number is out of range.
     """
-    form = "expected 'PATTERN=block:c,kh,kw;centroids:K[;codebooks:M]' or 'PATTERN=dense'"
+    form = "expected 'PATTERN=block:c,kh,kw;centroids:K[;codebooks:M][;codebook:int8]' or 'PATTERN=dense'"
     pattern, equals, setting = text.rpartition("=")
     if not equals or not pattern.strip():
         raise ConfigError(f"rule '{text}': {form}")
     if setting.strip() == "dense":
         return Rule(pattern=pattern.strip(), codec=DenseConfig())
     values: dict[str, tuple[int, ...]] = {}
+    dtype = CODEBOOK_DTYPES[0]
     for part in setting.split(";"):
         key, _, numbers = (piece.strip() for piece in part.partition(":"))
+        if key == "codebook" and dtype == CODEBOOK_DTYPES[0]:
+            dtype = numbers
+            continue
         if key not in ("block", "centroids", "codebooks") or key in values:
             raise ConfigError(f"rule '{text}': cannot read '{part.strip()}'; {form}")
         try:
@@ -113,7 +119,10 @@ def parse_rule(text: str) -> Rule:
     c, kh, kw = values["block"]
     try:
         codec = ProductConfig(
-            block=(c, kh, kw), centroids=values["centroids"][0], codebooks=values.get("codebooks", (1,))[0]
+            block=(c, kh, kw),
+            centroids=values["centroids"][0],
+            codebooks=values.get("codebooks", (1,))[0],
+            codebook_dtype=dtype,
         )
     except ConfigError as error:
         raise ConfigError(f"rule '{text}': {error}") from None
@@ -224,9 +233,10 @@ def clamped_centroids(blocks: int) -> int:
 
 
 def coded_bytes(weight_shape: tuple[int, ...], config: ProductConfig) -> int:
-    """Return the bytes of the packed codes and fp16 codebooks of a weight."""
+    """Return the bytes of the packed codes and of the fp16 or int8 codebooks of a weight."""
     codes = packed_bytes(config.codebooks * block_count(weight_shape, config.block), config.code_bits)
-    return codes + CODEBOOK_BYTES * config.codebooks * config.centroids * config.dim
+    numbers = config.codebooks * config.centroids * config.dim
+    return codes + CODEBOOK_BYTES[config.codebook_dtype] * numbers
 
 
 def dense_reasons(graph: Graph, choices: Mapping[str, Choice]) -> dict[str, str]:

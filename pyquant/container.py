@@ -30,7 +30,12 @@ PREFIX_BYTES = _DIGEST.stop
 MAX_HEADER_BYTES = 1 << 24
 
 # safetensors' names of the dtypes that tensors may have, each little-endian.
-DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "U8": np.dtype("u1")}
+DTYPES: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "U8": np.dtype("u1"),
+    "I8": np.dtype("i1"),
+}
 
 
 def dtype_name(array: NDArray[Any]) -> str:

@@ -50,7 +50,7 @@ def declared_tensors(graph: Graph) -> dict[str, DeclaredTensor]:
             padded = dims["O"] * dims["J"] * dims["d"] if "J" in dims else 0
             if max(prod(weight.shape), padded) > MAX_ELEMENTS:
                 faults.append(f"layer '{node.name}': a weight of {list(weight.shape)} is too large")
-            for role, tensor in CODECS[weight.codec_name].tensors.items():
+            for role, tensor in CODECS[weight.codec_name].tensors_of(weight.codec).items():
                 name = weight.tensor(role)
                 result[name] = DeclaredTensor(name, tensor.dtypes, _shape(tensor, dims, weight.shape))
         own = OPS[node.op].tensors
@@ -111,6 +111,8 @@ def _content_faults(network: Network) -> Iterator[str]:
             yield f"tensor '{name}' holds numbers that are not finite"
     for weight in {weight.name: weight for _, weight in network.graph.weighted()}.values():
         if isinstance(weight.codec, ProductConfig):
+            if not np.isfinite(network.codebook(weight)).all():
+                yield f"tensor '{weight.tensor('codebook_scale')}' is too large: centroids are not finite"
             name = weight.tensor("codes")
             yield from _code_faults(name, network.tensors[name], weight.codec, weight_dimensions(weight))
 

@@ -115,6 +115,7 @@ class Job:
             self.network,
             settings.recipe,
             self.inputs,
+            max_codebooks=self._method.max_codebooks,
             model_of=self._draft,
             seed=settings.seed,
             progress=progress,

@@ -70,6 +70,12 @@ class CodecSpec:
     feature: str | None
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    choice: str = ""  # the attribute whose value adds the tensors of one of `chosen`
+    chosen: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+
+    def tensors_of(self, config: Any) -> dict[str, Tensor]:
+        """Return the tensors of a weight stored as `config` says."""
+        return {**self.tensors, **(self.chosen[getattr(config, self.choice)] if self.choice else {})}
 
 
 def _pair(minimum: int, default: int) -> Attribute:
@@ -147,12 +153,20 @@ CODECS: dict[str, CodecSpec] = {
             "block": Attribute(length=3, minimum=1),
             "centroids": Attribute(minimum=2),
             "codebooks": Attribute(minimum=1, default=1),
+            "codebook_dtype": Attribute(kind=str, choices=("float", "int8"), default="float"),
             "coding": Attribute(kind=str, choices=("packed",), default="packed"),
         },
         tensors={
             # M * O * J codes of ceil(log2 K) bits, least significant bit first; the last byte is filled with zero bits.
             "codes": Tensor(dtypes=("U8",), shape=("packed(M*O*J)",)),
-            "codebook": Tensor(dtypes=("F16", "F32"), shape=("M", "K", "d")),
+        },
+        choice="codebook_dtype",
+        chosen={
+            "float": {"codebook": Tensor(dtypes=("F16", "F32"), shape=("M", "K", "d"))},
+            "int8": {
+                "codebook": Tensor(dtypes=("I8",), shape=("M", "K", "d")),
+                "codebook_scale": Tensor(dtypes=("F32",), shape=("M",)),  # of each codebook
+            },
         },
     ),
 }

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyquant.allocate import allocate, candidate_blocks, placeholder, possible_sizes, predicted_errors
+from pyquant.allocate import allocate, candidate_blocks, drafted, possible_sizes, predicted_errors
 from pyquant.checkpoint import NOWHERE, Records
 from pyquant.choose import Choice, Recipe
 from pyquant.codecs import ProductConfig
@@ -74,6 +74,7 @@ class Planner:
         recipe: Recipe,
         inputs: Calibration | None,
         *,
+        max_codebooks: int,
         model_of: ModelOf,
         seed: int,
         progress: Progress,
@@ -84,6 +85,7 @@ class Planner:
             network: dense.
             recipe: of which only the rules count where a size is given.
             inputs: sensitivities are measured on some of them; None: on noise.
+            max_codebooks: the most additive codebooks of a weight.
             model_of: makes the file to be written.
             seed: of every random choice.
             progress: called while they are measured.
@@ -91,6 +93,7 @@ class Planner:
         self._network = network
         self._recipe = recipe
         self._inputs = inputs
+        self._max_codebooks = max_codebooks
         self._model_of = model_of
         self._seed = seed
         self._progress = progress
@@ -101,7 +104,9 @@ class Planner:
     def possible_sizes(self) -> tuple[int, int]:
         """Return the bytes of the smallest and of the largest file that a size target can give; nothing is measured."""
         largest = dense_bytes(self._network.graph)  # a target takes up its digits in the file
-        return possible_sizes(self._network, self._recipe, partial(self._size, target_bytes=largest))
+        return possible_sizes(
+            self._network, self._recipe, self._max_codebooks, partial(self._size, target_bytes=largest)
+        )
 
     def plan(self, target_bytes: int | None, workers: Workers) -> Plan:
         """Return the plan that the recipe gives, or the one with the least output error whose file has `target_bytes`.
@@ -123,7 +128,14 @@ class Planner:
         else:
             curves = self._measured(candidate_blocks(self._recipe, self._network.graph), workers)
             size_of = partial(self._size, target_bytes=target_bytes)
-            choices = allocate(self._network, self._recipe, curves, target_bytes=target_bytes, size_of=size_of)
+            choices = allocate(
+                self._network,
+                self._recipe,
+                curves,
+                target_bytes=target_bytes,
+                max_codebooks=self._max_codebooks,
+                size_of=size_of,
+            )
         model = self._draft(choices, target_bytes)
         by_weight = predicted_errors(choices, curves)
         # What a shared weight causes is said of its first layer.
@@ -156,7 +168,7 @@ class Planner:
     def _draft(self, choices: Mapping[str, Choice], target_bytes: int | None) -> ModelFile:
         """Return the file of these choices, with zeros for codes and codebooks."""
         errors = {node.name: LONGEST_ERROR for node, _ in self._network.graph.weighted()}
-        network = placeholder(self._network, choices)
+        network = drafted(self._network, choices)
         return self._model_of(network, choices, errors if self._inputs is not None else {}, target_bytes)
 
     def _size(self, choices: Mapping[str, Choice], *, target_bytes: int | None) -> int:

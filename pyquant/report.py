@@ -159,4 +159,5 @@ def inspect_json(path: AnyPath) -> dict[str, Any]:
 
 
 def _weight_bytes(network: Network, weight: Weight) -> int:
-    return sum(network.tensors[weight.tensor(role)].nbytes for role in CODECS[weight.codec_name].tensors)
+    roles = CODECS[weight.codec_name].tensors_of(weight.codec)
+    return sum(network.tensors[weight.tensor(role)].nbytes for role in roles)

@@ -224,6 +224,6 @@ def _weight_to_core(network: Network, weight: Weight) -> dict[str, Any]:
             "block": codec.block,
             "bits": codec.code_bits,
             "codes": network.tensors[weight.tensor("codes")],
-            "codebook": np.ascontiguousarray(network.tensors[weight.tensor("codebook")], dtype=np.float32),
+            "codebook": np.ascontiguousarray(network.codebook(weight)),
         }
     return {"shape": weight.shape, "dense": np.ascontiguousarray(network.weight(weight))}

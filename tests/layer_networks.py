@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from pyquant.codecs import DenseConfig, ProductConfig
-from pyquant.codecs.product import pack_codes
+from pyquant.codecs.product import codebook_tensors, pack_codes
 from pyquant.file import ModelFile
 from pyquant.graph import Graph, GraphInput, Network, Node, Weight
 
@@ -35,7 +35,7 @@ def random_weight(
         codebook = rng.standard_normal((codec.codebooks, codec.centroids, codec.dim))
         tensors = {
             f"{name}.codes": pack_codes(codes, codec.code_bits),
-            f"{name}.codebook": codebook.astype(np.float16),
+            **{f"{name}.{role}": tensor for role, tensor in codebook_tensors(codebook, codec).items()},
         }
     return Weight(name=name, shape=shape, codec=codec), tensors
 

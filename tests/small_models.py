@@ -53,12 +53,13 @@ def layer(op: str, name: str, *sources: str, tensors: tuple[str, ...] = (), **at
 
 
 def fill(graph: Graph) -> Network:
-    """Give a graph all tensors it declares, their numbers small multiples of 1/8, exact in every dtype."""
+    """Give a graph all tensors it declares, their numbers small multiples of 1/8, or of 1 in int8: exact everywhere."""
     tensors: dict[str, NDArray[Any]] = {}
     for name, declared in declared_tensors(graph).items():
         smallest = "F16" if "F16" in declared.dtypes else declared.dtypes[0]
-        dtype = {"F32": np.float32, "F16": np.float16, "U8": np.uint8}[smallest]
-        tensors[name] = (ramp(declared.shape) / 8 + ("scale" in name)).astype(dtype)
+        dtype = {"F32": np.float32, "F16": np.float16, "U8": np.uint8, "I8": np.int8}[smallest]
+        unit = 1 if smallest == "I8" else 8
+        tensors[name] = (ramp(declared.shape) / unit + ("scale" in name)).astype(dtype)
     for weight in {weight.name: weight for _, weight in graph.weighted()}.values():
         if isinstance(weight.codec, ProductConfig):
             dims = weight_dimensions(weight)
@@ -74,12 +75,13 @@ def ramp(shape: tuple[int, ...]) -> NDArray[np.int64]:
 
 def golden_model() -> ModelFile:
     """The model of `data/golden.pqmodel`: each codec and dtype, tail blocks, groups, additive codebooks, spare bits."""
+    additive = ProductConfig(block=(2, 1, 1), centroids=3, codebooks=2, codebook_dtype="int8")
     nodes = (
         conv2d("stem", "x", (4, 3, 3, 3), DenseConfig()),
         layer("relu", "relu", "stem"),
         layer("max_pool2d", "pool", "relu", kernel=(2, 2), stride=(2, 2)),
         conv2d("spatial", "pool", (4, 4, 3, 3), ProductConfig(block=(1, 3, 3), centroids=5)),
-        conv2d("grouped", "spatial", (4, 2, 1, 1), ProductConfig(block=(2, 1, 1), centroids=3, codebooks=2), groups=2),
+        conv2d("grouped", "spatial", (4, 2, 1, 1), additive, groups=2),
         layer("add", "sum", "grouped", "pool"),
         layer("affine", "norm", "sum", tensors=("scale", "bias")),
         layer("concat", "both", "norm", "spatial", axis=1),

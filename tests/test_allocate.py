@@ -24,9 +24,10 @@ from torch import nn  # noqa: E402
 
 from pyquant.allocate import (  # noqa: E402
     CANDIDATE_CENTROIDS,
+    INT8_OVERHEAD,
     allocate,
     candidate_blocks,
-    placeholder,
+    drafted,
     predicted_errors,
 )
 from pyquant.capture import capture  # noqa: E402
@@ -74,9 +75,15 @@ def measured() -> tuple[Network, Curves]:
 
 
 def without_header(choices: Mapping[str, Choice]) -> int:
-    """Return the bytes of the weights in a file."""
-    tensors = placeholder(captured(), choices).tensors
-    return sum(array.nbytes for name, array in tensors.items() if name.endswith(("codes", "codebook", "weight")))
+    """Return the bytes of the weights in a file; what is kept with an int8 codebook counts."""
+    tensors = drafted(captured(), choices).tensors
+    size = sum(array.nbytes for name, array in tensors.items() if name.endswith(("codes", "codebook", "weight")))
+    return size + INT8_OVERHEAD * sum(name.endswith("codebook_scale") for name in tensors)
+
+
+def allocated(dense: Network, curves: Curves, size: int) -> dict[str, Choice]:
+    """Return the choices for a size, the header not counted."""
+    return allocate(dense, Recipe(), curves, target_bytes=size, max_codebooks=4, size_of=without_header)
 
 
 @pytest.mark.parametrize(("method", "target"), [("abgd", 12_000), ("gram", 16_384), ("abgd", 60_000)])
@@ -119,7 +126,7 @@ def test_threads_do_not_change_the_plan(inputs: np.ndarray) -> None:
 def test_more_bytes_less_error(measured: tuple[Network, Curves]) -> None:
     dense, curves = measured
     sizes = (5_000, 6_000, 8_000, 12_000, 20_000, 50_000)
-    choices = [allocate(dense, Recipe(), curves, target_bytes=size, size_of=without_header) for size in sizes]
+    choices = [allocated(dense, curves, size) for size in sizes]
     for size, choice in zip(sizes, choices, strict=True):
         assert 0.99 * size <= without_header(choice) <= size
     errors = [sum(predicted_errors(choice, curves).values()) for choice in choices]
@@ -158,7 +165,7 @@ def test_sizes_that_are_out_of_reach_are_named(measured: tuple[Network, Curves])
     dense, curves = measured
 
     def size_at(target: int) -> int:
-        return without_header(allocate(dense, Recipe(), curves, target_bytes=target, size_of=without_header))
+        return without_header(allocated(dense, curves, target))
 
     named = r"the smallest has (?P<least>[0-9,]+) bytes, the largest (?P<most>[0-9,]+)"
     for target in (500, 10_000_000):
@@ -182,7 +189,7 @@ def test_bytes_go_where_they_lower_the_error(measured: tuple[Network, Curves]) -
             for name in blocks
             for block in blocks[name]
         }
-        choices = allocate(dense, Recipe(), curves, target_bytes=6_000, size_of=without_header)
+        choices = allocated(dense, curves, 6_000)
         assert sum(predicted_errors(choices, curves).values()) > 0
         return choices["block.conv1"].codec.weight_bits
 

@@ -168,7 +168,13 @@ def test_a_block_larger_than_the_kernel_is_an_error_that_names_layer_and_shapes(
 
 @pytest.mark.parametrize(
     "text",
-    ["*=dense", "layer[12].*=dense", "fc=block:4,1,1;centroids:2", "a=b=block:1,3,3;centroids:65536"],
+    [
+        "*=dense",
+        "layer[12].*=dense",
+        "fc=block:4,1,1;centroids:2",
+        "a=b=block:1,3,3;centroids:65536",
+        "*=block:2,3,3;centroids:16;codebooks:2;codebook:int8",
+    ],
 )
 def test_rules_are_written_as_they_are_read(text: str) -> None:
     assert str(parse_rule(text)) == text
@@ -187,6 +193,7 @@ def test_rules_are_written_as_they_are_read(text: str) -> None:
         ("fc=block:4,1,1;centroids:4;centroids:8", "cannot read 'centroids:8'"),
         ("fc=block:0,1,1;centroids:4", "three positive integers"),
         ("fc=block:4,1,1;centroids:1", "centroids must be 2 to 65536, got 1"),
+        ("fc=block:4,1,1;centroids:4;codebook:int4", "codebook dtype must be float or int8, got 'int4'"),
         ("fc=block:4,1,1;centroids:65537", "centroids must be 2 to 65536, got 65537"),
     ],
 )

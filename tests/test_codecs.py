@@ -10,9 +10,12 @@ from pyquant.codecs import DenseConfig, ProductConfig
 from pyquant.codecs.product import (
     as_conv_shape,
     blocks_from_weight,
+    codebook_tensors,
+    codebook_values,
     decode,
     pack_codes,
     packed_bytes,
+    rounded_codebook,
     unpack_codes,
     weight_from_blocks,
 )
@@ -76,9 +79,33 @@ def test_decoded_weight_is_the_sum_of_its_centroids(
     expected = np.zeros((shape[0], blocks, config.dim), np.float32)
     for m, o, j in np.ndindex(codebooks, shape[0], blocks):
         expected[o, j] += codebook[m, codes[m, o, j]]
-    weight = decode(codes, codebook, shape, config)
+    weight = decode(codes, codebook.astype(np.float32), shape, config)
     assert weight.dtype == np.float32
     np.testing.assert_array_equal(weight, weight_from_blocks(expected, shape, block))
+
+
+@pytest.mark.parametrize(
+    ("scale", "dtype"), [(1.0, np.float16), (1e5, np.float32), (1e-9, np.float32), (0.0, np.float16)]
+)
+def test_codebooks_are_fp16_where_that_holds_their_numbers(scale: float, dtype: type, rng: np.random.Generator) -> None:
+    codebook = (scale * rng.standard_normal((2, 16, 4))).astype(np.float32)
+    tensors = codebook_tensors(codebook, ProductConfig(block=(4, 1, 1), centroids=16, codebooks=2))
+    assert tensors.keys() == {"codebook"}
+    assert tensors["codebook"].dtype == dtype
+    np.testing.assert_allclose(codebook_values(tensors), codebook, rtol=2**-10, atol=scale * 2**-14)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e5, 1e-9, 0.0, 1e-44, 1e38])
+def test_int8_codebooks_are_rounded_to_a_127th_of_their_largest_number(scale: float, rng: np.random.Generator) -> None:
+    config = ProductConfig(block=(4, 1, 1), centroids=16, codebooks=2, codebook_dtype="int8")
+    codebook = (scale * rng.uniform(-1, 1, (2, 16, 4)) * [[[1.0]], [[0.01]]]).astype(np.float32)
+    tensors = codebook_tensors(codebook, config)
+    assert tensors["codebook"].dtype == np.int8
+    assert tensors["codebook_scale"].dtype == np.float32
+    steps = np.maximum(np.abs(codebook).max(axis=(1, 2), keepdims=True) / 127, 2 * np.finfo(np.float32).tiny)
+    values = codebook_values(tensors)
+    assert (np.abs(values - codebook) <= 0.501 * steps).all()
+    np.testing.assert_allclose(rounded_codebook(values, config), values, rtol=1e-6)
 
 
 @settings(deadline=None)

@@ -29,6 +29,7 @@ def codecs(draw: st.DrawFn) -> CodecConfig:
         block=(draw(st.integers(1, 5)), draw(st.integers(1, 3)), draw(st.integers(1, 3))),
         centroids=draw(st.integers(2, 40) | st.sampled_from([255, 256, 257, 4096])),
         codebooks=draw(st.integers(1, 3)),
+        codebook_dtype=draw(st.sampled_from(["float", "int8"])),
     )
 
 

@@ -15,7 +15,7 @@ import pyquant
 from pyquant.checkpoint import Nowhere, Record
 from pyquant.choose import Recipe, parse_rule
 from pyquant.codecs import ProductConfig
-from pyquant.codecs.product import pack_codes
+from pyquant.codecs.product import codebook_tensors, pack_codes
 from pyquant.errors import ConfigError, InputError
 from pyquant.file import read_model
 from pyquant.graph import Network
@@ -55,19 +55,22 @@ def calibration(inputs: np.ndarray) -> Calibration:
     return from_arrays(inputs, samples=64, seed=0)
 
 
-def coded(network: Network, rng: np.random.Generator, *, codebooks: int = 1, dense: tuple[str, ...] = ()) -> Network:
+def coded(
+    network: Network, rng: np.random.Generator, *, codebooks: int = 1, dtype: str = "float", dense: tuple[str, ...] = ()
+) -> Network:
     """Return a network with random codes, and centroids drawn from its own weights; those of layers `dense` stay."""
     tensors, nodes = dict(network.tensors), []
     for node in network.graph.nodes:
         if node.weight is not None and node.name not in dense:
             kernel = node.weight.shape[2:] or (1, 1)
-            config = ProductConfig(block=(1, *kernel), centroids=16, codebooks=codebooks)
+            config = ProductConfig(block=(1, *kernel), centroids=16, codebooks=codebooks, codebook_dtype=dtype)
             count = codebooks * node.weight.shape[0] * config.blocks_per_row(node.weight.shape)
             values = network.weight(node.weight).reshape(-1)
             tensors.pop(node.weight.tensor("weight"), None)
             tensors[node.weight.tensor("codes")] = pack_codes(rng.integers(16, size=count), config.code_bits)
             drawn = rng.choice(values, size=(codebooks, 16, config.dim)) / codebooks
-            tensors[node.weight.tensor("codebook")] = drawn.astype(np.float16)
+            kept = codebook_tensors(drawn, config)
+            tensors |= {node.weight.tensor(role): tensor for role, tensor in kept.items()}
             node = replace(node, weight=replace(node.weight, codec=config))
         nodes.append(node)
     return Network(graph=replace(network.graph, nodes=tuple(nodes)), tensors=tensors)
@@ -109,11 +112,11 @@ def captured(module: nn.Module) -> Network:
     return capture(module.eval(), (3, SIDE, SIDE))
 
 
-@pytest.mark.parametrize("codebooks", [1, 2])
+@pytest.mark.parametrize(("codebooks", "dtype"), [(1, "float"), (2, "float"), (1, "int8"), (2, "int8")])
 def test_the_loss_on_pictures_held_back_falls(
-    dense: Network, calibration: Calibration, rng: np.random.Generator, codebooks: int
+    dense: Network, calibration: Calibration, rng: np.random.Generator, codebooks: int, dtype: str
 ) -> None:
-    start = coded(dense, rng, codebooks=codebooks, dense=("conv",))
+    start = coded(dense, rng, codebooks=codebooks, dtype=dtype, dense=("conv",))
     result = tuned(dense, start, calibration, steps=30, recipe=with_rates(0.01))  # so few steps allow no choice
     assert result.kept < 0.8 * result.losses[0]
     assert result.steps == 30
@@ -410,8 +413,8 @@ def test_each_layer_is_trained_alone_with_the_rate_of_the_first(
     assert second is not None
     found = layers.train(start, first)
     assert found is not None
-    before = start.tensors[first.tensor("codebook")]
-    assert (found.dtype, found.shape) == (before.dtype, before.shape)
+    before = start.codebook(first)
+    assert (found.dtype, found.shape) == (np.float32, before.shape)
     assert not np.array_equal(found, before)
     assert layers.steps == 19  # 20 in 100,060, rounded down
     resumed = LayerTraining(lesson, short, records=records, **options)

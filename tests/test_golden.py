@@ -39,11 +39,12 @@ def test_reader_still_understands_the_golden_file() -> None:
 def test_golden_weights_decode_to_known_numbers() -> None:
     network = read_model(GOLDEN).network
     weights = {weight.name: network.weight(weight) for _, weight in network.graph.weighted()}
-    # Codes run 0, 7 mod K, 14 mod K, ..; codebooks hold (4 i mod 11 - 5) / 8 at their i-th place.
+    # Codes run 0, 7 mod K, 14 mod K, ..; codebooks hold (4 i mod 11 - 5) / 8 at their i-th place, int8 ones 8 times it.
     assert weights["spatial"].shape == (4, 4, 3, 3)
     np.testing.assert_array_equal(weights["spatial"][0, 0].reshape(-1) * 8, [-5, -1, 3, -4, 0, 4, -3, 1, 5])
     np.testing.assert_array_equal(weights["spatial"][0, 1].reshape(-1) * 8, (np.arange(18, 27) * 4) % 11 - 5)
-    np.testing.assert_array_equal(weights["grouped"][1].reshape(-1) * 8, [3 + 2, -4 - 5])
+    # Scales of int8 codebooks: 1 - 5/8 and 1 - 1/8.
+    np.testing.assert_array_equal(weights["grouped"][1].reshape(-1) * 8, [3 * 3 + 2 * 7, -4 * 3 - 5 * 7])
     assert weights["fc"].shape == (3, 8)
 
 

@@ -44,6 +44,15 @@ CONVOLUTIONS: list[tuple[tuple[int, int, int, int], Any, int, int, dict[str, Any
 ]
 
 
+@pytest.mark.parametrize("codebooks", [1, 2])
+def test_int8_codebooks(codebooks: int, rng: np.random.Generator) -> None:
+    codec = ProductConfig(block=(2, 3, 3), centroids=20, codebooks=codebooks, codebook_dtype="int8")
+    node, tensors = weighted_layer(rng, (9, 5, 3, 3), codec, padding=(1, 1, 1, 1))
+    assert tensors["layer.codebook"].dtype == np.int8
+    x = rng.standard_normal((2, 5, 7, 8)).astype(np.float32)
+    check(model_file([node], tensors, x.shape), x, terms=45 * codebooks)
+
+
 @pytest.mark.parametrize(("shape", "block", "centroids", "codebooks", "attributes", "plane"), CONVOLUTIONS)
 @pytest.mark.parametrize("images", [1, 3])
 def test_convolution(

@@ -7,8 +7,10 @@ channels first, then rows, then columns of the kernel, and so are the weights in
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import log2, prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,15 +19,23 @@ from pyquant.errors import ConfigError, InputError
 
 MIN_CENTROIDS = 2
 MAX_CENTROIDS = 65536
+CODEBOOK_DTYPES = ("float", "int8")
+INT8_MAX = 127  # the largest number of an int8 codebook; -128 is not used
+MAX_ROUNDING = 1e-3  # relative error of an fp16 codebook above which it stays fp32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProductConfig:
-    """Replace each block of weights by the sum of `codebooks` centroids, one of `centroids` from each codebook."""
+    """Replace each block of weights by the sum of `codebooks` centroids, one of `centroids` from each codebook.
+
+    The centroids' numbers are kept as `float` (fp16, or fp32 where fp16 cannot hold them) or as `int8`, times a scale
+    for each codebook.
+    """
 
     block: tuple[int, int, int]
     centroids: int
     codebooks: int = 1
+    codebook_dtype: str = "float"
 
     def __post_init__(self) -> None:
         if len(self.block) != 3 or min(self.block) < 1:
@@ -34,6 +44,8 @@ class ProductConfig:
             raise ConfigError(f"centroids must be {MIN_CENTROIDS} to {MAX_CENTROIDS}, got {self.centroids}")
         if self.codebooks < 1:
             raise ConfigError(f"codebooks must be at least 1, got {self.codebooks}")
+        if self.codebook_dtype not in CODEBOOK_DTYPES:
+            raise ConfigError(f"codebook dtype must be {' or '.join(CODEBOOK_DTYPES)}, got {self.codebook_dtype!r}")
 
     @property
     def dim(self) -> int:
@@ -91,17 +103,43 @@ def weight_from_blocks(
 
 
 def decode(
-    codes: NDArray[np.integer], codebook: NDArray[np.floating], weight_shape: tuple[int, ...], config: ProductConfig
+    codes: NDArray[np.integer], codebook: NDArray[np.float32], weight_shape: tuple[int, ...], config: ProductConfig
 ) -> NDArray[np.float32]:
     """Return the fp32 weight of `weight_shape` that `codes` `[M, O, J]` and `codebook` `[M, K, d]` stand for.
 
     Additive codebooks (Babenko and Lempitsky, 2014): a block is the sum of one centroid of each codebook.
     """
-    centroids = codebook.astype(np.float32)
-    blocks = centroids[0][codes[0]]
+    blocks = codebook[0][codes[0]]
     for m in range(1, config.codebooks):
-        blocks = blocks + centroids[m][codes[m]]
+        blocks = blocks + codebook[m][codes[m]]
     return weight_from_blocks(blocks, weight_shape, config.block)
+
+
+def codebook_tensors(codebook: NDArray[np.floating], config: ProductConfig) -> dict[str, NDArray[Any]]:
+    """Return the tensors that keep a codebook `[M, K, d]`, by role, its numbers rounded to what they can hold."""
+    values = codebook.astype(np.float32)
+    if config.codebook_dtype == "int8":
+        largest = np.abs(values).max(axis=(1, 2))
+        # A codebook of zeros, or of numbers too small for a scale, is kept as zeros.
+        scale = (np.maximum(largest, np.finfo(np.float32).tiny * INT8_MAX) / INT8_MAX).astype(np.float32)
+        integers = np.clip(np.rint(values / scale[:, None, None]), -INT8_MAX, INT8_MAX).astype(np.int8)
+        return {"codebook": integers, "codebook_scale": scale}
+    with np.errstate(over="ignore"):
+        rounded = values.astype(np.float16)
+    error = np.linalg.norm(rounded.astype(np.float64) - values)
+    lossless = error <= MAX_ROUNDING * np.linalg.norm(values.astype(np.float64))
+    return {"codebook": rounded if lossless else values}
+
+
+def codebook_values(tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    """Return the fp32 codebook `[M, K, d]` that the tensors of `codebook_tensors` keep."""
+    values = tensors["codebook"].astype(np.float32)
+    return values * tensors["codebook_scale"][:, None, None] if "codebook_scale" in tensors else values
+
+
+def rounded_codebook(codebook: NDArray[np.floating], config: ProductConfig) -> NDArray[np.float32]:
+    """Return a codebook `[M, K, d]` with the numbers that a file would keep."""
+    return codebook_values(codebook_tensors(codebook, config))
 
 
 def pack_codes(codes: NDArray[np.integer], bits: int) -> NDArray[np.uint8]:

@@ -15,7 +15,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from pyquant.codecs.product import ProductConfig, blocks_from_weight
+from pyquant.codecs.product import ProductConfig, blocks_from_weight, rounded_codebook
 from pyquant.learn.workers import Workers
 
 Floats = NDArray[np.float32]
@@ -30,7 +30,6 @@ SEED_POINTS = 64
 MAX_POINTS = 4096  # blocks per centroid that the iterations look at; more would teach nothing (VGG's linear layers)
 CHUNK = 32768  # blocks a worker assigns at a time; fixed, so that sums are the same for any number of threads
 DAMPING = 3.0  # of the mean of the Gram's diagonal, added to the diagonal
-MAX_ROUNDING = 1e-3  # relative error of an fp16 codebook above which it stays fp32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,10 +51,10 @@ def learn_codebook(
     seed: int,
     workers: Workers,
     annealed: bool = False,
-) -> tuple[Codes, NDArray[np.floating]]:
+) -> tuple[Codes, Floats]:
     """Return the codes `[1, O, J]` and the codebook `[1, K, d]` of a weight `[O, C, kh, kw]` or `[O, C]`.
 
-    The codebook is fp16, or fp32 where fp16 cannot hold its numbers; codes are the nearest centroids after rounding.
+    The codebook is rounded to what a file can hold; codes are the nearest centroids after rounding.
 
     Args:
         gram: `[d, d]` of the inputs that meet a block, at any scale; None: all weights count the same.
@@ -70,7 +69,9 @@ def learn_codebook(
     if len(flat) <= config.centroids:
         centroids = np.zeros((config.centroids, dim), np.float32)
         centroids[: len(flat)] = flat * unit
-        return np.arange(len(flat), dtype=np.uint16).reshape(1, outputs, positions), round_codebook(centroids)[None]
+        return np.arange(len(flat), dtype=np.uint16).reshape(1, outputs, positions), rounded_codebook(
+            centroids[None], config
+        )
     present = blocks_from_weight(np.ones((1, *weight.shape[1:]), np.float32), config.block)[0] > 0  # [J, d]
     chunks = _chunks(flat, present, whitening)
     rng = np.random.default_rng(seed)
@@ -83,12 +84,12 @@ def learn_codebook(
     every = max(1, len(flat) // (MAX_POINTS * config.centroids))
     noise = blocks.reshape(-1, dim).std(axis=0) if annealed else None
     centroids = _iterate(chunks[::every], centroids, rng, workers, noise)
-    codebook = round_codebook(centroids * unit)
-    final = workers.map(partial(_nearest, centroids=codebook.astype(np.float32) / unit), chunks)
+    codebook = rounded_codebook(centroids[None] * unit, config)
+    final = workers.map(partial(_nearest, centroids=codebook[0] / unit), chunks)
     codes = np.empty(len(flat), np.uint16)
     for chunk, nearest in zip(chunks, final, strict=True):
         codes[chunk.rows] = nearest
-    return codes.reshape(1, outputs, positions), codebook[None]
+    return codes.reshape(1, outputs, positions), codebook
 
 
 def whitening_factor(gram: NDArray[np.float64]) -> Floats:
@@ -123,14 +124,6 @@ def seed_centroids(points: Floats, centroids: int, *, seed: int, workers: Worker
 
     (result,) = workers.map(run, [None])
     return result
-
-
-def round_codebook(centroids: Floats) -> NDArray[np.floating]:
-    """Return centroids as fp16, or as they are where fp16 overflows or loses them."""
-    with np.errstate(over="ignore"):
-        rounded = centroids.astype(np.float16)
-    error = np.linalg.norm(rounded.astype(np.float64) - centroids)
-    return rounded if error <= MAX_ROUNDING * np.linalg.norm(centroids.astype(np.float64)) else centroids
 
 
 def _chunks(flat: Floats, present: NDArray[np.bool_], whitening: Floats) -> list[_Chunk]:

@@ -28,6 +28,7 @@ Result = TypeVar("Result")
 
 CHUNK_ROWS = 128  # outputs that a worker takes at a time; fixed, so that results are the same for any number of threads
 PANEL = 128  # weights of a row, at most, between two updates of all the others
+BEAM = 4  # sums of additive centroids that a search for codes keeps
 REFIT_STEPS = 10  # of conjugate gradients
 RIDGE = 1e-4  # of the mean curvature, added to a centroid's own: centroids without blocks stay where they are
 FEEDBACK_DAMPING = 1e-2  # of the Gram's mean diagonal, so that it can be inverted
@@ -73,10 +74,7 @@ class Solution:
 def decode(codes: Tensor, codebooks: Tensor) -> Tensor:
     """Return the weight `[G, R, D]` that codes `[M, G, R, J]` stand for."""
     _, groups, rows, _ = codes.shape
-    blocks = codebooks[0][codes[0]]
-    for m in range(1, len(codebooks)):
-        blocks = blocks + codebooks[m][codes[m]]
-    return blocks.reshape(groups, rows, -1)
+    return _sums(codes, codebooks).reshape(groups, rows, -1)
 
 
 def feedback(problem: Problem, codebooks: Tensor, workers: Workers) -> Solution:
@@ -104,17 +102,11 @@ def feedback(problem: Problem, codebooks: Tensor, workers: Workers) -> Solution:
             error = torch.zeros_like(target[:, :, panel])
             for start in reversed(range(panel.start, panel.stop, d)):
                 here, local = slice(start, start + d), slice(start - panel.start, start - panel.start + d)
-                own = upper[:, here, here].transpose(1, 2)
-                miss = torch.bmm(target[:, :, here], own) + missed[:, :, here]
-                chosen = torch.zeros_like(miss)
-                for book, codebook in enumerate(codebooks):
-                    centroids = codebook @ own  # [G, K, d]
-                    scores = centroids.square().sum(2)[:, None] - 2 * torch.bmm(miss, centroids.transpose(1, 2))
-                    nearest = scores.argmin(2)
-                    codes[book, piece[0], piece[1], start // d] = nearest
-                    miss = miss - torch.gather(centroids, 1, nearest[..., None].expand(-1, -1, d))
-                    chosen = chosen + codebook[nearest]
-                error[:, :, local] = target[:, :, here] - chosen
+                own = upper[:, here, here]
+                wanted = torch.bmm(torch.bmm(target[:, :, here], own.transpose(1, 2)) + missed[:, :, here], own)
+                best = _best_codes(wanted, torch.bmm(own.transpose(1, 2), own), codebooks)
+                codes[:, piece[0], piece[1], start // d] = best
+                error[:, :, local] = target[:, :, here] - _sums(best, codebooks)
                 before = slice(panel.start, start)
                 missed[:, :, before] += torch.bmm(error[:, :, local], upper[:, before, here].transpose(1, 2))
             before = slice(0, panel.start)
@@ -136,16 +128,13 @@ def sweep(problem: Problem, solution: Solution, workers: Workers) -> Solution:
             change = torch.zeros_like(slope[:, :, panel])
             for start in range(panel.start, panel.stop, d):
                 here, rest = slice(start, start + d), slice(start, panel.stop)
-                local = change[:, :, start - panel.start : start - panel.start + d]
                 own, j = part.gram[:, here, here], start // d
-                for m, codebook in enumerate(codebooks):
-                    old = codebook[codes[m, :, :, j]]
-                    wanted = slope[:, :, here] + torch.bmm(old, own)
-                    curvature = ((codebook @ own) * codebook).sum(2)  # [G, K]
-                    codes[m, :, :, j] = (curvature[:, None] - 2 * wanted @ codebook.T).argmin(2)
-                    step = codebook[codes[m, :, :, j]] - old
-                    slope[:, :, rest] -= torch.bmm(step, part.gram[:, here, rest])
-                    local += step
+                old = _sums(codes[..., j], codebooks)
+                wanted = slope[:, :, here] + torch.bmm(old, own)
+                codes[..., j] = _best_codes(wanted, own, codebooks, codes[..., j])
+                step = _sums(codes[..., j], codebooks) - old
+                slope[:, :, rest] -= torch.bmm(step, part.gram[:, here, rest])
+                change[:, :, start - panel.start : start - panel.start + d] = step
             after = slice(panel.stop, dim)
             slope[:, :, after] -= torch.bmm(change, part.gram[:, panel, after])
         return codes
@@ -189,6 +178,51 @@ def refit(problem: Problem, solution: Solution, workers: Workers) -> Solution:
         fall, before = float((residual * step).sum()), fall
         direction = step + fall / before * direction
     return replace(solution, codebooks=codebooks.float())
+
+
+def _best_codes(wanted: Tensor, curvature: Tensor, codebooks: Tensor, present: Tensor | None = None) -> Tensor:
+    """Return the codes `[M, G, R]` whose centroids' sum c makes `cᵀ H c - 2 cᵀ w` least.
+
+    Of several codebooks one is looked at after another, and only the BEAM best sums so far are kept (beam search, as in
+    Babenko and Lempitsky, "Additive Quantization", CVPR 2014). Where `present` codes are better they stay, and each
+    code is then made the best one for all others.
+
+    Args:
+        wanted: w, `[G, R, d]`.
+        curvature: H, `[G, d, d]`.
+    """
+    products = codebooks @ curvature[:, None]  # [G, M, K, d]
+    norms = (products * codebooks).sum(3)  # [G, M, K]
+    scores = norms[:, :1] - 2 * wanted @ codebooks[0].T  # [G, R, K]
+    if len(codebooks) == 1:
+        return scores.argmin(2)[None]
+    costs, chosen = scores.topk(min(BEAM, scores.shape[2]), dim=2, largest=False)  # [G, R, B]
+    found = [chosen]
+    for m in range(1, len(codebooks)):
+        sums = _sums(torch.stack(found), codebooks[:m])  # [G, R, B, d]
+        cross = sums @ products[:, None, m].transpose(2, 3)  # [G, R, B, K]
+        scores = costs[..., None] + (norms[:, m, None] - 2 * wanted @ codebooks[m].T)[:, :, None] + 2 * cross
+        costs, best = scores.flatten(2).topk(BEAM if m + 1 < len(codebooks) else 1, dim=2, largest=False)
+        behind = best // scores.shape[3]
+        found = [codes.gather(2, behind) for codes in found] + [best % scores.shape[3]]
+    codes = torch.stack([part[..., 0] for part in found])
+    if present is None:
+        return codes
+    sums = _sums(present, codebooks)
+    before = ((sums @ curvature - 2 * wanted) * sums).sum(2)
+    codes = torch.where(costs[..., 0] < before, codes, present)
+    for m, codebook in enumerate(codebooks):
+        others = _sums(codes, codebooks) - codebook[codes[m]]
+        codes[m] = (norms[:, m, None] - 2 * (wanted - others @ curvature) @ codebook.T).argmin(2)
+    return codes
+
+
+def _sums(codes: Tensor, codebooks: Tensor) -> Tensor:
+    """Return the sums `[.., d]` of the centroids that codes `[M, ..]` stand for."""
+    total = codebooks[0][codes[0]]
+    for m in range(1, len(codebooks)):
+        total = total + codebooks[m][codes[m]]
+    return total
 
 
 def _panels(dim: int, d: int) -> list[slice]:

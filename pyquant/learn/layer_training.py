@@ -97,7 +97,7 @@ class LayerTraining:
         """The learning rate of the layers; nothing before the first one was trained."""
         return () if self._rate is None else (self._rate,)
 
-    def train(self, network: Network, weight: Weight) -> NDArray[np.floating] | None:
+    def train(self, network: Network, weight: Weight) -> NDArray[np.float32] | None:
         """Return better codebooks `[M, K, d]` of a weight; None where none were found.
 
         Args:
@@ -106,7 +106,7 @@ class LayerTraining:
         with training_mode(self._threads):
             return self._train(network, weight)
 
-    def _train(self, network: Network, weight: Weight) -> NDArray[np.floating] | None:
+    def _train(self, network: Network, weight: Weight) -> NDArray[np.float32] | None:
         began = time.monotonic()
         if weight.name not in self._layers:
             self._layers.append(weight.name)
@@ -127,7 +127,7 @@ class LayerTraining:
             "seconds": self.seconds,
         }
         self._records.save(RECORD, values, {})
-        return training.result().tensors[weight.tensor("codebook")] if training.kept < training.losses[0] else None
+        return training.result().codebook(weight) if training.kept < training.losses[0] else None
 
     def _training(self, network: Network, weight: Weight, steps: int) -> Training:
         # Its batches follow those of the layers before it, whoever trained them.

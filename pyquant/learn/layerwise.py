@@ -21,7 +21,7 @@ from torch import Tensor
 from pyquant.checkpoint import NOWHERE, Records
 from pyquant.choose import Choice
 from pyquant.codecs import ProductConfig
-from pyquant.codecs.product import pack_codes
+from pyquant.codecs.product import codebook_tensors, pack_codes
 from pyquant.console import Progress
 from pyquant.errors import InputError
 from pyquant.graph import Network, Node, Weight
@@ -43,7 +43,7 @@ from pyquant.torch_network import TorchNetwork
 
 Floats = NDArray[np.float32]
 Result = TypeVar("Result")
-Train = Callable[[Network, Weight], NDArray[np.floating] | None]  # network so far, weight -> better codebooks [M, K, d]
+Train = Callable[[Network, Weight], Floats | None]  # network so far, weight -> better codebooks [M, K, d]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,9 +164,8 @@ class _Learner:
 
     def save(self, weight: Weight) -> None:
         """Save the codes and codebooks of a weight: with them, all else of its layer can be measured again."""
-        names = {role: weight.tensor(role) for role in CODECS["product"].tensors}
-        tensors = {role: self._tensors[name] for role, name in names.items() if name in self._tensors}
-        self._records.save(_record(weight), {}, tensors)
+        roles = CODECS["product"].tensors_of(self.config(weight))
+        self._records.save(_record(weight), {}, {role: self._tensors[weight.tensor(role)] for role in roles})
 
     def code(self, node: Node, weight: Weight, measured: Any | None, *, centred: bool) -> None:
         """Learn the codes and codebooks of a layer's weight, unless it stays dense."""
@@ -187,13 +186,16 @@ class _Learner:
             codes, codebook = self.method.code(layer, measured, seed=seed, workers=self.workers)
         except ValueError as error:
             raise InputError(f"layer '{node.name}': {error}") from error
-        self._keep(weight, {"codes": pack_codes(codes, config.code_bits), "codebook": codebook})
+        self._keep(weight, {"codes": pack_codes(codes, config.code_bits), **codebook_tensors(codebook, config)})
 
     def refine(self, weight: Weight) -> bool:
         """Have the codebooks trained of a weight that was just coded; say whether they changed."""
         better = None if self._train is None else self._train(self.result().network, self._coded[weight.name])
         if better is not None:
-            self._tensors[weight.tensor("codebook")] = better
+            config = self.config(weight)
+            assert config is not None
+            kept = codebook_tensors(better, config)
+            self._tensors |= {weight.tensor(role): tensor for role, tensor in kept.items()}
         return better is not None
 
     def _keep(self, weight: Weight, tensors: Mapping[str, NDArray[Any]]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyquant.codecs import ProductConfig
-from pyquant.codecs.product import as_conv_shape
+from pyquant.codecs.product import as_conv_shape, codebook_tensors, rounded_codebook
 from pyquant.graph import Network, Node, Weight
 from pyquant.learn.lookup import Lookup
 from pyquant.torch_network import TorchNetwork
@@ -35,6 +35,7 @@ class Trainable(TorchNetwork):
         self.lookups = nn.ModuleDict()  # a list for each compressed weight, one for each of its codebooks
         self._scaled: dict[str, bool] = {}  # whether the weight of a layer holds the layer's scale
         self._keys: dict[str, str] = {}  # of the parameters trained, by the name of the tensor in the network
+        self._integers: dict[str, Weight] = {}  # those with int8 codebooks, by the name of the codebook
         for node in network.graph.nodes:
             if node.weight is not None:
                 self._add_weight(node.weight)
@@ -106,7 +107,12 @@ class Trainable(TorchNetwork):
         tensors = dict(self.network.tensors)
         for name, key in self._keys.items():
             value = self.tensors[key].detach().cpu().numpy()
-            tensors[name] = value.astype(tensors[name].dtype).reshape(tensors[name].shape)
+            if (weight := self._integers.get(name)) is not None:
+                assert isinstance(weight.codec, ProductConfig)
+                kept = codebook_tensors(value, weight.codec)
+                tensors |= {weight.tensor(role): tensor for role, tensor in kept.items()}
+            else:
+                tensors[name] = value.astype(tensors[name].dtype).reshape(tensors[name].shape)
         return replace(self.network, tensors=tensors)
 
     def _own(self, node: Node, role: str) -> Tensor | None:
@@ -134,10 +140,13 @@ class Trainable(TorchNetwork):
             codes = self.network.codes(weight).astype(np.int64).reshape(config.codebooks, -1)
             lookups = nn.ModuleList(Lookup(row, config.centroids) for row in torch.from_numpy(codes))
             self.lookups[_key(weight.tensor("codes"))] = lookups
-        stored = np.array(self.network.tensors[weight.tensor(role)], np.float32)
-        if role == "weight":
-            stored = stored.reshape(weight.shape)
-        self._train(weight.tensor(role), _key(weight.tensor(role)), torch.from_numpy(stored))
+        if isinstance(config, ProductConfig):
+            stored = self.network.codebook(weight)
+            if config.codebook_dtype == "int8":
+                self._integers[weight.tensor("codebook")] = weight
+        else:
+            stored = self.network.weight(weight)
+        self._train(weight.tensor(role), _key(weight.tensor(role)), torch.from_numpy(np.array(stored)))
 
     def _add_epilogue(self, node: Node) -> None:
         state = node.state
@@ -162,9 +171,13 @@ class Trainable(TorchNetwork):
     def _stored(self, name: str) -> Tensor:
         """Return a parameter, in eval mode with the values that the file can hold."""
         value: Tensor = self.tensors[self._keys[name]]
-        if not self.training and self.network.tensors[name].dtype == np.float16:
-            value = value.half().float()
-        return value
+        if self.training:
+            return value
+        if (weight := self._integers.get(name)) is not None:
+            assert isinstance(weight.codec, ProductConfig)
+            rounded = rounded_codebook(value.detach().cpu().numpy(), weight.codec)
+            return torch.from_numpy(rounded).to(value.device)
+        return value.half().float() if self.network.tensors[name].dtype == np.float16 else value
 
 
 def weight_from_blocks(blocks: Tensor, weight: Weight) -> Tensor:

@@ -7,13 +7,12 @@ says why this is ABGD's expectation maximisation.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pyquant.codecs import ProductConfig
 from pyquant.graph import Node
 from pyquant.learn.cluster import learn_codebook
-from pyquant.learn.methods.base import Codes, Layer, Method
+from pyquant.learn.methods.base import Codes, Floats, Layer, Method
 from pyquant.learn.moments import InputMoments, block_presence, input_moments
 from pyquant.learn.recipes import ABGD
 from pyquant.learn.workers import Workers
@@ -33,9 +32,7 @@ class Abgd(Method):
         """Return the moments of both."""
         return batch if total is None else total.plus(batch)
 
-    def code(
-        self, layer: Layer, measured: InputMoments | None, *, seed: int, workers: Workers
-    ) -> tuple[Codes, NDArray[np.floating]]:
+    def code(self, layer: Layer, measured: InputMoments | None, *, seed: int, workers: Workers) -> tuple[Codes, Floats]:
         """Return the codes and the codebook that k-means ends with."""
         gram = None
         if measured is not None:

@@ -86,10 +86,8 @@ class Method(Protocol):
     def add(self, total: Any | None, batch: Any) -> Any:
         """Return what was measured on all batches so far and one more; `total` may be changed in place."""
 
-    def code(
-        self, layer: Layer, measured: Any | None, *, seed: int, workers: Workers
-    ) -> tuple[Codes, NDArray[np.floating]]:
-        """Return codes `[M, O, J]` and codebooks `[M, K, d]` (fp16, or fp32 where fp16 cannot hold them).
+    def code(self, layer: Layer, measured: Any | None, *, seed: int, workers: Workers) -> tuple[Codes, Floats]:
+        """Return codes `[M, O, J]` and codebooks `[M, K, d]`, these with the numbers that a file would keep.
 
         Args:
             measured: what `add` returned last; None without calibration: all weights count the same.

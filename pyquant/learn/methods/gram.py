@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyquant.codecs import ProductConfig
-from pyquant.codecs.product import as_conv_shape, blocks_from_weight, weight_from_blocks
+from pyquant.codecs.product import as_conv_shape, blocks_from_weight, rounded_codebook, weight_from_blocks
 from pyquant.graph import Node
-from pyquant.learn.cluster import learn_codebook, round_codebook
+from pyquant.learn.cluster import learn_codebook
 from pyquant.learn.descent import Problem, Solution, feedback, refit, sweep
 from pyquant.learn.methods.base import Codes, Floats, Layer, Method
 from pyquant.learn.moments import unfold
@@ -114,9 +114,7 @@ class Gram(Method):
         total.accumulate(batch)
         return total
 
-    def code(
-        self, layer: Layer, measured: FullMoments | None, *, seed: int, workers: Workers
-    ) -> tuple[Codes, NDArray[np.floating]]:
+    def code(self, layer: Layer, measured: FullMoments | None, *, seed: int, workers: Workers) -> tuple[Codes, Floats]:
         """Return the codes and codebooks that the descent ends with."""
         if measured is None:
             return _first(layer.weight, layer.config, None, seed=seed, workers=workers)
@@ -133,28 +131,28 @@ class Gram(Method):
         codes, codebooks = _first(target, layer.config, block_gram.double().numpy(), seed=seed, workers=workers)
         if layer.config.centroids >= codes[0].size:
             return codes, codebooks  # a centroid for each block: nothing is left to gain
-        solution = feedback(problem, torch.from_numpy(codebooks.astype(np.float32)), workers)
+        solution = feedback(problem, torch.from_numpy(codebooks), workers)
         for _ in range(ROUNDS):
             solution = sweep(problem, refit(problem, solution, workers), workers)
-        codebooks = round_codebook(refit(problem, solution, workers).codebooks.numpy())
-        rounded = Solution(codes=solution.codes, codebooks=torch.from_numpy(codebooks.astype(np.float32)))
+        codebooks = rounded_codebook(refit(problem, solution, workers).codebooks.numpy(), layer.config)
+        rounded = Solution(codes=solution.codes, codebooks=torch.from_numpy(codebooks))
         chosen = sweep(problem, rounded, workers).codes
         return chosen.reshape(len(codebooks), len(layer.weight), -1).numpy().astype(np.uint16), codebooks
 
 
 def _first(
     weight: Floats, config: ProductConfig, gram: NDArray[np.float64] | None, *, seed: int, workers: Workers
-) -> tuple[Codes, NDArray[np.floating]]:
+) -> tuple[Codes, Floats]:
     """Return codes and codebooks by k-means; of additive codebooks, each codes what the ones before it leave."""
     single = replace(config, codebooks=1)
     rest, codes, codebooks = weight, [], []
     for m in range(config.codebooks):
         code, codebook = learn_codebook(rest, single, gram, seed=seed + m, workers=workers)
-        blocks = codebook[0].astype(np.float32)[code[0]]
+        blocks = codebook[0][code[0]]
         rest = rest - weight_from_blocks(blocks, weight.shape, config.block)
         codes.append(code[0])
         codebooks.append(codebook[0])
-    return np.stack(codes), round_codebook(np.stack([c.astype(np.float32) for c in codebooks]))
+    return np.stack(codes), np.stack(codebooks)
 
 
 def _groups(node: Node) -> int:

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pyquant.choose import Choice
@@ -18,7 +16,7 @@ from pyquant.codecs import ProductConfig
 from pyquant.console import Progress
 from pyquant.graph import Network, Node
 from pyquant.learn.cluster import learn_codebook
-from pyquant.learn.methods.base import Codes, Layer, Method
+from pyquant.learn.methods.base import Codes, Floats, Layer, Method
 from pyquant.learn.ordering import best_order
 from pyquant.learn.permute import channels_of, reordered
 from pyquant.learn.recipes import PQF
@@ -58,8 +56,6 @@ class Pqf(Method):
         """Return nothing."""
         return ()
 
-    def code(
-        self, layer: Layer, measured: tuple[()] | None, *, seed: int, workers: Workers
-    ) -> tuple[Codes, NDArray[np.floating]]:
+    def code(self, layer: Layer, measured: tuple[()] | None, *, seed: int, workers: Workers) -> tuple[Codes, Floats]:
         """Return the codes and the codebook that k-means ends with."""
         return learn_codebook(layer.weight, layer.config, None, seed=seed, workers=workers, annealed=True)
