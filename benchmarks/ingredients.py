@@ -5,8 +5,10 @@ Nothing is written twice: the product's own code runs, with the functions in que
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
@@ -14,10 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pyquant.graph import Network
 from pyquant.learn.descent import Problem, Solution
-from pyquant.learn.methods import Method, gram
+from pyquant.learn.methods import METHODS, Method, gram
 from pyquant.learn.methods.abgd import Abgd
 from pyquant.learn.methods.base import Codes, Floats, Layer
+from pyquant.learn.methods.pqf import Pqf
 from pyquant.learn.workers import Workers
 
 
@@ -33,27 +37,12 @@ def _codes_kept(problem: Problem, solution: Solution, workers: Workers) -> Solut
     return solution
 
 
-PIECES: dict[str, tuple[str, Any]] = {  # what each name takes out: of pyquant.learn.methods.gram, and what replaces it
-    "corrected target": ("_corrected", _target_not_corrected),
-    "least squares": ("refit", _codebooks_kept),
-    "coordinate descent": ("sweep", _codes_kept),
-    "more rounds": ("ROUNDS", 1),
+PIECES: dict[str, tuple[ModuleType, str, Any]] = {  # what takes each of them out: a name, and what replaces it
+    "corrected target": (gram, "_corrected", _target_not_corrected),
+    "least squares": (gram, "refit", _codebooks_kept),
+    "coordinate descent": (gram, "sweep", _codes_kept),
+    "more rounds": (gram, "ROUNDS", 1),
 }
-
-
-class Without(gram.Gram):
-    """Our method without some of its pieces."""
-
-    def __init__(self, *pieces: str) -> None:
-        self.pieces = pieces
-
-    def code(self, layer: Layer, measured: Any, *, seed: int, workers: Workers) -> tuple[Codes, NDArray[np.floating]]:
-        """Return what ours finds without the pieces."""
-        with ExitStack() as stack:
-            for piece in self.pieces:
-                name, replacement = PIECES[piece]
-                stack.enter_context(patch.object(gram, name, replacement))
-            return super().code(layer, measured, seed=seed, workers=workers)
 
 
 class Weights(Abgd):
@@ -66,37 +55,58 @@ class Weights(Abgd):
         return super().code(layer, None, seed=seed, workers=workers)
 
 
+class Unordered(Pqf):
+    """PQF's annealed k-means, the channels in their own order."""
+
+    def prepare(self, network: Network, norms: Any, choices: Any, **_: Any) -> tuple[Network, Any]:
+        """Return the network as it is."""
+        return network, norms
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ingredient:
     """One row of the table: a method, and what it is compared with."""
 
-    method: Method | str = "gram"  # its name, where the product has it
     over: str = ""  # the row that has all but one thing of this one
+    method: Method | str = "gram"  # its name, where the product has it
+    without: tuple[str, ...] = ()  # pieces
     calibrated: bool = True
     allocated: bool = False  # codecs are chosen for the bytes that the preset gives, not by the preset
 
     def name(self, row: str) -> str:
         """Return the name under which the method is run."""
-        return self.method if isinstance(self.method, str) else row
+        return self.method if isinstance(self.method, str) and not self.without else row
 
     def size(self, preset: str) -> str:
         """Return what decides the size, in place of a preset."""
         return f"as:{preset}" if self.allocated else preset
 
+    @contextmanager
+    def known(self, row: str) -> Iterator[None]:
+        """Let the product know the method by this name, and be without the pieces."""
+        method = METHODS[self.method] if isinstance(self.method, str) else self.method
+        with ExitStack() as stack:
+            stack.enter_context(patch.dict(METHODS, {row: method}))
+            for piece in self.without:
+                stack.enter_context(patch.object(*PIECES[piece]))
+            yield
+
 
 INGREDIENTS: dict[str, Ingredient] = {
     "k-means on weights, no pictures": Ingredient(method=Weights(), calibrated=False),
-    "statistics renewed": Ingredient(method=Weights(), over="k-means on weights, no pictures"),
-    "blocks weighted by inputs (`abgd`)": Ingredient(method="abgd", over="statistics renewed"),
+    "statistics renewed": Ingredient(over="k-means on weights, no pictures", method=Weights()),
+    "k-means annealed": Ingredient(over="statistics renewed", method=Unordered()),
+    "channels reordered (`pqf`)": Ingredient(over="k-means annealed", method="pqf"),
+    "blocks weighted by inputs (`abgd`)": Ingredient(over="statistics renewed", method="abgd"),
     "error feedback": Ingredient(
-        method=Without("corrected target", "least squares", "coordinate descent", "more rounds"),
         over="statistics renewed",
+        without=("corrected target", "least squares", "coordinate descent", "more rounds"),
     ),
     "least squares": Ingredient(
-        method=Without("corrected target", "coordinate descent", "more rounds"), over="error feedback"
+        over="error feedback", without=("corrected target", "coordinate descent", "more rounds")
     ),
-    "coordinate descent": Ingredient(method=Without("corrected target", "more rounds"), over="least squares"),
-    "more rounds": Ingredient(method=Without("corrected target"), over="coordinate descent"),
+    "coordinate descent": Ingredient(over="least squares", without=("corrected target", "more rounds")),
+    "more rounds": Ingredient(over="coordinate descent", without=("corrected target",)),
     "target corrected for earlier errors (`gram`)": Ingredient(over="more rounds"),
-    "codecs chosen by sensitivities": Ingredient(allocated=True, over="target corrected for earlier errors (`gram`)"),
+    "codecs chosen by sensitivities": Ingredient(over="target corrected for earlier errors (`gram`)", allocated=True),
 }

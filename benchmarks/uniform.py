@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyquant.allocate import placeholder
 from pyquant.choose import Choice, Recipe, parse_rule
 from pyquant.codecs import CodecConfig, ProductConfig
 from pyquant.graph import Network, Node
@@ -30,7 +29,7 @@ from pyquant.torch_network import TorchNetwork
 Floats = NDArray[np.float32]
 
 SCALES = np.linspace(0.2, 1.0, 81)  # tried, relative to the one at which the largest weight is met
-SCALE_BYTES = 2
+FP16_BYTES = 2
 
 
 def quantized(weight: Floats, bits: int) -> Floats:
@@ -57,12 +56,13 @@ def recipe_for(network: Network, bits: int) -> Recipe:
 
 
 def file_bytes(network: Network, plan: Plan) -> int:
-    """Return the bytes that a file would have, from the plan of `recipe_for`: scales in place of codebooks."""
-    coded = placeholder(network, plan.choices)
-    added = {name: array.nbytes for name, array in coded.tensors.items() if name not in network.tensors}
-    codebooks = sum(size for name, size in added.items() if not name.endswith(".codes"))
-    outputs = {weight.name: weight.shape[0] for _, weight in coded.graph.weighted() if is_coded(weight.codec)}
-    return plan.bytes - codebooks + SCALE_BYTES * sum(outputs.values())
+    """Return the bytes that a file would have, from the plan of `recipe_for`: scales in place of fp16 codebooks."""
+    total = plan.bytes
+    for weight in {weight.name: weight for _, weight in network.graph.weighted()}.values():
+        codec = plan.choices[weight.name].codec
+        if isinstance(codec, ProductConfig):
+            total += FP16_BYTES * (weight.shape[0] - codec.centroids)
+    return total
 
 
 def is_coded(codec: CodecConfig) -> bool:
