@@ -19,9 +19,9 @@ torch = pytest.importorskip("torch", reason="compressing needs PyTorch")
 
 import tiny_networks  # noqa: E402
 
-from pyquant import checkpoint, console  # noqa: E402
+from pyquant import checkpoint, console, planning  # noqa: E402
 from pyquant.checkpoint import Checkpoint  # noqa: E402
-from pyquant.compression import compress  # noqa: E402
+from pyquant.compression import compress, compress_sizes  # noqa: E402
 from pyquant.container import parse_json, unpack  # noqa: E402
 from pyquant.errors import FormatError, InputError  # noqa: E402
 
@@ -97,6 +97,35 @@ def test_stopped_after_every_record(
         stops += 1
     records = len(list((tmp_path / "checkpoint").glob("*.safetensors")))
     assert stops == records + (STEPS if kind == "tuned" else 0)  # training is one record, saved again and again
+
+
+def test_several_sizes_are_parts_of_one_job(
+    expected: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = (SIZED["target_bytes"], 16_000)
+
+    def make() -> None:
+        compress_sizes(
+            tiny_networks.residual(),
+            INPUTS,
+            out=tmp_path / "{bytes}.pqmodel",
+            target_bytes=sizes,
+            checkpoint=tmp_path / "checkpoint",
+        )
+
+    with monkeypatch.context() as patch:
+        stop_after(9, patch)  # in the second size
+        with pytest.raises(Stopped):
+            make()
+    first, second = (tmp_path / f"{size}.pqmodel" for size in sizes)
+    assert not second.exists()
+    assert first.read_bytes() == expected["sized"]
+    monkeypatch.setattr(planning, "measure_curves", lambda *_, **__: pytest.fail("measured again"))
+    make()
+    assert first.read_bytes() == expected["sized"]
+    monkeypatch.undo()
+    compress(tiny_networks.residual(), INPUTS, out=tmp_path / "whole.pqmodel", target_bytes=sizes[1])
+    assert second.read_bytes() == (tmp_path / "whole.pqmodel").read_bytes()
 
 
 def test_threads_may_change_where_there_is_no_fine_tuning(

@@ -18,7 +18,7 @@ class KeptInputs:
         self._source = source
         self._values = Activations(memory_bytes)
         self._known: set[int] = set()
-        self.calibration = Calibration(count=source.count, shape=source.shape, read=self._read)
+        self.calibration = Calibration(count=source.count, shape=source.shape, read=self._read, files=source.files)
 
     def close(self) -> None:
         """Forget what is kept, and remove the temporary folder."""
