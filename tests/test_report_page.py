@@ -68,7 +68,7 @@ def made(tmp_path: Path) -> Made:
 
 def test_one_file(made: Made) -> None:
     page = Page(render_page(Outcome(files=(made,))))
-    for said in ("a.pqmodel", "48.5 to 47.1 %", "1.36 points down", "5,000 pictures", "4.2 %", "3.1 % were predicted",
+    for said in ("a.pqmodel", "48.5 to 47.1", "1.36 points down", "5,000 pictures", "4.2 %", "3.1 % were predicted",
                  "passed", "the first convolution", "fc=dense", "steps 120", "1,024", "12.5 %"):  # fmt: skip
         assert said in page.text, said
     assert all(layer.name in page.text for layer in made.report.layers)

@@ -97,8 +97,8 @@ def _tiles(made: Made) -> str:
     if (accuracy := made.accuracy) is not None:
         tiles += [
             _tile(
-                f"Top-{count}, before and after",
-                f"{before:.1f} <small>to</small> {after:.1f} <small>%</small>",
+                f"Top-{count} accuracy, %",
+                f"{before:.1f} <small>to</small> {after:.1f}",
                 note,
             )
             for count, before, after, note in (
@@ -328,8 +328,8 @@ def _layer_table(layers: Sequence[LayerRow], total: int) -> str:
         "In the order in which they run. Coding: the weights of a block (channels x rows x columns), and how many "
         "centroids a block is chosen from. Bytes count codes, codebooks, scales and biases."
     )
-    body = f"<caption>{caption}</caption>{_head(titles)}<tbody>{''.join(rows)}</tbody>"
-    return _scroll(f'<table class="wide">{body}</table>', "Every layer")
+    table = _scroll(f'<table class="wide">{_head(titles)}<tbody>{"".join(rows)}</tbody></table>', "Every layer")
+    return f'<p class="soft">{caption}</p>{table}'
 
 
 def _bar(text: str, share: float) -> str:
@@ -378,8 +378,8 @@ def _table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) 
             for column, text in zip(columns, row, strict=True)
         ]
         lines.append(f"<tr>{''.join(cells)}</tr>")
-    body = f"<caption>{escape(caption)}</caption>{_head(columns)}<tbody>{''.join(lines)}</tbody>"
-    return _scroll(f"<table>{body}</table>", caption)
+    table = _scroll(f"<table>{_head(columns)}<tbody>{''.join(lines)}</tbody></table>", caption.partition(".")[0])
+    return f'<p class="soft">{escape(caption)}</p>{table}'
 
 
 def _head(columns: Sequence[str]) -> str:

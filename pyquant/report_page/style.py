@@ -16,9 +16,9 @@ p { margin: 0 0 10px; max-width: 75ch; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(200px, 1fr)); gap: 14px; margin: 0 0 20px; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px; }
 .tile h2 { font-size: .85rem; font-weight: 600; color: var(--soft); margin: 0; }
-.tile .value { font-size: 1.6rem; font-weight: 650; line-height: 1.25; }
+.tile .value { white-space: nowrap; font-size: 1.6rem; font-weight: 650; line-height: 1.25; }
 .tile .value small { font-size: 1rem; font-weight: 500; }
-.tile p { margin: 2px 0 0; font-size: .88rem; color: var(--soft); }
+.tile p { overflow-wrap: anywhere; margin: 2px 0 0; font-size: .88rem; color: var(--soft); }
 .size { display: grid; grid-template-columns: max-content 1fr; gap: 4px 12px; align-items: center; font-size: .9rem; }
 .size .track { height: 16px; }
 .size .track div { height: 100%; min-width: 2px; border-radius: 3px; background: var(--blue); }
@@ -28,7 +28,6 @@ p { margin: 0 0 10px; max-width: 75ch; }
 .scroll:focus-visible { outline: 2px solid var(--blue); }
 table + p, .scroll + p { margin: 10px 0 0; }
 table { border-collapse: collapse; width: 100%; font-size: .88rem; }
-caption { text-align: left; color: var(--soft); padding-bottom: 6px; }
 th, td { text-align: left; vertical-align: top; padding: 5px 12px 5px 0; border-bottom: 1px solid var(--line); }
 thead th { font-weight: 600; color: var(--soft); white-space: nowrap; }
 tbody th { font-weight: 500; overflow-wrap: anywhere; min-width: 9em; }
