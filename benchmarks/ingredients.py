@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pyquant import allocate
 from pyquant.graph import Network
+from pyquant.learn import descent
 from pyquant.learn.descent import Problem, Solution
 from pyquant.learn.methods import METHODS, Method, gram
 from pyquant.learn.methods.abgd import Abgd
@@ -42,6 +44,9 @@ PIECES: dict[str, tuple[ModuleType, str, Any]] = {  # what takes each of them ou
     "least squares": (gram, "refit", _codebooks_kept),
     "coordinate descent": (gram, "sweep", _codes_kept),
     "more rounds": (gram, "ROUNDS", 1),
+    "int8 codebooks": (allocate, "CODEBOOK_DTYPES", ("float",)),
+    "additive codebooks": (allocate, "CANDIDATE_ADDITIVE", ()),
+    "beams": (descent, "BEAM", 1),
 }
 
 
@@ -108,5 +113,14 @@ INGREDIENTS: dict[str, Ingredient] = {
     "coordinate descent": Ingredient(over="least squares", without=("corrected target", "more rounds")),
     "more rounds": Ingredient(over="coordinate descent", without=("corrected target",)),
     "target corrected for earlier errors (`gram`)": Ingredient(over="more rounds"),
-    "codecs chosen by sensitivities": Ingredient(over="target corrected for earlier errors (`gram`)", allocated=True),
+    "codecs chosen by sensitivities": Ingredient(
+        over="target corrected for earlier errors (`gram`)",
+        without=("int8 codebooks", "additive codebooks"),
+        allocated=True,
+    ),
+    "int8 codebooks": Ingredient(
+        over="codecs chosen by sensitivities", without=("additive codebooks",), allocated=True
+    ),
+    "additive codebooks": Ingredient(over="int8 codebooks", without=("beams",), allocated=True),
+    "codes of several codebooks sought by beams": Ingredient(over="additive codebooks", allocated=True),
 }

@@ -18,6 +18,8 @@ for library in ("faiss", "sklearn", "torchvision"):
 
 from click.testing import CliRunner, Result  # noqa: E402
 
+from pyquant.learn.methods import METHODS  # noqa: E402
+
 
 @pytest.fixture(autouse=True)
 def benchmarks_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,12 +35,12 @@ def compare(folder: Path, *arguments: str) -> Result:
 def test_every_kind_of_cell_runs_and_runs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import compare as script
     from cells import COMPARED, SMOKE
-    from ingredients import INGREDIENTS
 
-    only = ["--only", "curve", "--only", "ingredients", "--only", "*abgd*"]
+    patterns = ["curve", "*abgd*", "*on weights*", "*annealed*", "*error feedback*", "*int8 codebooks*"]
+    only = [argument for pattern in patterns for argument in ("--only", pattern)]
     text = compare(tmp_path, *only).stdout
     kept = json.loads((tmp_path / "compare.json").read_text())["cells"]
-    assert set(kept) == {cell.key for cell in script.chosen(SMOKE.parts(), only[1::2])}
+    assert set(kept) >= {cell.key for cell in script.chosen(SMOKE.parts(), patterns)}
     for key, cell in kept.items():
         assert 0 <= cell["top1"] <= 100
         assert cell["settings"]["samples"] == 32
@@ -46,7 +48,7 @@ def test_every_kind_of_cell_runs_and_runs_once(tmp_path: Path, monkeypatch: pyte
     dense, int8, int4 = (kept[f"digits / {name}"] for name in ("dense", "int8", "int4"))
     assert dense["top1"] - int8["top1"] <= 5
     assert dense["bytes"] > int8["bytes"] > int4["bytes"]
-    for name in INGREDIENTS:
+    for name in ("k-means annealed", "error feedback", "int8 codebooks"):
         assert text.count(f"| {name} |") == 1
     assert (tmp_path / "curve.svg").read_text().count("<polyline") == 1 + len(COMPARED)
 
@@ -56,6 +58,21 @@ def test_every_kind_of_cell_runs_and_runs_once(tmp_path: Path, monkeypatch: pyte
     listed = compare(tmp_path, "--list").stdout
     assert "  done digits / abgd / ratio:8 / trained\n" in listed
     assert "       digits / gram / ratio:8 / trained\n" in listed
+
+
+def test_every_ingredient_is_a_piece_of_the_product_and_over_a_row() -> None:
+    from ingredients import INGREDIENTS, PIECES
+
+    assert {piece for ingredient in INGREDIENTS.values() for piece in ingredient.without} == set(PIECES)
+    for module, name, _ in PIECES.values():
+        assert hasattr(module, name)
+    first, *others = INGREDIENTS.values()
+    assert not first.over
+    assert {ingredient.over for ingredient in others} <= set(INGREDIENTS)
+    for row, ingredient in INGREDIENTS.items():
+        with ingredient.known(row):
+            assert row in METHODS
+    assert list(METHODS) == ["gram", "abgd", "pqf"]
 
 
 def result(right: list[bool]) -> dict[str, Any]:
