@@ -26,7 +26,8 @@ class LayerRow:
     status: Literal["compressed", "dense"]
     reason: str | None  # why it is dense
     block: tuple[int, int, int] | None  # channels, kernel rows, kernel columns
-    centroids: int | None
+    centroids: int | None  # of one codebook
+    codebooks: int | None  # whose centroids are summed
     bits_per_weight: float  # codes and codebooks
     bytes: int  # of all its tensors in the file; those of a shared weight count for its first layer
     relative_output_error: float | None  # ||WX - W'X'||^2 / ||WX||^2; None where it was not measured
@@ -102,6 +103,7 @@ def layer_rows(model: ModelFile) -> list[LayerRow]:
                 reason=None if config else reasons.get(node.name, "kept dense"),
                 block=config.block if config else None,
                 centroids=config.centroids if config else None,
+                codebooks=config.codebooks if config else None,
                 bits_per_weight=8 * weight_bytes / prod(weight.shape),
                 bytes=own_bytes + (0 if weight.name in counted else weight_bytes),
                 relative_output_error=errors.get(node.name),

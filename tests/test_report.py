@@ -15,7 +15,8 @@ from pyquant.report import Report, bit_operations, dense_bytes, inspect_json, la
 GOLDEN = golden_model()
 GRAPH = GOLDEN.network.graph
 LAYER_KEYS = [
-    "name", "op", "status", "reason", "block", "centroids", "bits_per_weight", "bytes", "relative_output_error",
+    "name", "op", "status", "reason", "block", "centroids", "codebooks", "bits_per_weight", "bytes",
+    "relative_output_error",
 ]  # fmt: skip
 
 
@@ -46,6 +47,7 @@ def test_rows() -> None:
     assert (stem.status, stem.reason, stem.block, stem.centroids) == ("dense", "the first convolution", None, None)
     assert (stem.bits_per_weight, stem.bytes, stem.relative_output_error) == (16, 2 * 108 + 2 * 16, None)
     assert (spatial.op, spatial.status, spatial.reason) == ("conv2d", "compressed", None)
+    assert spatial.codebooks == 1
     assert (spatial.block, spatial.centroids, spatial.relative_output_error) == ((1, 3, 3), 5, 0.125)
     codes, codebook = 6, 2 * 5 * 9  # 16 codes of 3 bits, and 45 numbers in fp16
     assert spatial.bits_per_weight == pytest.approx(8 * (codes + codebook) / 144)

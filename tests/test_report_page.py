@@ -147,6 +147,13 @@ def test_what_is_unknown_is_left_out(made: Made) -> None:
     assert not Page(render_page(Outcome(files=(no_layers,)))).figures()
 
 
+def test_sums_of_codebooks(made: Made) -> None:
+    layers = [replace(layer, codebooks=2) for layer in made.report.layers]
+    two = replace(made, report=replace(made.report, layers=tuple(layers)))
+    assert "1x3x3, 2 x 5 centroids" in Page(render_page(Outcome(files=(two,)))).text
+    assert "1x3x3, 5 centroids" in Page(render_page(Outcome(files=(made,)))).text
+
+
 def test_many_layers(made: Made) -> None:
     layer = made.report.layers[1]
     layers = [replace(layer, name=f"backbone.stage.{index}.convolution.with.a.long.name") for index in range(300)]

@@ -86,6 +86,12 @@ def show_bench(result: Mapping[str, Any]) -> None:
     print(f"batch {result['batch']}, {threads} thread{'s' if threads > 1 else ''}, {isa}; ratio: pyquant / engine")
 
 
+def _centroids(layer: Mapping[str, Any]) -> str:
+    if layer["centroids"] is None:
+        return ""
+    return str(layer["centroids"]) if layer["codebooks"] == 1 else f"{layer['codebooks']}x{layer['centroids']}"
+
+
 def _show_files(files: list[Mapping[str, Any]]) -> None:
     with_accuracy = "accuracy" in files[0]
     rows = [
@@ -154,7 +160,7 @@ def _show_layers(layers: list[Mapping[str, Any]]) -> None:
             layer["name"],
             layer["op"],
             "dense" if layer["block"] is None else "x".join(str(size) for size in layer["block"]),
-            "" if layer["centroids"] is None else str(layer["centroids"]),
+            _centroids(layer),
             f"{layer['bits_per_weight']:.2f}",
             f"{layer['bytes']:,}",
             *(["" if (e := layer["relative_output_error"]) is None else f"{e:.4f}"] if with_errors else []),

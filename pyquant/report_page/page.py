@@ -309,7 +309,8 @@ def _layer_table(layers: Sequence[LayerRow], total: int) -> str:
     for layer in layers:
         coding = "dense"
         if layer.block is not None:
-            coding = f"{'x'.join(map(str, layer.block))}, {layer.centroids:,} centroids"
+            several = "" if layer.codebooks == 1 else f"{layer.codebooks} x "
+            coding = f"{'x'.join(map(str, layer.block))}, {several}{layer.centroids:,} centroids"
         error = layer.relative_output_error
         cells = [
             f'<th scope="row">{escape(layer.name)}</th>',
@@ -326,7 +327,7 @@ def _layer_table(layers: Sequence[LayerRow], total: int) -> str:
               "share of the bytes", "bytes>"]  # fmt: skip
     caption = (
         "In the order in which they run. Coding: the weights of a block (channels x rows x columns), and how many "
-        "centroids a block is chosen from. Bytes count codes, codebooks, scales and biases."
+        "centroids a block is chosen from, or the sum of several. Bytes count codes, codebooks, scales and biases."
     )
     table = _scroll(f'<table class="wide">{_head(titles)}<tbody>{"".join(rows)}</tbody></table>', "Every layer")
     return f'<p class="soft">{caption}</p>{table}'
