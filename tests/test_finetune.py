@@ -28,7 +28,7 @@ from torch import nn  # noqa: E402
 
 from pyquant.capture import capture  # noqa: E402
 from pyquant.learn import lesson as lessons  # noqa: E402
-from pyquant.learn import training  # noqa: E402
+from pyquant.learn import schedule  # noqa: E402
 from pyquant.learn.calibration import Calibration, from_arrays  # noqa: E402
 from pyquant.learn.distillation import distillation_loss  # noqa: E402
 from pyquant.learn.effort import Effort  # noqa: E402
@@ -37,7 +37,7 @@ from pyquant.learn.layer_training import LayerTraining  # noqa: E402
 from pyquant.learn.lesson import Lesson  # noqa: E402
 from pyquant.learn.methods import METHODS  # noqa: E402
 from pyquant.learn.recipes import ABGD, OURS, PQF  # noqa: E402
-from pyquant.learn.schedule import TrainingRecipe  # noqa: E402
+from pyquant.learn.schedule import TrainingRecipe, affordable_steps, stage_ends  # noqa: E402
 from pyquant.learn.trainable import Trainable  # noqa: E402
 from pyquant.torch_network import TorchNetwork  # noqa: E402
 
@@ -180,7 +180,7 @@ def test_what_was_stopped_goes_on_bit_for_bit(
     saves: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(training, "LEAST_TRIAL", 1)
+    monkeypatch.setattr(schedule, "LEAST_TRIAL", 1)
     monkeypatch.setattr(lessons, "BATCH", 16)
     options = {"steps": 40, "recipe": with_rates(0.001, 0.01, recipe=recipe)}
     whole = tuned(dense, start, calibration, **options)
@@ -215,7 +215,7 @@ def test_a_network_that_only_gets_worse_stays_as_it_is(
 def test_the_learning_rate_is_the_highest_that_gains_nearly_the_most(
     dense: Network, start: Network, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "LEAST_TRIAL", 1)
+    monkeypatch.setattr(schedule, "LEAST_TRIAL", 1)
     result = tuned(dense, start, calibration, steps=100, recipe=with_rates(1e-7, 0.01, 100.0))
     assert result.learning_rates == (0.01,)
     result = tuned(dense, start, calibration, steps=40, recipe=with_rates(10.0, 100.0))  # all do harm
@@ -452,3 +452,14 @@ def distance(network: Network, inputs: np.ndarray) -> float:
     x = torch.from_numpy(inputs)
     with torch.no_grad():
         return float(distillation_loss([TorchNetwork(network)(x)], [tiny_networks.residual()(x)]))
+
+
+def test_steps_and_trials_together_are_those_that_can_be_afforded() -> None:
+    for stages in (OURS.stages, ABGD.stages, OURS.stages + PQF.stages):
+        for budget in (1, 5, 60, 100, 1000, 12345):
+            steps = affordable_steps(stages, budget)
+            ends = stage_ends(stages, steps)
+            assert ends[-1] == steps >= 1
+            lengths = np.diff([0, *ends])
+            spent = sum(stage.steps_with_trials(int(n)) for stage, n in zip(stages, lengths, strict=True))
+            assert 0.8 * budget <= spent <= budget

@@ -26,7 +26,7 @@ from pyquant.learn.layer_training import LayerTraining
 from pyquant.learn.layerwise import Learnt, Norm
 from pyquant.learn.lesson import HELD_BACK_SHARE, LEAST_PICTURES, Lesson
 from pyquant.learn.recipes import OURS
-from pyquant.learn.schedule import Stage, TrainingRecipe
+from pyquant.learn.schedule import Stage, TrainingRecipe, affordable_steps
 from pyquant.learn.trainable import Trainable
 from pyquant.learn.training import JUDGEMENTS, Training, training_mode
 
@@ -221,9 +221,7 @@ class _Tuner:
         judging = _seconds(lambda: lesson.judge(Trainable(self._start).to(lesson.device)))
         trials = sum(len(stage.rates) for stage in self._stages)
         left = seconds_left - (time.monotonic() - self._began) - (JUDGEMENTS + trials) * judging
-        longer = sum(stage.share * (1 + len(stage.rates) * stage.trial_share) for stage in self._stages)
-        longer /= sum(stage.share for stage in self._stages)
-        return max(1, int(left / seconds[lesson.bfloat16] / longer))
+        return affordable_steps(self._stages, int(left / seconds[lesson.bfloat16]))
 
     def _seconds_of_a_step(self) -> float:
         training = self._training(MAX_STEPS)

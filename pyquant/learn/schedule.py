@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from math import cos, pi
 from typing import Any
 
@@ -11,6 +12,10 @@ import torch
 from torch import nn
 
 from pyquant.errors import ConfigError
+
+LEAST_TRIAL = 8  # steps; below it nothing can be told, and the usual rate is taken
+TELLING_TRIAL = 40  # steps
+LARGEST_TRIAL_SHARE = 0.15  # of a stage's steps, unless the stage says more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +83,7 @@ class Stage:
     relative: bool = False
     mean_gradient: bool = False
     share: float = 1.0  # of the steps, in proportion to the shares of the other stages
-    trial_share: float = 0.05  # of the stage's steps, for each learning rate tried
+    trial_share: float = 0.05  # of the stage's steps, for each learning rate tried, where steps are many
 
     def __post_init__(self) -> None:
         if not self.rates or list(self.rates) != sorted(self.rates):
@@ -87,6 +92,18 @@ class Stage:
             raise ConfigError(f"the usual learning rate {self.usual:g} is not one of those tried: {self.rates}")
         if not self.share > 0:
             raise ConfigError(f"a training stage's share of the steps must be above 0, got {self.share}")
+
+    def trial_steps(self, steps: int) -> int:
+        """Return for how many steps each learning rate is tried in a stage of so many; 0: there is none to try.
+
+        Short stages give them a larger share: the harm of a high rate shows in a few steps, its progress does not.
+        """
+        trial = max(int(steps * self.trial_share), min(TELLING_TRIAL, int(steps * LARGEST_TRIAL_SHARE)))
+        return trial if len(self.rates) > 1 and trial >= LEAST_TRIAL else 0
+
+    def steps_with_trials(self, steps: int) -> int:
+        """Return how many steps a stage of so many takes at most, those of its trials counted."""
+        return steps + len(self.rates) * self.trial_steps(steps)
 
     def build(self, parameters: Mapping[str, nn.Parameter], units: Mapping[str, float]) -> torch.optim.Optimizer:
         """Return the optimizer of parameters, given the root mean square of each."""
@@ -116,3 +133,23 @@ class TrainingRecipe:
             return 0.0
         whole = sum(stage.share for stage in self.stages) + layers * self.each_layer.share
         return effort * self.each_layer.share / whole
+
+
+def stage_ends(stages: Sequence[Stage], steps: int) -> list[int]:
+    """Return after which step each stage ends, the steps shared out among them."""
+    shares = list(accumulate(stage.share for stage in stages))
+    return [round(steps * share / shares[-1]) for share in shares]
+
+
+def affordable_steps(stages: Sequence[Stage], steps: int) -> int:
+    """Return how many steps the stages can have, at least 1, if they and their trials may take `steps` together."""
+
+    def needed(count: int) -> int:
+        lengths = (end - start for start, end in pairwise([0, *stage_ends(stages, count)]))
+        return sum(stage.steps_with_trials(length) for stage, length in zip(stages, lengths, strict=True))
+
+    low, high = 1, max(1, steps)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if needed(middle) <= steps else (low, middle - 1)
+    return low

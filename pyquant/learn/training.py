@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,10 @@ from torch import Tensor
 
 from pyquant.graph import Network, Weight
 from pyquant.learn.lesson import Lesson
-from pyquant.learn.schedule import Stage
+from pyquant.learn.schedule import Stage, stage_ends
 from pyquant.learn.trainable import Trainable
 
-LEAST_TRIAL = 8  # steps; below it nothing can be told, and the usual rate is taken
-NEARLY = 0.75  # of the best trial's gain
+NEARLY = 0.6  # of the best trial's gain
 JUDGEMENTS = 10  # times that the state is judged while it is trained
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -54,8 +52,7 @@ class Training:
         self._lesson = lesson
         self._start = start
         self._stages = stages
-        shares = list(accumulate(stage.share for stage in stages))
-        self._ends = [round(steps * share / shares[-1]) for share in shares]
+        self._ends = stage_ends(stages, steps)
         self._first_batch = first
         self._only = only
         self._judgements = judgements
@@ -185,14 +182,14 @@ class Training:
         return self._ends[index] - self._first(index)
 
     def _trial_steps(self, index: int) -> int:
-        return int(self._length(index) * self._stages[index].trial_share)
+        return self._stages[index].trial_steps(self._length(index))
 
     def _begin(self) -> None:
         """Begin the next trial of a stage, or the stage itself, from what the stage began with."""
         stage = self._stages[self._index]
         while len(self.rates) < self._index:  # a stage too short for any step
             self.rates.append(self._stages[len(self.rates)].usual)
-        if self._is_trial and (len(stage.rates) == 1 or self._trial_steps(self._index) < LEAST_TRIAL):
+        if self._is_trial and not self._trial_steps(self._index):
             self.rates.append(stage.usual)
         self._student.load(self._base)
         self._optimizer = stage.build(self._student.trained(), self._student.units())
