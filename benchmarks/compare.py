@@ -30,10 +30,10 @@ from subjects import Subject, by_torch, real_subjects, smoke_subjects
 from tables import as_markdown
 from uniform import file_bytes, quantize, recipe_for
 
-import pyquant
-from pyquant import _core, console
+from pyquant import _core, console, load
 from pyquant.capture import capture
 from pyquant.choose import Recipe
+from pyquant.compression import compress, plan
 from pyquant.learn.calibration import from_pictures
 from pyquant.learn.methods import METHODS
 from pyquant.module_state import norms_of
@@ -114,7 +114,7 @@ class Bench:
         out = self.folder / "cell.pqmodel"
         start, start_cpu = perf_counter(), process_time()
         with console.progress() as progress, known:
-            report = pyquant.compress(
+            report = compress(
                 module,
                 subject.calibration if ingredient is None or ingredient.calibrated else None,
                 out=out,
@@ -130,7 +130,7 @@ class Bench:
                 **training,
             )
         minutes, processor_minutes = (perf_counter() - start) / 60, (process_time() - start_cpu) / 60
-        model = pyquant.load(out, threads=self.settings.threads)
+        model = load(out, threads=self.settings.threads)
         right = subject.right(model)
         out.unlink()
         return {
@@ -153,7 +153,7 @@ class Bench:
         if cell.method == "dense":
             return {**accuracy(subject.right(by_torch(module))), "bytes": dense, "ratio": 1.0}
         bits = int(cell.method.removeprefix("int"))
-        plan = pyquant.compression.plan(
+        planned = plan(
             module,
             subject.calibration,
             recipe=recipe_for(network, bits),
@@ -164,8 +164,8 @@ class Bench:
         inputs = from_pictures(
             subject.calibration, subject.preprocessing, samples=self.settings.samples, seed=self.settings.seed
         )
-        quantized = quantize(network, plan.choices, norms_of(network.graph, module.state_dict()), inputs, bits)
-        size = file_bytes(network, plan)
+        quantized = quantize(network, planned.choices, norms_of(network.graph, module.state_dict()), inputs, bits)
+        size = file_bytes(network, planned)
         return {**accuracy(subject.right(by_torch(quantized))), "bytes": size, "ratio": dense / size}
 
 
