@@ -27,6 +27,7 @@ import tiny_networks  # noqa: E402
 from torch import nn  # noqa: E402
 
 from pyquant.capture import capture  # noqa: E402
+from pyquant.learn import finetune as finetuning  # noqa: E402
 from pyquant.learn import lesson as lessons  # noqa: E402
 from pyquant.learn import schedule  # noqa: E402
 from pyquant.learn.calibration import Calibration, from_arrays  # noqa: E402
@@ -43,6 +44,7 @@ from pyquant.torch_network import TorchNetwork  # noqa: E402
 
 SIDE = 12
 STEPS = 12
+LESSON = {"device": torch.device("cpu"), "seed": 0}
 
 
 @pytest.fixture
@@ -235,6 +237,20 @@ def test_minutes_become_steps(dense: Network, start: Network, calibration: Calib
     assert ("fine-tuning", result.steps, result.steps) in seen
 
 
+def test_minutes_count_the_dense_network_only_until_it_met_every_picture(
+    dense: Network, start: Network, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lessons, "BATCH", 14)
+    monkeypatch.setattr(finetuning, "MAX_STEPS", 10**4)
+    seconds = iter([3.0, 1.0, 4.0, 2.0, 0.0] if Lesson(dense, calibration, **LESSON).has_bfloat16 else [3.0, 1.0, 0.0])
+    monkeypatch.setattr(finetuning, "_seconds", lambda function, times=1: next(seconds))
+    lesson = Lesson(dense, calibration, **LESSON)
+    assert lesson.new_batches == 8
+    tuner = finetuning._Tuner(lesson, start, with_rates(0.01).stages, quiet)
+    tuner._first = 0
+    assert tuner._affordable_steps(1024.9) == 8 + 1000
+
+
 class Several(nn.Module):
     """Tied weights, a grouped convolution, a norm used twice, one without a weight, and a map beside the scores."""
 
@@ -339,7 +355,7 @@ def test_each_pass_takes_every_picture_once(
     dense: Network, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lessons, "BATCH", 14)
-    lesson = Lesson(dense, calibration, device=torch.device("cpu"), seed=0)
+    lesson = Lesson(dense, calibration, **LESSON)
     trained_on = sorted(np.random.default_rng(0).permutation(64)[8:])
     for number in range(0, 16, 4):
         batches = [lesson._rows(number + index) for index in range(4)]
@@ -355,7 +371,7 @@ def test_large_pictures_come_in_smaller_batches(
     values = sum(math.prod(shapes[name]) for node in dense.graph.nodes for name in node.outputs)
     for limit, expected in ((64 * values, 56), (64 * values - 1, 32), (1, 16)):
         monkeypatch.setattr(lessons, "BATCH_VALUES", limit)
-        rows, _ = Lesson(dense, calibration, device=torch.device("cpu"), seed=0)._rows(0)
+        rows, _ = Lesson(dense, calibration, **LESSON)._rows(0)
         assert len(rows) == expected
 
 
@@ -401,7 +417,7 @@ def test_on_cuda(dense: Network, start: Network, calibration: Calibration) -> No
 def test_each_layer_is_trained_alone_with_the_rate_of_the_first(
     dense: Network, start: Network, calibration: Calibration
 ) -> None:
-    lesson = Lesson(dense, calibration, device=torch.device("cpu"), seed=0)
+    lesson = Lesson(dense, calibration, **LESSON)
     effort = Effort(steps=100_000)
     assert ABGD.each_layer is not None
     short = replace(ABGD, each_layer=replace(ABGD.each_layer, share=20), stages=(replace(ABGD.stages[0], share=1e5),))

@@ -213,15 +213,19 @@ class _Tuner:
         The precision becomes the faster one of those that the device has.
         """
         lesson = self._lesson
-        seconds = {lesson.bfloat16: self._seconds_of_a_step()}
+        # Timed twice: the first time, the dense network runs, too; then its outputs are known.
+        new, known = self._seconds_of_a_step(), self._seconds_of_a_step()
         if lesson.bfloat16:
             lesson.bfloat16 = False
-            seconds[False] = self._seconds_of_a_step()
-            lesson.bfloat16 = seconds[True] < seconds[False]
+            slow = self._seconds_of_a_step(), self._seconds_of_a_step()
+            lesson.bfloat16 = known <= slow[1]
+            new, known = (new, known) if lesson.bfloat16 else slow
         judging = _seconds(lambda: lesson.judge(Trainable(self._start).to(lesson.device)))
         trials = sum(len(stage.rates) for stage in self._stages)
         left = seconds_left - (time.monotonic() - self._began) - (JUDGEMENTS + trials) * judging
-        return affordable_steps(self._stages, int(left / seconds[lesson.bfloat16]))
+        with_dense = min(lesson.new_batches, max(0.0, left / new))
+        steps = with_dense + max(0.0, left - with_dense * new) / known
+        return affordable_steps(self._stages, int(steps))
 
     def _seconds_of_a_step(self) -> float:
         training = self._training(MAX_STEPS)

@@ -54,6 +54,12 @@ class Lesson:
             self._bfloat16 = wanted
             self._targets = self._new_targets()  # in the same precision as the student's outputs
 
+    @property
+    def new_batches(self) -> float:
+        """How many batches there are until the dense network has met every picture, as it is and mirrored."""
+        per_pass = len(self._trained_on) // self._batch
+        return 2 * per_pass if self._targets.keeps_all else inf
+
     def loss(self, student: Trainable, number: int) -> Tensor:
         """Return the loss on the batch of that number, with gradients."""
         rows, mirrored = self._rows(number)

@@ -34,7 +34,7 @@ ABGD = TrainingRecipe(
         Stage(
             optimizer=Sgd(momentum=0.9, weight_decay=1e-4),
             schedule=Staircase(drops=2),
-            rates=(0.003, 0.01, 0.03, 0.1),
+            rates=(0.001, 0.003, 0.01, 0.03),
             usual=0.01,
             mean_gradient=True,
             share=90000,

@@ -61,6 +61,11 @@ class Targets:
         size = sum(4 * prod(shapes[name]) for name in dense.graph.outputs)
         self._room = KEPT_BYTES // (2 * size)  # in batches of neighbours: both as they are and mirrored
 
+    @property
+    def keeps_all(self) -> bool:
+        """Whether there is room for the outputs of all pictures."""
+        return self._room * self._batch >= len(self._order)
+
     @torch.no_grad()
     def read(self, rows: Rows, mirrored: bool) -> Sequence[Tensor]:
         """Return the outputs for the pictures numbered `rows`, mirrored or not."""
