@@ -37,7 +37,7 @@ STYLE: dict[str, Any] = {
 }
 LONGEST_LABEL = 24  # characters of a layer's name below the figure
 MOST_LABELS = 80  # layers that are named; of more, some are
-APART = 1.15  # ratio of two sizes that both have their label
+APART = 0.12  # of the figure's width, between two sizes that both have their label
 BAR_INCHES, LEAST_INCHES, MOST_INCHES = 0.19, 8.0, 16.0
 
 
@@ -139,8 +139,9 @@ def _curve(draw: Callable[[Any], None], sizes: Sequence[int]) -> bytes:
         draw(axis)
         axis.set_xlabel("size of the file")
         ticks: list[int] = []
+        apart = (max(sizes) / min(sizes)) ** APART
         for size in sorted(sizes):
-            if not ticks or size > APART * ticks[-1]:
+            if not ticks or size >= apart * ticks[-1]:
                 ticks.append(size)
         axis.set_xticks(ticks)
         axis.xaxis.set_major_formatter(FuncFormatter(lambda size, _: bytes_text(size)))

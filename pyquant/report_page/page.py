@@ -124,11 +124,16 @@ def _tiles(made: Made) -> str:
         _tile(
             "Self-check",
             "passed",
-            "the file was loaded, run and compared with PyTorch: at most "
-            f"{100 * report.max_relative_error:.1g} % of the largest output apart",
+            "the file was loaded, run and compared with PyTorch: "
+            f"{_apart(report.max_relative_error)} of the largest output apart",
         )
     )
     return f'<div class="tiles">{"".join(tiles)}</div>'
+
+
+def _apart(relative_error: float) -> str:
+    percent = 100 * relative_error
+    return "less than 0.001 %" if percent < 0.001 else f"at most {percent:.1g} %"
 
 
 def _tile(title: str, value: str, note: str) -> str:
@@ -230,8 +235,7 @@ def _files(files: Sequence[Made]) -> str:
         caption += f" It is right about {accuracy.top1_before:.2f} % of {accuracy.pictures:,} pictures."
     worst = max(made.report.max_relative_error for made in files)
     check = (
-        f"Each file was loaded, run and compared with PyTorch: all passed, at most {100 * worst:.1g} % of the largest "
-        "output apart."
+        f"Each file was loaded, run and compared with PyTorch: all passed, {_apart(worst)} of the largest output apart."
     )
     return _card("Files", _table(caption, columns, rows) + f'<p class="soft">{check}</p>')
 

@@ -16,7 +16,7 @@ p { margin: 0 0 10px; max-width: 75ch; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(200px, 1fr)); gap: 14px; margin: 0 0 20px; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px; }
 .tile h2 { font-size: .85rem; font-weight: 600; color: var(--soft); margin: 0; }
-.tile .value { white-space: nowrap; font-size: 1.6rem; font-weight: 650; line-height: 1.25; }
+.tile .value { font-size: 1.45rem; font-weight: 650; line-height: 1.25; }
 .tile .value small { font-size: 1rem; font-weight: 500; }
 .tile p { overflow-wrap: anywhere; margin: 2px 0 0; font-size: .88rem; color: var(--soft); }
 .size { display: grid; grid-template-columns: max-content 1fr; gap: 4px 12px; align-items: center; font-size: .9rem; }
