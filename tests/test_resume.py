@@ -96,8 +96,13 @@ def test_stopped_after_every_record(
                 break
         assert not (tmp_path / "x.pqmodel").exists()
         stops += 1
-    records = len(list((tmp_path / "checkpoint").glob("*.safetensors")))
-    assert stops == records + (STEPS if kind == "tuned" else 0)  # training is one record, saved again and again
+    records = {path.name: path.read_bytes() for path in (tmp_path / "checkpoint").glob("*.safetensors")}
+    assert stops == len(records) + (STEPS if kind == "tuned" else 0)  # training is one record, saved again and again
+    # Parameters and optimizer too: whether the file shows them depends on what training has gained.
+    (tmp_path / "whole").mkdir()
+    run(tmp_path / "whole", **KINDS[kind])
+    for name, data in records.items():
+        assert (tmp_path / "whole" / "checkpoint" / name).read_bytes() == data, name
 
 
 def test_several_sizes_are_parts_of_one_job(
