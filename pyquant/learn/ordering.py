@@ -14,6 +14,7 @@ channels that move together.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 from zlib import crc32
 
 import numpy as np
@@ -26,8 +27,11 @@ from pyquant.codecs import ProductConfig
 from pyquant.codecs.product import as_conv_shape
 from pyquant.console import Progress
 from pyquant.graph import Network, Weight
-from pyquant.learn.permute import Channels, Indices, places
+from pyquant.learn.permute import Channels, Indices, channels_of, places, reordered
 from pyquant.learn.workers import Workers
+
+if TYPE_CHECKING:
+    from pyquant.learn.layerwise import Norm
 
 SWAPS = 50  # tried for each set of channels
 PAIRS_AT_ONCE = 64
@@ -35,6 +39,27 @@ NUMBERS_AT_ONCE = 1 << 22
 ENOUGH = 1e-9  # by which a swap must lower the sum: more than rounding
 # Of Σ's mean diagonal, added to the diagonal: a channel that is always 0 must not make every order perfect.
 FLOOR = 1e-4
+
+
+def in_best_order(
+    network: Network,
+    norms: Mapping[str, Norm],
+    choices: Mapping[str, Choice],
+    *,
+    seed: int,
+    workers: Workers,
+    progress: Progress,
+) -> tuple[Network, Mapping[str, Norm]]:
+    """Return a network that computes the same with its channels in the best order, and its batch norms likewise.
+
+    Args:
+        network: dense.
+        norms: by module path.
+        choices: the codecs by the weight's name.
+    """
+    channels = channels_of(network)
+    order = best_order(network, choices, channels, seed=seed, workers=workers, progress=progress)
+    return reordered(network, norms, channels, order)
 
 
 def best_order(

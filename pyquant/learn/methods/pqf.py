@@ -17,8 +17,7 @@ from pyquant.console import Progress
 from pyquant.graph import Network, Node
 from pyquant.learn.cluster import learn_codebook
 from pyquant.learn.methods.base import Codes, Floats, Layer, Method
-from pyquant.learn.ordering import best_order
-from pyquant.learn.permute import channels_of, reordered
+from pyquant.learn.ordering import in_best_order
 from pyquant.learn.recipes import PQF
 from pyquant.learn.workers import Workers
 
@@ -44,9 +43,7 @@ class Pqf(Method):
         progress: Progress,
     ) -> tuple[Network, Mapping[str, Norm]]:
         """Return the network with its channels in another order."""
-        channels = channels_of(network)
-        order = best_order(network, choices, channels, seed=seed, workers=workers, progress=progress)
-        return reordered(network, norms, channels, order)
+        return in_best_order(network, norms, choices, seed=seed, workers=workers, progress=progress)
 
     def measure(self, node: Node, config: ProductConfig, dense: Tensor | None, coded: Tensor) -> tuple[()]:
         """Return nothing: inputs do not count."""
