@@ -1,7 +1,6 @@
 """Fine-tuning without labels: outputs come closer to the dense network's on pictures held back, or nothing changes."""
 
 import json
-import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -38,7 +37,7 @@ from pyquant.learn.layer_training import LayerTraining  # noqa: E402
 from pyquant.learn.lesson import Lesson  # noqa: E402
 from pyquant.learn.methods import METHODS  # noqa: E402
 from pyquant.learn.recipes import ABGD, OURS, PQF  # noqa: E402
-from pyquant.learn.schedule import TrainingRecipe, affordable_steps, stage_ends  # noqa: E402
+from pyquant.learn.schedule import TrainingRecipe  # noqa: E402
 from pyquant.learn.trainable import Trainable  # noqa: E402
 from pyquant.torch_network import TorchNetwork  # noqa: E402
 
@@ -337,44 +336,6 @@ def test_the_command_line_takes_steps(
     assert read_model(tmp_path / "x.pqmodel").provenance["finetune"]["steps"] == 2
 
 
-def test_targets_are_those_of_the_pictures(inputs: np.ndarray, dense: Network) -> None:
-    from pyquant.learn.targets import Pictures, Targets
-
-    pictures = Pictures(from_arrays(inputs, samples=64, seed=0), torch.device("cpu"))
-    network = TorchNetwork(dense)
-    targets = Targets(network, pictures, np.arange(2, 64), batch=4)
-    rows = np.array([5, 3, 60])
-    for mirrored in (False, True, False, True):  # the second time from memory
-        expected = torch.from_numpy(inputs[rows])
-        expected = expected.flip(3) if mirrored else expected
-        assert torch.equal(pictures.read(rows, mirrored), expected)
-        torch.testing.assert_close(targets.read(rows, mirrored)[0], network(expected))
-
-
-def test_each_pass_takes_every_picture_once(
-    dense: Network, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lessons, "BATCH", 14)
-    lesson = Lesson(dense, calibration, **LESSON)
-    trained_on = sorted(np.random.default_rng(0).permutation(64)[8:])
-    for number in range(0, 16, 4):
-        batches = [lesson._rows(number + index) for index in range(4)]
-        assert sorted(np.concatenate([rows for rows, _ in batches])) == trained_on
-        mirrored = {mirrored for _, mirrored in batches}
-        assert number > 4 or mirrored == {number == 4}
-
-
-def test_large_pictures_come_in_smaller_batches(
-    dense: Network, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shapes = dense.graph.infer_shapes([(1, 3, SIDE, SIDE)])
-    values = sum(math.prod(shapes[name]) for node in dense.graph.nodes for name in node.outputs)
-    for limit, expected in ((64 * values, 56), (64 * values - 1, 32), (1, 16)):
-        monkeypatch.setattr(lessons, "BATCH_VALUES", limit)
-        rows, _ = Lesson(dense, calibration, **LESSON)._rows(0)
-        assert len(rows) == expected
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -469,14 +430,3 @@ def distance(network: Network, inputs: np.ndarray) -> float:
     x = torch.from_numpy(inputs)
     with torch.no_grad():
         return float(distillation_loss([TorchNetwork(network)(x)], [tiny_networks.residual()(x)]))
-
-
-def test_steps_and_trials_together_are_those_that_can_be_afforded() -> None:
-    for stages in (OURS.stages, ABGD.stages, OURS.stages + PQF.stages):
-        for budget in (1, 5, 60, 100, 1000, 12345):
-            steps = affordable_steps(stages, budget)
-            ends = stage_ends(stages, steps)
-            assert ends[-1] == steps >= 1
-            lengths = np.diff([0, *ends])
-            spent = sum(stage.steps_with_trials(int(n)) for stage, n in zip(stages, lengths, strict=True))
-            assert 0.8 * budget <= spent <= budget
