@@ -39,11 +39,12 @@ def _codes_kept(problem: Problem, solution: Solution, workers: Workers) -> Solut
     return solution
 
 
-PIECES: dict[str, tuple[ModuleType, str, Any]] = {  # what takes each of them out: a name, and what replaces it
+PIECES: dict[str, tuple[ModuleType | type, str, Any]] = {  # what takes each of them out: a name, and what replaces it
     "corrected target": (gram, "_corrected", _target_not_corrected),
     "least squares": (gram, "refit", _codebooks_kept),
     "coordinate descent": (gram, "sweep", _codes_kept),
     "more rounds": (gram, "ROUNDS", 1),
+    "order of channels": (gram.Gram, "prepare", Method.prepare),
     "int8 codebooks": (allocate, "CODEBOOK_DTYPES", ("float",)),
     "additive codebooks": (allocate, "CANDIDATE_ADDITIVE", ()),
     "beams": (descent, "BEAM", 1),
@@ -105,16 +106,20 @@ INGREDIENTS: dict[str, Ingredient] = {
     "blocks weighted by inputs (`abgd`)": Ingredient(over="statistics renewed", method="abgd"),
     "error feedback": Ingredient(
         over="statistics renewed",
-        without=("corrected target", "least squares", "coordinate descent", "more rounds"),
+        without=("corrected target", "least squares", "coordinate descent", "more rounds", "order of channels"),
     ),
     "least squares": Ingredient(
-        over="error feedback", without=("corrected target", "coordinate descent", "more rounds")
+        over="error feedback",
+        without=("corrected target", "coordinate descent", "more rounds", "order of channels"),
     ),
-    "coordinate descent": Ingredient(over="least squares", without=("corrected target", "more rounds")),
-    "more rounds": Ingredient(over="coordinate descent", without=("corrected target",)),
-    "target corrected for earlier errors (`gram`)": Ingredient(over="more rounds"),
+    "coordinate descent": Ingredient(
+        over="least squares", without=("corrected target", "more rounds", "order of channels")
+    ),
+    "more rounds": Ingredient(over="coordinate descent", without=("corrected target", "order of channels")),
+    "target corrected for earlier errors": Ingredient(over="more rounds", without=("order of channels",)),
+    "channels ordered (`gram`)": Ingredient(over="target corrected for earlier errors"),
     "codecs chosen by sensitivities": Ingredient(
-        over="target corrected for earlier errors (`gram`)",
+        over="channels ordered (`gram`)",
         without=("int8 codebooks", "additive codebooks"),
         allocated=True,
     ),
