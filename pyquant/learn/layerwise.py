@@ -82,8 +82,8 @@ def learn(
 ) -> Learnt:
     """Return `network`, which is dense, with its weights in the codecs of `choices` (by the weight's name).
 
-    Without calibration all weights count the same, and batch norms and biases stay. With it, a batch norm gets the mean
-    and variance of what its layer now computes, and the bias of a layer without one takes up the mean of its error.
+    Without calibration all weights count the same, and batch norms and biases stay. With it, a batch norm takes up what
+    coding changed of the mean and variance of its inputs, and the bias of a layer without one the mean of its error.
     They stay where nothing before them is compressed, and where several layers share them, each of which would want
     others. A weight that layers share is learnt at the first of them.
 
@@ -302,9 +302,8 @@ class _Walk:
 
     def _learn_head(self, node: Node) -> None:
         if node.weight is None:
-            measured = self._each_batch(lambda batch: channel_moments(self._read(node.inputs[0], batch, coded=True)))
             if self._renews_norm(node):
-                self._renew_norm(node, combine_moments(measured))
+                self._renew_norm(node, *(self._input_moments(node, coded=coded) for coded in (False, True)))
             return
         is_new = self._code(node, node.weight)
         self._measure(node, node.weight)
@@ -324,11 +323,16 @@ class _Walk:
         # Outputs that are all 0 have no relative error, unless they stay 0.
         if signal > 0 or error == 0:
             self._learner.errors[node.name] = float(f"{error / signal if signal else 0.0:.6g}")
-        measured = combine_moments([result[2] for result in results])
+        before = combine_moments([result[2] for result in results])
+        after = combine_moments([result[3] for result in results])
         if self._renews_bias(node):
-            self._learner.shift_bias(node, combine_moments([result[3] for result in results]).mean - measured.mean)
+            self._learner.shift_bias(node, before.mean - after.mean)
         if self._renews_norm(node):
-            self._renew_norm(node, measured)
+            self._renew_norm(node, before, after)
+
+    def _input_moments(self, node: Node, *, coded: bool) -> Moments:
+        parts = self._each_batch(lambda batch: channel_moments(self._read(node.inputs[0], batch, coded=coded)))
+        return combine_moments(parts)
 
     def _code(self, node: Node, weight: Weight) -> bool:
         """Code the weight of a layer, unless it stays dense, or was coded already; say whether it was."""
@@ -360,12 +364,12 @@ class _Walk:
         return max(1, prod(weight.shape[1:]) // (4 * BATCH * pixels))
 
     def _multiply(self, node: Node, dense: Tensor, coded: Tensor, batch: int) -> tuple[float, float, Moments, Moments]:
-        """Keep W X and Ŵ X̃ of a batch; return the square sums of signal and error, and the moments of Ŵ X̃ and W X."""
+        """Keep W X and Ŵ X̃ of a batch; return the square sums of signal and error, and the moments of W X and Ŵ X̃."""
         y = apply_weight(node, dense, self._read(node.inputs[0], batch, coded=False))
         z = apply_weight(node, coded, self._read(node.inputs[0], batch, coded=True))
         self._values.put(_dense(node.output), batch, y.numpy())
         self._values.put(_coded(node.output), batch, z.numpy())
-        return squared_norm(y), squared_norm(y - z), channel_moments(z), channel_moments(y)
+        return squared_norm(y), squared_norm(y - z), channel_moments(y), channel_moments(z)
 
     def _renews_norm(self, node: Node) -> bool:
         """Say whether a layer that is learnt or measured holds a batch norm of its own, to be re-estimated."""
@@ -376,11 +380,19 @@ class _Walk:
         has_bias = node.weight is not None and bool(node.state.bias) and not node.state.norm
         return has_bias and node.state.bias not in self._shared
 
-    def _renew_norm(self, node: Node, measured: Moments) -> None:
+    def _renew_norm(self, node: Node, before: Moments, after: Moments) -> None:
+        """Give a batch norm the statistics with which its outputs keep their mean and variance.
+
+        `before` and `after` are the moments of its inputs in the dense network and in the one compressed so far. Only
+        their difference counts, so statistics need not be those of these pictures: few pictures do no harm, nor do
+        statistics that were folded into the weights, with a mean of 0 and a variance of 1 in their place.
+        """
         norm = self._learner.norms[node.state.norm]
         # A channel that never varies on these pictures says nothing about how it varies.
-        variance = np.where(measured.variance > 0, measured.variance, norm.variance)
-        mean = measured.mean + norm.input_bias
+        varies = (before.variance > 0) & (after.variance > 0)
+        variance = norm.variance * np.where(varies, after.variance / np.where(varies, before.variance, 1), 1)
+        factor = np.sqrt((variance + norm.eps) / (norm.variance + norm.eps))
+        mean = after.mean - (before.mean - (norm.mean.astype(np.float64) - norm.input_bias)) * factor + norm.input_bias
         new = replace(norm, mean=mean.astype(np.float32), variance=variance.astype(np.float32))
         self._learner.set_norm(node, new)
 
