@@ -9,7 +9,6 @@ Bytes are those of a `.pqmodel` with b bits for each weight and two bytes for ea
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -21,8 +20,8 @@ from pyquant.choose import Choice, Recipe, parse_rule
 from pyquant.codecs import CodecConfig, ProductConfig
 from pyquant.graph import Network, Node
 from pyquant.learn.calibration import Calibration
-from pyquant.learn.layerwise import Norm
 from pyquant.learn.moments import apply_epilogue, apply_weight, channel_moments, combine_moments
+from pyquant.learn.norms import Norm
 from pyquant.planning import Plan
 from pyquant.torch_network import TorchNetwork
 
@@ -107,14 +106,9 @@ def _renewed(
 ) -> tuple[Floats | None, Floats | None]:
     """Return scale and bias for outputs before them, of the dense and the quantized network."""
     scale, bias = network.own(node, "scale"), network.own(node, "bias")
-    now = combine_moments([channel_moments(z) for _, z in outputs])
+    before, after = (combine_moments([channel_moments(x) for x in pairs]) for pairs in zip(*outputs, strict=True))
     if node.state.norm:
-        old = norms[node.state.norm]
-        variance = np.where(now.variance > 0, now.variance, old.variance)
-        new = replace(old, mean=now.mean + old.input_bias, variance=variance)
-        factor = new.weight / np.sqrt(new.variance + new.eps)
-        return factor.astype(np.float32), (new.bias + (new.input_bias - new.mean) * factor).astype(np.float32)
+        return norms[node.state.norm].renewed(before, after).folded()
     if bias is not None:
-        wanted = combine_moments([channel_moments(y) for y, _ in outputs])
-        bias = (bias + (1 if scale is None else scale) * (wanted.mean - now.mean)).astype(np.float32)
+        bias = (bias + (1 if scale is None else scale) * (before.mean - after.mean)).astype(np.float32)
     return scale, bias

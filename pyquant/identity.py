@@ -14,7 +14,7 @@ from pyquant.checkpoint import digest, digests
 from pyquant.container import compact_json
 from pyquant.graph import Network
 from pyquant.learn.calibration import Calibration
-from pyquant.learn.layerwise import Norm
+from pyquant.learn.norms import Norm
 from pyquant.settings import Settings
 
 

@@ -11,7 +11,8 @@ from torch import nn
 
 from pyquant.capture.isolate import isolated
 from pyquant.graph import Graph
-from pyquant.learn.layerwise import Learnt, Norm
+from pyquant.learn.layerwise import Learnt
+from pyquant.learn.norms import Norm
 
 State = Mapping[str, torch.Tensor]
 

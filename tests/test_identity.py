@@ -19,7 +19,7 @@ from pyquant.classes import ClassName  # noqa: E402
 from pyquant.graph import Network  # noqa: E402
 from pyquant.identity import circumstances, identity  # noqa: E402
 from pyquant.learn.calibration import from_arrays, from_pictures  # noqa: E402
-from pyquant.learn.layerwise import Norm  # noqa: E402
+from pyquant.learn.norms import Norm  # noqa: E402
 from pyquant.module_state import norms_of  # noqa: E402
 from pyquant.preprocessing import Preprocessing  # noqa: E402
 from pyquant.settings import Settings  # noqa: E402

@@ -23,8 +23,9 @@ from pyquant.graph import Network
 from pyquant.learn.calibration import Calibration
 from pyquant.learn.effort import MAX_STEPS, Effort
 from pyquant.learn.layer_training import LayerTraining
-from pyquant.learn.layerwise import Learnt, Norm
+from pyquant.learn.layerwise import Learnt
 from pyquant.learn.lesson import HELD_BACK_SHARE, LEAST_PICTURES, Lesson
+from pyquant.learn.norms import Norm
 from pyquant.learn.recipes import OURS
 from pyquant.learn.schedule import Stage, TrainingRecipe, affordable_steps
 from pyquant.learn.trainable import Trainable

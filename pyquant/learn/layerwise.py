@@ -37,6 +37,7 @@ from pyquant.learn.moments import (
     combine_moments,
     squared_norm,
 )
+from pyquant.learn.norms import Norm
 from pyquant.learn.stages import Stage, peak_bytes, stages_of
 from pyquant.learn.workers import Workers
 from pyquant.torch_network import TorchNetwork
@@ -44,18 +45,6 @@ from pyquant.torch_network import TorchNetwork
 Floats = NDArray[np.float32]
 Result = TypeVar("Result")
 Train = Callable[[Network, Weight], Floats | None]  # network so far, weight -> better codebooks [M, K, d]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Norm:
-    """A batch norm of the user's module; all arrays `[O]`. `weight` is 1 and the biases are 0 where there is none."""
-
-    weight: Floats
-    bias: Floats
-    input_bias: Floats  # of the layer that the norm follows; part of what it normalises
-    mean: Floats
-    variance: Floats
-    eps: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,10 +206,8 @@ class _Learner:
 
     def set_norm(self, node: Node, norm: Norm) -> None:
         """Give a layer's batch norm new statistics, folded into its scale and bias."""
-        scale = norm.weight.astype(np.float64) / np.sqrt(norm.variance.astype(np.float64) + norm.eps)
-        bias = norm.bias + (norm.input_bias.astype(np.float64) - norm.mean) * scale
-        self._tensors[node.tensor("scale")] = scale.astype(np.float32)
-        self._tensors[node.tensor("bias")] = bias.astype(np.float32)
+        for role, tensor in zip(("scale", "bias"), norm.folded(), strict=True):
+            self._tensors[node.tensor(role)] = tensor
         self.new_norms[node.state.norm] = norm
 
     def shift_bias(self, node: Node, shift: NDArray[np.float64]) -> None:
@@ -381,20 +368,7 @@ class _Walk:
         return has_bias and node.state.bias not in self._shared
 
     def _renew_norm(self, node: Node, before: Moments, after: Moments) -> None:
-        """Give a batch norm the statistics with which its outputs keep their mean and variance.
-
-        `before` and `after` are the moments of its inputs in the dense network and in the one compressed so far. Only
-        their difference counts, so statistics need not be those of these pictures: few pictures do no harm, nor do
-        statistics that were folded into the weights, with a mean of 0 and a variance of 1 in their place.
-        """
-        norm = self._learner.norms[node.state.norm]
-        # A channel that never varies on these pictures says nothing about how it varies.
-        varies = (before.variance > 0) & (after.variance > 0)
-        variance = norm.variance * np.where(varies, after.variance / np.where(varies, before.variance, 1), 1)
-        factor = np.sqrt((variance + norm.eps) / (norm.variance + norm.eps))
-        mean = after.mean - (before.mean - (norm.mean.astype(np.float64) - norm.input_bias)) * factor + norm.input_bias
-        new = replace(norm, mean=mean.astype(np.float32), variance=variance.astype(np.float32))
-        self._learner.set_norm(node, new)
+        self._learner.set_norm(node, self._learner.norms[node.state.norm].renewed(before, after))
 
     def _run_rest(self, stage: Stage, batch: int) -> None:
         """Finish a stage on one batch, in both streams, and keep what later stages read."""

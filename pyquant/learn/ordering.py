@@ -31,7 +31,7 @@ from pyquant.learn.permute import Channels, Indices, channels_of, places, reorde
 from pyquant.learn.workers import Workers
 
 if TYPE_CHECKING:
-    from pyquant.learn.layerwise import Norm
+    from pyquant.learn.norms import Norm
 
 SWAPS = 50  # tried for each set of channels
 PAIRS_AT_ONCE = 64

@@ -23,7 +23,7 @@ from pyquant.graph import Network, Node, Weight
 from pyquant.shapes import Shape
 
 if TYPE_CHECKING:
-    from pyquant.learn.layerwise import Norm
+    from pyquant.learn.norms import Norm
 
 Indices = NDArray[np.int64]
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from pyquant.checkpoint import Records
 from pyquant.graph import Graph, Network
-from pyquant.learn.layerwise import Learnt, Norm
+from pyquant.learn.layerwise import Learnt
+from pyquant.learn.norms import Norm
 
 NETWORK, NORM = "network", "norm"
 

@@ -18,7 +18,7 @@ from pyquant.learn.schedule import TrainingRecipe
 from pyquant.learn.workers import Workers
 
 if TYPE_CHECKING:
-    from pyquant.learn.layerwise import Norm
+    from pyquant.learn.norms import Norm
 
 Floats = NDArray[np.float32]
 Codes = NDArray[np.uint16]

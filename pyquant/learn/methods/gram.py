@@ -35,7 +35,7 @@ from pyquant.learn.workers import Workers
 from pyquant.shapes import SHAPE_RULES
 
 if TYPE_CHECKING:
-    from pyquant.learn.layerwise import Norm
+    from pyquant.learn.norms import Norm
 
 ROUNDS = 3  # of fitting codebooks and choosing codes
 MAX_CODEBOOKS = 8

@@ -22,7 +22,7 @@ from pyquant.learn.recipes import PQF
 from pyquant.learn.workers import Workers
 
 if TYPE_CHECKING:
-    from pyquant.learn.layerwise import Norm
+    from pyquant.learn.norms import Norm
 
 
 class Pqf(Method):
