@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -243,6 +244,7 @@ def test_minutes_count_the_dense_network_only_until_it_met_every_picture(
     monkeypatch.setattr(finetuning, "MAX_STEPS", 10**4)
     seconds = iter([3.0, 1.0, 4.0, 2.0, 0.0] if Lesson(dense, calibration, **LESSON).has_bfloat16 else [3.0, 1.0, 0.0])
     monkeypatch.setattr(finetuning, "_seconds", lambda function, times=1: next(seconds))
+    monkeypatch.setattr(finetuning, "time", SimpleNamespace(monotonic=lambda: 0.0))
     lesson = Lesson(dense, calibration, **LESSON)
     assert lesson.new_batches == 8
     tuner = finetuning._Tuner(lesson, start, with_rates(0.01).stages, quiet)
