@@ -148,9 +148,10 @@ def drafted(network: Network, choices: Mapping[str, Choice]) -> Network:
                 bits = config.codebooks * block_count(weight.shape, config.block)
                 tensors[weight.tensor("codes")] = np.zeros(packed_bytes(bits, config.code_bits), np.uint8)
                 codebook = np.zeros((config.codebooks, config.centroids, config.dim), np.float32)
-                kept = codebook_tensors(codebook, config)
                 if config.codebook_dtype == "float":
-                    kept = {"codebook": codebook.astype(f"<f{_Numbers.of(network, weight).float_bytes}")}
+                    kept = {"codebook": codebook.astype(f"<f{_float_bytes(network, weight)}")}
+                else:
+                    kept = codebook_tensors(codebook, config)
                 tensors |= {weight.tensor(role): tensor for role, tensor in kept.items()}
             node = replace(node, weight=replace(weight, codec=config))
         nodes.append(node)
@@ -229,19 +230,29 @@ def _dense_option(network: Network, weight: Weight) -> Option:
 class _Numbers:
     """What the size of a weight's numbers means for its codebooks."""
 
-    float_bytes: int  # of a number that is no integer: fp32 where fp16 cannot hold numbers like the weight's
+    float_bytes: int  # of a number that is no integer
     int8_error: float  # relative squared error of the weight, from rounding its centroids to int8
 
     @classmethod
     def of(cls, network: Network, weight: Weight) -> _Numbers:
-        numbers = network.tensors[weight.tensor("weight")].reshape(-1)
-        some = numbers[:: -(-len(numbers) // SAMPLED_WEIGHTS)].astype(np.float32)
-        largest = HEADROOM * np.float32(max(numbers.max(), -numbers.min()))
-        like = np.concatenate([some, [largest]]).astype(np.float32)[None, None]
-        kept = codebook_tensors(like, ProductConfig(block=(1, 1, 1), centroids=2))["codebook"]
+        numbers = network.tensors[weight.tensor("weight")]
         mean_square = float(np.square(numbers, dtype=np.float64).mean())
-        step = float(largest) / INT8_MAX
-        return cls(float_bytes=kept.itemsize, int8_error=step**2 / 12 / mean_square if mean_square > 0 else 0.0)
+        step = _largest(numbers) / INT8_MAX
+        error = step**2 / 12 / mean_square if mean_square > 0 else 0.0
+        return cls(float_bytes=_float_bytes(network, weight), int8_error=error)
+
+
+def _float_bytes(network: Network, weight: Weight) -> int:
+    """Return the bytes of a number in a float codebook: fp32 where fp16 cannot hold numbers like the weight's."""
+    numbers = network.tensors[weight.tensor("weight")].reshape(-1)
+    some = numbers[:: -(-len(numbers) // SAMPLED_WEIGHTS)]
+    like = np.concatenate([some, [_largest(numbers)]]).astype(np.float32)[None, None]
+    return int(codebook_tensors(like, ProductConfig(block=(1, 1, 1), centroids=2))["codebook"].itemsize)
+
+
+def _largest(numbers: NDArray[np.floating]) -> float:
+    """Return how large the numbers of centroids may become, for a weight's."""
+    return float(HEADROOM * np.float32(max(numbers.max(), -numbers.min())))
 
 
 def _coded_option(weight: Weight, codec: ProductConfig, curve: Curve, numbers: _Numbers) -> Option:
