@@ -27,7 +27,7 @@ from pyquant.learn.methods.pqf import Pqf
 from pyquant.learn.workers import Workers
 
 
-def _target_not_corrected(weight: Floats, squares: torch.Tensor, cross: torch.Tensor) -> Floats:
+def _target_not_corrected(weight: Floats, squares: torch.Tensor, cross: torch.Tensor, *, damping: float) -> Floats:
     return weight
 
 

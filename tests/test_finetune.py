@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -37,6 +36,7 @@ from pyquant.learn.finetune import Finetuned, finetune  # noqa: E402
 from pyquant.learn.layer_training import LayerTraining  # noqa: E402
 from pyquant.learn.lesson import Lesson  # noqa: E402
 from pyquant.learn.methods import METHODS  # noqa: E402
+from pyquant.learn.pace import Pace  # noqa: E402
 from pyquant.learn.recipes import ABGD, OURS, PQF  # noqa: E402
 from pyquant.learn.schedule import TrainingRecipe  # noqa: E402
 from pyquant.learn.trainable import Trainable  # noqa: E402
@@ -237,19 +237,29 @@ def test_minutes_become_steps(dense: Network, start: Network, calibration: Calib
     assert ("fine-tuning", result.steps, result.steps) in seen
 
 
-def test_minutes_count_the_dense_network_only_until_it_met_every_picture(
+def test_the_pace_is_that_of_the_faster_precision(
     dense: Network, start: Network, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lessons, "BATCH", 14)
-    monkeypatch.setattr(finetuning, "MAX_STEPS", 10**4)
-    seconds = iter([3.0, 1.0, 4.0, 2.0, 0.0] if Lesson(dense, calibration, **LESSON).has_bfloat16 else [3.0, 1.0, 0.0])
-    monkeypatch.setattr(finetuning, "_seconds", lambda function, times=1: next(seconds))
-    monkeypatch.setattr(finetuning, "time", SimpleNamespace(monotonic=lambda: 0.0))
     lesson = Lesson(dense, calibration, **LESSON)
-    assert lesson.new_batches == 8
+    seconds = iter([3.0, 1.0, 4.0, 2.0, 0.5] if lesson.has_bfloat16 else [3.0, 1.0, 0.5])
+    monkeypatch.setattr(finetuning, "_seconds", lambda function, times=1: next(seconds))
     tuner = finetuning._Tuner(lesson, start, with_rates(0.01).stages, quiet)
     tuner._first = 0
-    assert tuner._affordable_steps(1024.9) == 8 + 1000
+    assert tuner._pace() == Pace(new=3.0, known=1.0, judging=0.5)
+    assert lesson.bfloat16 == lesson.has_bfloat16
+
+
+def test_minutes_count_the_dense_network_only_until_it_met_every_picture() -> None:
+    pace = Pace(new=3.0, known=1.0, judging=0.0)
+    assert pace.steps(1024.9, new_batches=8) == 8 + 1000
+    assert pace.steps(10.0, new_batches=8) == 3
+
+
+def test_trials_show_how_slow_a_busy_machine_is() -> None:
+    pace = Pace(new=3.0, known=1.0, judging=2.0)
+    expected = 10 * 3.0 + 2 * 10 * 1.0 + 3 * 2.0
+    assert pace.corrected(1.5 * expected, 30, 3) == Pace(new=4.5, known=1.5, judging=3.0)
+    assert pace.corrected(0.1, 0, 0) == pace  # too few steps for any trial
 
 
 class Several(nn.Module):

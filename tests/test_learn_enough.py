@@ -37,8 +37,8 @@ def test_layers_that_see_few_pixels_need_most_pictures() -> None:
 
 def test_all_inputs_weighed_together_need_more_than_those_of_a_block() -> None:
     graph = resnet_graph(resnet_config("resnet50"), 1000)
-    assert need(graph, "gram", 64) == ("layer4.0.conv2", 461)  # 4608 inputs, 2x2 pixels
-    assert need(graph, "gram", 224) == ("fc", 410)  # 2048 inputs, and each picture is seen once
+    assert need(graph, "gram", 64) == ("layer4.0.conv2", 1152)  # 4608 inputs, 2x2 pixels
+    assert need(graph, "gram", 224) == ("fc", 1024)  # 2048 inputs, and each picture is seen once
 
 
 def test_nothing_is_needed_where_nothing_is_coded() -> None:

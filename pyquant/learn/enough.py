@@ -5,17 +5,14 @@ Two things are learnt from a layer's inputs and outputs, and each needs values t
     statistics  the mean and variance of every channel, for batch norms; a bias takes up a mean error, which is smaller
     weighing    which inputs count how much, for codes and codebooks: a Gram of inputs
 
-The pixels of one picture resemble each other. On a ResNet-18 for 64x64 pictures and a ResNet-50 for 224x224, the mean
-of a channel over one picture varied as that of so many independent values would (median over channels, by layer): 1.4
-to 2.6 where there are 4 pixels, 2.7 to 7.8 of 49, 5.6 to 17 of 196, 4.1 to 7 of 256 and 3 to 56 of 784. So a picture is
-taken for the square root of its pixels, and 8 at most.
+The pixels of one picture resemble each other, so that a picture gives fewer values than it has pixels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import ceil, prod, sqrt
+from math import ceil, prod
 
 from pyquant import console
 from pyquant.choose import Choice
@@ -23,14 +20,15 @@ from pyquant.codecs import ProductConfig
 from pyquant.graph import Graph
 from pyquant.learn.calibration import Calibration
 from pyquant.learn.methods.base import Method
+from pyquant.learn.moments import independent_values
 
-MOST_OF_A_PICTURE = 8  # independent values
-# Enough to come within half a point of top-1 of what four times as many give. Measured on a ResNet-18 for 64x64
-# pictures, 200 classes, whose last layers have 4 pixels and 4608 inputs; small blocks, no training; pictures and top-1:
-#   `abgd`                                     16: 35.2 %    64: 41.7 %    256: 43.4 %    1024: 43.6 %
-#   `gram`, the last rounds of descent left out              64: 43.5 %    256: 46.0 %    1024: 46.9 %
+# Measured on a ResNet-18 for 64x64 pictures, 200 classes, whose last layers have 4 pixels and 4608 inputs, without
+# training: pictures and top-1.
+#   `abgd`, small blocks        16: 35.2 %    64: 41.7 %    256: 43.4 %    1024: 43.6 %
+#   `gram`, 956,040 bytes                                   256: 45.9 %    1024: 46.6 %    4096: 47.6 %
+# The first is enough to come within half a point of what four times as many give, the second within a point.
 VALUES = 512  # of a channel
-VALUES_OF_AN_INPUT = 0.2  # of those that are weighed together
+VALUES_OF_AN_INPUT = 0.5  # of those that are weighed together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +59,7 @@ def greatest_need(graph: Graph, choices: Mapping[str, Choice], shape: tuple[int,
         if not isinstance(config, ProductConfig):
             continue
         pixels = prod(shapes[node.output][2:])
-        independent = min(sqrt(pixels), MOST_OF_A_PICTURE)
+        independent = independent_values(pixels)
         where = f"each gives it {pixels} pixel{'s' if pixels > 1 else ''}"
         if node.state.norm:
             what = f"the mean and variance of its channels ({where})"

@@ -26,6 +26,7 @@ from pyquant.learn.layer_training import LayerTraining
 from pyquant.learn.layerwise import Learnt
 from pyquant.learn.lesson import HELD_BACK_SHARE, LEAST_PICTURES, Lesson
 from pyquant.learn.norms import Norm
+from pyquant.learn.pace import Pace
 from pyquant.learn.recipes import OURS
 from pyquant.learn.schedule import Stage, TrainingRecipe, affordable_steps
 from pyquant.learn.trainable import Trainable
@@ -177,14 +178,14 @@ class _Tuner:
             self._lesson.bfloat16 = record.values["bfloat16"]
             training = self._training(record.values["steps"])
             training.restore(record.values, record.arrays)
-        else:
-            training = self._training(self._steps(effort, after))
+        elif effort.steps is not None:
+            training = self._training(max(1, effort.steps - self._first))
             self._save(training, records)
+        else:
+            assert effort.minutes is not None
+            training = self._timed(60 * effort.minutes - (after.seconds if after else 0.0), records)
         while not training.finished:
-            self._progress(*training.doing)
-            training.step()
-            if records.is_due() or training.finished:
-                self._save(training, records)
+            self._step(training, records)
         self._progress(*training.doing)
         return Finetuned(
             network=training.result(),
@@ -197,22 +198,36 @@ class _Tuner:
     def _training(self, steps: int) -> Training:
         return Training(self._lesson, self._start, self._stages, steps, first=self._first)
 
+    def _step(self, training: Training, records: Records) -> None:
+        self._progress(*training.doing)
+        training.step()
+        if records.is_due() or training.finished:
+            self._save(training, records)
+
     def _save(self, training: Training, records: Records) -> None:
         values, arrays = training.state()
         records.save(RECORD, {**values, "bfloat16": self._lesson.bfloat16}, arrays)
 
-    def _steps(self, effort: Effort, after: LayerTraining | None) -> int:
-        """Return how many steps of the effort are left after what was spent on single layers."""
-        if effort.steps is not None:
-            return max(1, effort.steps - (after.steps if after else 0))
-        assert effort.minutes is not None
-        return self._affordable_steps(60 * effort.minutes - (after.seconds if after else 0.0))
+    def _timed(self, seconds: float, records: Records) -> Training:
+        """Return the training that takes so many seconds, its first learning rate chosen.
 
-    def _affordable_steps(self, seconds_left: float) -> int:
-        """Return how many steps fit into so many seconds, the trials and the judgements taken off.
-
-        The precision becomes the faster one of those that the device has.
+        A few steps tell how long the trials may be, and these at what pace the rest will go.
         """
+        end = self._began + seconds
+        pace = self._pace()
+        training = self._training(self._affordable_steps(end - time.monotonic(), pace))
+        self._save(training, records)
+        began, steps = time.monotonic(), 0
+        while not training.rates:
+            self._step(training, records)
+            steps += 1
+        pace = pace.corrected(time.monotonic() - began, steps, training.trials)
+        training.change_steps(self._affordable_steps(end - time.monotonic(), pace, tried=1))
+        self._save(training, records)
+        return training
+
+    def _pace(self) -> Pace:
+        """Time a few steps; the precision becomes the faster one of those that the device has."""
         lesson = self._lesson
         # Timed twice: the first time, the dense network runs, too; then its outputs are known.
         new, known = self._seconds_of_a_step(), self._seconds_of_a_step()
@@ -222,11 +237,16 @@ class _Tuner:
             lesson.bfloat16 = known <= slow[1]
             new, known = (new, known) if lesson.bfloat16 else slow
         judging = _seconds(lambda: lesson.judge(Trainable(self._start).to(lesson.device)))
-        trials = sum(len(stage.rates) for stage in self._stages)
-        left = seconds_left - (time.monotonic() - self._began) - (JUDGEMENTS + trials) * judging
-        with_dense = min(lesson.new_batches, max(0.0, left / new))
-        steps = with_dense + max(0.0, left - with_dense * new) / known
-        return affordable_steps(self._stages, int(steps))
+        return Pace(new=new, known=known, judging=judging)
+
+    def _affordable_steps(self, seconds: float, pace: Pace, *, tried: int = 0) -> int:
+        """Return how many steps fit into so many seconds, the trials of later stages and the judgements taken off.
+
+        The first `tried` stages have their learning rates.
+        """
+        judgements = JUDGEMENTS + sum(len(stage.rates) for stage in self._stages[tried:])
+        steps = pace.steps(seconds - judgements * pace.judging, self._lesson.new_batches)
+        return affordable_steps(self._stages, steps, tried=tried)
 
     def _seconds_of_a_step(self) -> float:
         training = self._training(MAX_STEPS)

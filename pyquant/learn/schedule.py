@@ -141,12 +141,18 @@ def stage_ends(stages: Sequence[Stage], steps: int) -> list[int]:
     return [round(steps * share / shares[-1]) for share in shares]
 
 
-def affordable_steps(stages: Sequence[Stage], steps: int) -> int:
-    """Return how many steps the stages can have, at least 1, if they and their trials may take `steps` together."""
+def affordable_steps(stages: Sequence[Stage], steps: int, *, tried: int = 0) -> int:
+    """Return how many steps the stages can have, at least 1, if they and their trials may take `steps` together.
+
+    The trials of the first `tried` stages are over and take none.
+    """
 
     def needed(count: int) -> int:
         lengths = (end - start for start, end in pairwise([0, *stage_ends(stages, count)]))
-        return sum(stage.steps_with_trials(length) for stage, length in zip(stages, lengths, strict=True))
+        return sum(
+            length if index < tried else stage.steps_with_trials(length)
+            for index, (stage, length) in enumerate(zip(stages, lengths, strict=True))
+        )
 
     low, high = 1, max(1, steps)
     while low < high:

@@ -81,6 +81,18 @@ class Training:
             return "choosing a learning rate", len(self._trials), len(self._stages[self._index].rates)
         return "fine-tuning", self.done, self.steps
 
+    @property
+    def trials(self) -> int:
+        """How many learning rates were tried for the present stage, or the last one that had trials."""
+        return len(self._trials)
+
+    def change_steps(self, steps: int) -> None:
+        """Do so many steps instead; so far none may be done but those of the first stage's trials, which are over."""
+        assert self.done == 0, "steps are done"
+        assert self.rates, "trials are not over"
+        self.steps = steps
+        self._ends = stage_ends(self._stages, steps)
+
     def step(self) -> None:
         """Do one step of a trial or of a stage, and what becomes due with it."""
         stage, index = self._stages[self._index], self._index

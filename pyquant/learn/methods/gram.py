@@ -28,7 +28,7 @@ from pyquant.graph import Network, Node
 from pyquant.learn.cluster import learn_codebook
 from pyquant.learn.descent import Problem, Solution, feedback, refit, sweep
 from pyquant.learn.methods.base import Codes, Floats, Layer, Method
-from pyquant.learn.moments import unfold
+from pyquant.learn.moments import independent_values, unfold
 from pyquant.learn.ordering import in_best_order
 from pyquant.learn.recipes import OURS
 from pyquant.learn.workers import Workers
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 
 ROUNDS = 3  # of fitting codebooks and choosing codes
 MAX_CODEBOOKS = 8
-# Of the Gram's mean diagonal, added to the diagonal: inputs that calibration hardly shows count a little too.
-DAMPING = 0.05
 UNFOLDED = 1 << 24  # numbers at a time: unfolding a 3x3 layer's inputs takes nine times their memory
 PIXELS = 128  # of a picture: neighbours are much alike, and the pictures are many
 
@@ -53,6 +51,7 @@ class FullMoments:
     """
 
     count: int
+    independent: float  # of the count
     squares: Tensor  # [G, D, D], of x̃ x̃ᵀ
     sums: Tensor  # [G, D], of x̃
     cross: Tensor | None  # [G, D, D], of x x̃ᵀ; None: x is x̃
@@ -61,6 +60,7 @@ class FullMoments:
     def accumulate(self, other: FullMoments) -> None:
         """Add the sums of `other` to these, which are float64 from then on."""
         self.count += other.count
+        self.independent += other.independent
         for name in ("squares", "sums", "cross", "dense_sums"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine is not None:
@@ -79,6 +79,16 @@ class FullMoments:
         if self.cross is None or self.dense_sums is None:
             return squares, squares
         return squares, mean(self.cross, self.dense_sums, self.sums)
+
+    @property
+    def damping(self) -> float:
+        """What is to be added to the diagonals, in units of their mean: D / n, n being the independent values.
+
+        The squared errors of a mean of n products of D inputs sum up to D / n times the squares on its diagonal
+        (Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance matrices", 2004). Undamped,
+        codes and corrections fit these errors, too, and do worse on other inputs.
+        """
+        return self.squares.shape[1] / self.independent
 
 
 class Gram(Method):
@@ -121,6 +131,7 @@ class Gram(Method):
             y = None if dense is None else _columns(node, dense[rows])
             part = FullMoments(
                 count=x.shape[2],
+                independent=len(coded[rows]) * independent_values(pixels),
                 squares=x @ x.transpose(1, 2),
                 sums=x.sum(2),
                 cross=None if y is None else y @ x.transpose(1, 2),
@@ -148,8 +159,8 @@ class Gram(Method):
         if not bool(torch.isfinite(squares).all() and torch.isfinite(cross).all()):
             raise ValueError("its inputs on the calibration inputs are too large or not finite")
         # By a worker, whose one thread gives the same bits everywhere.
-        (target,) = workers.map(partial(_corrected, layer.weight, squares), [cross])
-        problem = _problem(layer, target, squares)
+        (target,) = workers.map(partial(_corrected, layer.weight, squares, damping=measured.damping), [cross])
+        problem = _problem(layer, target, squares, measured.damping)
         d = layer.config.dim
         block_gram = torch.stack(
             [problem.gram[:, j : j + d, j : j + d].sum(0) for j in range(0, problem.gram.shape[1], d)]
@@ -197,20 +208,20 @@ def _columns(node: Node, x: Tensor) -> Tensor:
     return unfolded.permute(1, 0, 2).reshape(groups, depth // groups, -1)
 
 
-def _corrected(weight: Floats, squares: Tensor, cross: Tensor) -> Floats:
+def _corrected(weight: Floats, squares: Tensor, cross: Tensor, *, damping: float) -> Floats:
     """Return the weight that gives W X from X̃ best, `W E[x x̃ᵀ] E[x̃ x̃ᵀ]⁻¹`, damped towards W."""
     groups, depth, _ = squares.shape
     rows = torch.from_numpy(weight).double().reshape(groups, -1, depth)
     # Inputs that are all 0 leave the weight as it is.
-    damping = DAMPING * squares.diagonal(dim1=1, dim2=2).mean(dim=1) + torch.finfo(torch.float64).tiny
-    ridge = damping[:, None, None] * torch.eye(depth, dtype=torch.float64)
+    added = damping * squares.diagonal(dim1=1, dim2=2).mean(dim=1) + torch.finfo(torch.float64).tiny
+    ridge = added[:, None, None] * torch.eye(depth, dtype=torch.float64)
     wanted = torch.bmm(rows, cross + ridge)
     factor: Tensor = torch.linalg.cholesky(squares + ridge)
     result = torch.cholesky_solve(wanted.transpose(1, 2), factor).transpose(1, 2)
     return np.asarray(result.float().reshape(weight.shape).numpy())
 
 
-def _problem(layer: Layer, target: Floats, squares: Tensor) -> Problem:
+def _problem(layer: Layer, target: Floats, squares: Tensor, damping: float) -> Problem:
     """Return the descent's problem: targets and Grams in the order of blocks, padding in place."""
     groups, depth, _ = squares.shape
     _, c, kh, kw = as_conv_shape(layer.weight.shape)
@@ -218,7 +229,7 @@ def _problem(layer: Layer, target: Floats, squares: Tensor) -> Problem:
     order = torch.from_numpy(blocks_from_weight(numbers, layer.config.block).reshape(-1).astype(np.int64))  # 0: padding
     mean = squares.diagonal(dim1=1, dim2=2).mean()
     # A scale of its own, so that float32 serves for inputs of any size.
-    damped = squares / (mean if mean > 0 else 1) + DAMPING * torch.eye(depth, dtype=torch.float64)
+    damped = squares / (mean if mean > 0 else 1) + damping * torch.eye(depth, dtype=torch.float64)
     padded = torch.zeros(groups, depth + 1, depth + 1)
     padded[:, 1:, 1:] = damped
     blocks = torch.from_numpy(blocks_from_weight(target, layer.config.block))
