@@ -216,7 +216,7 @@ def main(
     else:
         if data is None:
             raise click.UsageError("give the folder of checkpoints and pictures, or set PYQUANT_DATA")
-        settings = Settings(samples=1024, minutes=20, steps=None)
+        settings = Settings(samples=8192, minutes=20, steps=None)
         subjects = real_subjects(data, second or folder / "second.safetensors")
     bench = Bench(comparison=comparison, settings=settings, subjects=subjects, folder=folder, results=results)
     for cell in chosen(parts, only):

@@ -17,7 +17,7 @@ from pyquant.learn.calibration import Calibration, from_arrays  # noqa: E402
 from pyquant.learn.lesson import Lesson  # noqa: E402
 from pyquant.learn.recipes import ABGD, OURS, PQF  # noqa: E402
 from pyquant.learn.schedule import affordable_steps, stage_ends  # noqa: E402
-from pyquant.learn.targets import Pictures, Targets  # noqa: E402
+from pyquant.learn.targets import MixedPictures, Pictures, Targets  # noqa: E402
 from pyquant.torch_network import TorchNetwork  # noqa: E402
 
 SIDE = 12
@@ -49,6 +49,21 @@ def test_targets_are_those_of_the_pictures(inputs: np.ndarray, dense: Network) -
         expected = expected.flip(3) if mirrored else expected
         assert torch.equal(pictures.read(rows, mirrored), expected)
         torch.testing.assert_close(targets.read(rows, mirrored)[0], network(expected))
+
+
+def test_mixtures_are_of_two_pictures_and_always_the_same(inputs: np.ndarray, calibration: Calibration) -> None:
+    among = np.arange(8, 64)
+    mixed = MixedPictures(calibration, torch.device("cpu"), among, seed=0)
+    plain = torch.from_numpy(inputs)
+    for mirrored in (False, True):
+        first = mixed.read(among, mirrored)
+        assert torch.equal(mixed.read(among[::-1].copy(), mirrored), first.flip(0))
+        share = torch.from_numpy(mixed._shares[int(mirrored), among])[:, None, None, None]
+        partners = mixed._partners[int(mirrored), among]
+        assert sorted(partners) == list(among)  # none that is held back
+        expected = share * plain[among] + (1 - share) * plain[partners]
+        torch.testing.assert_close(first, expected.flip(3) if mirrored else expected)
+    assert not np.array_equal(mixed._partners[0], mixed._partners[1])
 
 
 def test_each_pass_takes_every_picture_once(

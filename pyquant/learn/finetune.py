@@ -79,7 +79,8 @@ def finetune(
     """
     check_enough(calibration)
     with training_mode(threads):
-        lesson = after.lesson if after else Lesson(dense, calibration, device=torch.device(effort.device), seed=seed)
+        device = torch.device(effort.device)
+        lesson = after.lesson if after else Lesson(dense, calibration, device=device, seed=seed, mixed=recipe.mixed)
         return _Tuner(lesson, compressed, recipe.stages, progress).run(effort, after, records)
 
 

@@ -47,7 +47,7 @@ def layer_training(
     if recipe.each_layer is None or not effort or calibration is None:
         return None
     return LayerTraining(
-        Lesson(dense, calibration, device=torch.device(effort.device), seed=seed),
+        Lesson(dense, calibration, device=torch.device(effort.device), seed=seed, mixed=recipe.mixed),
         recipe,
         effort=effort,
         layers=sum(isinstance(choice.codec, ProductConfig) for choice in choices.values()),

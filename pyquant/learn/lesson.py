@@ -11,7 +11,7 @@ from torch import Tensor
 from pyquant.graph import Network
 from pyquant.learn.calibration import Calibration
 from pyquant.learn.distillation import distillation_loss
-from pyquant.learn.targets import Pictures, Rows, Targets, as_tuple
+from pyquant.learn.targets import MixedPictures, Pictures, Rows, Targets, as_tuple
 from pyquant.learn.trainable import Trainable
 from pyquant.torch_network import TorchNetwork
 
@@ -29,7 +29,10 @@ class Lesson:
     A batch follows from its number and the seed alone, and so, on the CPU, do its bits: training can go on anywhere.
     """
 
-    def __init__(self, dense: Network, calibration: Calibration, *, device: torch.device, seed: int) -> None:
+    def __init__(
+        self, dense: Network, calibration: Calibration, *, device: torch.device, seed: int, mixed: bool = False
+    ) -> None:
+        """Prepare batches for training; if `mixed`, of mixtures of the pictures in place of themselves."""
         self.device = device
         self.has_bfloat16 = _has_bfloat16(device)
         self._bfloat16 = self.has_bfloat16
@@ -39,6 +42,7 @@ class Lesson:
         self._held_back, self._trained_on = order[:held_back], order[held_back:]
         self._batch = min(_batch(dense, calibration), len(self._trained_on))
         self._pictures = Pictures(calibration, device)
+        self._shown = MixedPictures(calibration, device, self._trained_on, seed) if mixed else self._pictures
         self._dense = TorchNetwork(dense).to(device)
         self._targets = self._new_targets()
         self._held_back_targets: list[tuple[Tensor, ...]] = []
@@ -66,7 +70,7 @@ class Lesson:
         student.train()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
             targets = self._targets.read(rows, mirrored)
-            outputs = as_tuple(student(self._pictures.read(rows, mirrored)))
+            outputs = as_tuple(student(self._shown.read(rows, mirrored)))
         return distillation_loss(outputs, targets)
 
     @torch.no_grad()
@@ -101,7 +105,7 @@ class Lesson:
         return order[index * self._batch :][: self._batch], bool(mirrored[index])
 
     def _new_targets(self) -> Targets:
-        return Targets(self._dense, self._pictures, self._trained_on, self._batch)
+        return Targets(self._dense, self._shown, self._trained_on, self._batch)
 
 
 def _batch(network: Network, calibration: Calibration) -> int:

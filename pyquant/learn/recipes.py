@@ -16,6 +16,7 @@ OURS = TrainingRecipe(
             relative=True,
         ),
     ),
+    mixed=True,
 )
 
 # "And the Bit Goes Down" (Stock et al., ICLR 2020): SGD, for 2,500 steps on the centroids of each layer once coded,

@@ -121,11 +121,13 @@ class Stage:
 class TrainingRecipe:
     """The stages of a whole coded network's training, and the one that each layer has before the next is coded.
 
-    In the latter a layer's codebooks alone are trained; it counts once for each layer.
+    In the latter a layer's codebooks alone are trained; it counts once for each layer. If `mixed`, batches are of
+    mixtures of pictures.
     """
 
     stages: tuple[Stage, ...]
     each_layer: Stage | None = None
+    mixed: bool = False
 
     def part_of_a_layer(self, effort: float, layers: int) -> float:
         """Return how much of an effort (in steps, or seconds) is spent on each of so many layers."""

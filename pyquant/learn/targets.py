@@ -43,6 +43,35 @@ class Pictures:
         return picture
 
 
+class MixedPictures(Pictures):
+    """Each picture with another one laid over it; which one, and how strongly, is drawn once.
+
+    Calibration pictures are often those that the network was trained on. It knows them by heart, and is surer of them
+    than of new ones, which a student that sees them as they are would learn, too. Of mixtures (Zhang et al., "mixup",
+    ICLR 2018) the network's own outputs are taught, as by Beyer et al. ("Knowledge distillation: A good teacher is
+    patient and consistent", CVPR 2022); that they stay the same lets these outputs be kept.
+    """
+
+    def __init__(self, calibration: Calibration, device: torch.device, among: Rows, seed: int) -> None:
+        """Mix the pictures numbered `among` with each other; mirrored ones with others than those that are not."""
+        super().__init__(calibration, device)
+        rng = np.random.default_rng((seed, 2))
+        count = calibration.count
+        self._partners = np.tile(np.arange(count), (2, 1))
+        self._shares = np.ones((2, count), np.float32)
+        for mirrored in (0, 1):
+            self._partners[mirrored, among] = rng.permutation(among)
+            self._shares[mirrored, among] = rng.random(len(among), np.float32)
+
+    def read(self, rows: Rows, mirrored: bool) -> Tensor:
+        """Return mixtures `[n, C, H, W]` on the device, of pictures with left and right exchanged if `mirrored`."""
+        first, second = (
+            super(MixedPictures, self).read(r, mirrored) for r in (rows, self._partners[int(mirrored), rows])
+        )
+        share = torch.from_numpy(self._shares[int(mirrored), rows])[:, None, None, None].to(first.device)
+        return torch.lerp(second, first, share)
+
+
 class Targets:
     """The outputs of the dense network for pictures in a given order.
 

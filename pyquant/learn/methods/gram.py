@@ -28,7 +28,7 @@ from pyquant.graph import Network, Node
 from pyquant.learn.cluster import learn_codebook
 from pyquant.learn.descent import Problem, Solution, feedback, refit, sweep
 from pyquant.learn.methods.base import Codes, Floats, Layer, Method
-from pyquant.learn.moments import independent_values, unfold
+from pyquant.learn.moments import MOST_OF_A_PICTURE, independent_values, unfold
 from pyquant.learn.ordering import in_best_order
 from pyquant.learn.recipes import OURS
 from pyquant.learn.workers import Workers
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 ROUNDS = 3  # of fitting codebooks and choosing codes
 MAX_CODEBOOKS = 8
 UNFOLDED = 1 << 24  # numbers at a time: unfolding a 3x3 layer's inputs takes nine times their memory
-PIXELS = 128  # of a picture: neighbours are much alike, and the pictures are many
+PIXELS = MOST_OF_A_PICTURE**2  # of a picture, at most: more would not be worth more
 
 
 @dataclass(slots=True, kw_only=True)
