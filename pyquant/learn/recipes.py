@@ -11,7 +11,7 @@ OURS = TrainingRecipe(
         Stage(
             optimizer=Adam(betas=(0.9, 0.99)),
             schedule=Cosine(rise=0.1),
-            rates=(0.001, 0.002, 0.005, 0.01),
+            rates=(0.001, 0.002, 0.005),
             usual=0.002,
             relative=True,
         ),
