@@ -297,14 +297,14 @@ def test_several_outputs_tied_weights_groups_and_shared_norms(inputs: np.ndarray
     recipe = Recipe(rules=(parse_rule("*=block:1,3,3;centroids:16"), parse_rule("fc=dense"), parse_rule("stem=dense")))
     out = tmp_path / "x.pqmodel"
     losses = []
-    for steps in (0, 20):
+    for steps in (0, 100):
         report = pyquant.compress(several(), inputs, out=out, recipe=recipe, finetune_steps=steps, threads=1)
         assert report.self_check["max_relative_error"] < 1e-4
         x = torch.from_numpy(inputs)
         with torch.no_grad():
             outputs, targets = pyquant.to_torch(out)(x), several()(x)
         losses.append(float(distillation_loss(list(outputs.values()), list(targets.values()))))
-    assert losses[1] < losses[0]
+    assert losses[1] < 0.9 * losses[0]
 
 
 def test_norms_without_a_weight_keep_their_scale_and_arithmetic_its_numbers() -> None:

@@ -71,6 +71,7 @@ def test_each_pass_takes_every_picture_once(
 ) -> None:
     monkeypatch.setattr(lessons, "BATCH", 14)
     lesson = Lesson(dense, calibration, **LESSON)
+    assert lesson.new_batches == 8  # a pass as they are, and one mirrored
     trained_on = sorted(np.random.default_rng(0).permutation(64)[8:])
     for number in range(0, 16, 4):
         batches = [lesson._rows(number + index) for index in range(4)]
