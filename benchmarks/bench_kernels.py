@@ -1,9 +1,9 @@
-"""Every layer of ResNet-18 and ResNet-50 on every instruction set, by decoding and by table, one thread.
+"""Every layer of ResNet-18 and ResNet-50 on every instruction set, by each path that it has, one thread.
 
     pytest benchmarks/bench_kernels.py [-k 'avx512 and table'] [--benchmark-json=kernels.json]
 
 Only the layer's own step counts, not the copying of its input and output. GMAC/s are those a dense layer would need, so
-that the table path can exceed the peak, which is the measured one of a core's fp32 multiply-adds.
+that the Winograd and table paths can exceed the peak, which is the measured one of a core's fp32 multiply-adds.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ from pyquant.runtime import Model
 
 ROUNDS = 15
 REFERENCE = "reference"
-PATHS = ("decode", "table")
 LAYERS = [layer for network in PRESET_OF for layer in read_layers(network)]
-CASES = [(layer, path) for layer in LAYERS for path in (("dense",) if layer.is_stem else PATHS)]
+CASES = [(layer, path) for layer in LAYERS for path in layer.paths]
 
 
 class LayerClock:

@@ -46,6 +46,13 @@ class Layer:
         """Whether the layer reads the picture: it stays dense."""
         return self.inputs == 3
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The paths of the runtime that can compute the layer."""
+        if self.is_stem:
+            return ("dense",)
+        return ("decode", "winograd", "table") if self.kernel == (3, 3) and self.stride == 1 else ("decode", "table")
+
     def input_shape(self) -> tuple[int, ...]:
         """Return the shape of the input array, batch 1."""
         return (1, self.inputs) if self.op == "linear" else (1, self.inputs, *self.plane)

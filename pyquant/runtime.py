@@ -65,7 +65,8 @@ class Model:
             threads: threads of one run; None for all that the process may use.
             precision: "exact", fp32 throughout.
             isa: one of `_core.available_isas()`; None for the one that PYQUANT_ISA names, else the best.
-            kernels: "auto", or "decode" or "table" to restrict compressed layers to one path, for tests and benchmarks.
+            kernels: "auto", or "decode", "winograd" or "table" to restrict compressed layers to one path, where they have
+                it, for tests and benchmarks.
 
         Raises:
             ConfigError: an option is unknown.

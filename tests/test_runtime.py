@@ -77,7 +77,7 @@ def test_several_outputs_come_as_a_dict(rng: np.random.Generator) -> None:
 
 def test_same_bits_for_any_number_of_threads(classifier: ModelFile, rng: np.random.Generator) -> None:
     x = images(rng, 3, 3, 33, 31)
-    for kernels in ("decode", "table"):
+    for kernels in ("decode", "winograd", "table"):
         one, *others = (Model(classifier, threads=threads, kernels=kernels)(x) for threads in (1, 2, 5))
         for other in others:
             np.testing.assert_array_equal(other, one)
@@ -204,4 +204,4 @@ def test_profile(classifier: ModelFile, rng: np.random.Generator) -> None:
     assert [step["name"] for step in steps] == ["conv", "pool", "fc"]
     assert all(set(step) == {"name", "op", "kernel", "ms", "share"} for step in steps)
     assert sum(step["share"] for step in steps) == pytest.approx(1)
-    assert {step["kernel"] for step in steps} <= {"decode", "table", "plane"}
+    assert {step["kernel"] for step in steps} <= {"decode", "winograd", "table", "plane"}

@@ -20,7 +20,7 @@ def check(file: ModelFile, *inputs: np.ndarray, terms: int) -> None:
     """Compare every instruction set, path and number of threads with the reference."""
     (expected,) = reference.run(file.network, *inputs).values()
     for isa in ISAS:
-        for kernels in ("decode", "table", "auto"):
+        for kernels in ("decode", "winograd", "table", "auto"):
             for threads in (1, 3):
                 got = Model(file, isa=isa, kernels=kernels, threads=threads)(*inputs)
                 assert isinstance(got, np.ndarray)
@@ -34,6 +34,10 @@ CONVOLUTIONS: list[tuple[tuple[int, int, int, int], Any, int, int, dict[str, Any
     ((17, 7, 1, 1), (4, 1, 1), 256, 1, {}, (14, 3)),
     ((33, 6, 3, 3), (1, 3, 3), 64, 1, {"padding": (1, 1, 1, 1)}, (7, 7)),
     ((8, 5, 3, 3), (2, 3, 3), 32, 1, {"padding": (1, 1, 1, 1), "stride": (2, 2)}, (13, 17)),
+    ((11, 5, 3, 3), (2, 3, 3), 40, 1, {"padding": (1, 1, 1, 1)}, (29, 31)),
+    ((7, 9, 3, 3), (3, 3, 3), 9, 2, {"padding": (0, 2, 1, 3)}, (14, 14)),
+    ((10, 6, 3, 3), (1, 3, 3), 12, 1, {"groups": 2}, (3, 37)),
+    ((4, 2, 3, 3), (1, 3, 3), 300, 2, {"padding": (2, 2, 2, 2)}, (1, 1)),
     ((9, 10, 3, 3), (8, 1, 1), 20, 2, {"padding": (1, 1, 1, 1)}, (8, 9)),
     ((6, 4, 5, 3), (3, 2, 2), 7, 3, {"padding": (2, 1, 0, 3), "stride": (3, 1)}, (11, 12)),
     ((12, 2, 3, 3), (1, 3, 3), 8, 1, {"padding": (2, 2, 2, 2), "dilation": (2, 2), "groups": 3}, (10, 10)),

@@ -26,23 +26,67 @@ void register_kernels(py::module_& m) {
       [](const std::string& isa) {
         const KernelTable kernels = select_kernels(isa);
         return py::dict("lanes"_a = kernels.lanes, "rows"_a = kernels.tile_rows, "pixels"_a = kernels.tile_pixels,
-                        "table_pixels"_a = kernels.table_pixels, "blocks_per_pass"_a = kBlocksPerPass);
+                        "table_pixels"_a = kernels.table_pixels);
       },
       "isa"_a, "Lanes of a vector, and the rows, pixels and blocks that the kernels of an instruction set take.");
 
   m.def(
-      "gemm_tile",
-      [](const Array<float>& a, const Array<float>& b, const std::string& isa) {
-        const KernelTable kernels = select_kernels(isa);
-        const int64_t rows = a.shape(0), depth = a.shape(1), pixels = b.shape(1);
-        const int64_t pitch = round_up(pixels, kernels.lanes);
-        const AlignedBuffer<float> left = copied(a), right = copied(b);
-        AlignedBuffer<float> out(rows * pitch);
-        kernels.gemm_tile(left.data(), depth, right.data(), pixels, out.data(), pitch, rows, pixels, depth);
-        return to_array(out, {rows, pitch});
+      "pack_rows",
+      [](const Array<int64_t>& runs, int64_t step, const Array<float>& in, const Array<int64_t>& rows,
+         const Array<float>& panel, const std::string& isa) {
+        std::vector<PanelRun> pieces;
+        for (int64_t i = 0; i < runs.shape(0); ++i) {
+          pieces.push_back({.to = runs.at(i, 0), .size = runs.at(i, 1), .from = runs.at(i, 2)});
+        }
+        std::vector<PanelRow> targets;
+        for (int64_t i = 0; i < rows.shape(0); ++i) targets.push_back({.row = rows.at(i, 0), .channel = rows.at(i, 1)});
+        const AlignedBuffer<float> input = copied(in);
+        AlignedBuffer<float> out = copied(panel);
+        select_kernels(isa).pack_rows(pieces.data(), runs.shape(0), step, input.data(), in.shape(1), targets.data(),
+                                      rows.shape(0), out.data(), panel.shape(1));
+        return to_array(out, {panel.shape(0), panel.shape(1)});
       },
-      "a"_a, "b"_a, "isa"_a,
-      "The product of a [rows, depth] and b [depth, pixels], its rows rounded up to whole vectors.");
+      "runs"_a, "step"_a, "inputs"_a, "rows"_a, "panel"_a, "isa"_a,
+      "panel [D, pitch] with the runs (to, size, from) of its rows (row, channel) read from inputs [C, floats].");
+
+  m.def(
+      "gemm_tile",
+      [](const Array<uint16_t>& codes, const Array<float>& codebook, const Array<float>& panel,
+         const std::string& isa) {
+        const KernelTable kernels = select_kernels(isa);
+        const int64_t pixels = panel.shape(1);
+        const AlignedBuffer<float> centroids = copied(codebook), inputs = copied(panel);
+        AlignedBuffer<float> out(kernels.tile_rows * kernels.tile_pixels);
+        kernels.gemm_tile(codes.data(), centroids.data(), codebook.shape(1), codes.shape(0), inputs.data(), pixels,
+                          out.data(), kernels.tile_pixels, pixels);
+        return to_array(out, {kernels.tile_rows, kernels.tile_pixels});
+      },
+      "codes"_a, "codebook"_a, "panel"_a, "isa"_a,
+      "The product of the weights that codes [J, rows] name in codebook [K, d] and panel [J * d, pixels].");
+
+  m.def(
+      "winograd_input",
+      [](const Array<float>& lines, const std::string& isa) {
+        const int64_t tiles = lines.shape(1) / 2 - 1;
+        const int64_t pitch = round_up(tiles, select_kernels(isa).lanes);
+        const AlignedBuffer<float> inputs = copied(lines);
+        AlignedBuffer<float> out(16 * pitch);
+        select_kernels(isa).winograd_input(inputs.data(), lines.shape(1), tiles, out.data(), pitch);
+        return to_array(out, {16, pitch});
+      },
+      "lines"_a, "isa"_a, "The frequencies [16, tiles] of 4x4 inputs, of four lines [4, 2 * tiles + 2].");
+
+  m.def(
+      "winograd_output",
+      [](const Array<float>& products, const std::string& isa) {
+        const int64_t tiles = products.shape(1);
+        const int64_t pitch = 2 * round_up(tiles, select_kernels(isa).lanes);
+        const AlignedBuffer<float> in = copied(products);
+        AlignedBuffer<float> lines(2 * pitch);
+        select_kernels(isa).winograd_output(in.data(), tiles, tiles, lines.data(), pitch);
+        return to_array(lines, {2, pitch});
+      },
+      "products"_a, "isa"_a, "Two lines [2, 2 * tiles] of outputs from products [16, tiles] in frequencies.");
 
   m.def(
       "decode_rows",
@@ -61,16 +105,31 @@ void register_kernels(py::module_& m) {
       "codes"_a, "codebook"_a, "isa"_a, "Weights [O, J * d] of codes [M, O, J] and codebooks [M, K, d].");
 
   m.def(
-      "table_sum",
-      [](const Array<uint16_t>& codes, const Array<float>& table, const Array<float>& sums, const std::string& isa) {
-        const AlignedBuffer<float> rows = copied(table);
-        AlignedBuffer<float> out = copied(sums);
-        select_kernels(isa).table_sum(codes.data(), rows.data(), table.shape(1) * table.shape(2), out.data(),
-                                      codes.shape(0));
-        return to_array(out, {sums.shape(0), sums.shape(1)});
+      "table_build",
+      [](const Array<float>& codebook, const Array<float>& panel, int64_t pixels, const std::string& isa) {
+        const KernelTable kernels = select_kernels(isa);
+        const AlignedBuffer<float> centroids = copied(codebook), inputs = copied(panel);
+        AlignedBuffer<float> table(codebook.shape(0) * kernels.table_pixels);
+        kernels.table_build(centroids.data(), codebook.shape(0), codebook.shape(1), inputs.data(), pixels,
+                            table.data());
+        return to_array(table, {codebook.shape(0), kernels.table_pixels});
       },
-      "codes"_a, "table"_a, "sums"_a, "isa"_a,
-      "sums [O, pixels] plus, for each output, the rows of table [blocks, K, pixels] that codes [O, blocks] name.");
+      "codebook"_a, "panel"_a, "pixels"_a, "isa"_a,
+      "The product of codebook [K, d] and panel [d, table_pixels], of which `pixels` count.");
+
+  m.def(
+      "table_sum",
+      [](const Array<uint16_t>& codes, const Array<float>& tables, const std::optional<Array<float>>& sums,
+         int64_t pixels, const std::string& isa) {
+        const AlignedBuffer<float> rows = copied(tables);
+        AlignedBuffer<float> out = sums ? copied(*sums) : AlignedBuffer<float>(codes.shape(0) * tables.shape(2));
+        select_kernels(isa).table_sum(codes.data(), codes.shape(1), rows.data(), tables.shape(1), out.data(),
+                                      codes.shape(0), pixels, sums.has_value());
+        return to_array(out, {codes.shape(0), tables.shape(2)});
+      },
+      "codes"_a, "tables"_a, "sums"_a, "pixels"_a, "isa"_a,
+      "For each output, the rows of tables [positions, K, table_pixels] that codes [O, positions] name, added up; to "
+      "sums [O, table_pixels], unless that is None.");
 
   m.def(
       "finish_tile",

@@ -17,8 +17,9 @@ namespace {
 KernelChoice kernel_choice(const std::string& name) {
   if (name == "auto") return KernelChoice::kAuto;
   if (name == "decode") return KernelChoice::kDecode;
+  if (name == "winograd") return KernelChoice::kWinograd;
   if (name == "table") return KernelChoice::kTable;
-  throw Error("kernels must be auto, decode or table, got '" + name + "'");
+  throw Error("kernels must be auto, decode, winograd or table, got '" + name + "'");
 }
 
 struct Arrays {

@@ -4,11 +4,13 @@
 //             K centroids · d weights of a block · J blocks per output row
 //
 // A convolution is computed on tiles of pixels. The inputs of a tile are laid out as a panel [D][pitch]: row k holds,
-// for each pixel, the k-th weight's input, in the order in which a codec stores weights. Two ways lead from there to
+// for each pixel, the k-th weight's input, in the order in which a codec stores weights. Three ways lead from there to
 // outputs:
 //
-//   decode    decode_rows() writes the weights of a few outputs as a matrix [rows][D]; gemm_tile() multiplies.
-//   table     gemm_tile() multiplies the codebook with the d panel rows of a block: table [K][P]; table_sum() adds,
+//   decode    gemm_tile() multiplies: it finds each weight in the codebook, by way of its block's code.
+//   winograd  the same for each of the 16 frequencies of F(2x2, 3x3), with the codebook transformed instead of the
+//             weights.
+//   table     table_build() multiplies the codebook with the d panel rows of a block: table [K][P]; table_sum() adds,
 //             for each output, the table row that its code names. d multiply-adds become one load-and-add.
 //
 // Kernels neither allocate, throw, lock nor read globals. They load and store whole vectors: arrays need kSlackBytes of
@@ -19,12 +21,33 @@
 
 namespace pyquant {
 
-// out[r][p] = sum over k < depth of a[r][k] * b[k][p], in order of k.
-//   a    [rows, a_pitch]     1 <= rows <= tile_rows
-//   b    [depth, b_pitch]    1 <= pixels <= tile_pixels; vectors of lanes are read up to the next multiple of lanes
-//   out  [rows, out_pitch]   written up to the next multiple of lanes
-using GemmTileFn = void (*)(const float* a, int64_t a_pitch, const float* b, int64_t b_pitch, float* out,
-                            int64_t out_pitch, int64_t rows, int64_t pixels, int64_t depth) noexcept;
+// Pixels [to, to + size) of a panel row are read from `from` on, every `step`-th float of the input, or are zero.
+struct PanelRun {
+  int64_t to;
+  int64_t size;
+  int64_t from;
+  static constexpr int64_t kZero = -1;
+};
+
+// A row of a panel and the input channel that it is read from.
+struct PanelRow {
+  int64_t row;
+  int64_t channel;
+};
+
+// panel[rows.row][run.to + i] = in[rows.channel * plane + run.from + i * step] for each row, each run and i < run.size.
+// Nothing else is written.
+using PackRowsFn = void (*)(const PanelRun* runs, int64_t num_runs, int64_t step, const float* in, int64_t plane,
+                            const PanelRow* rows, int64_t num_rows, float* panel, int64_t pitch) noexcept;
+
+// out[r][p] = sum over j < blocks, i < dim of codebook[codes[j][r]][i] * panel[j * dim + i][p], in this order.
+//   codes     [blocks, tile_rows], each < K: the output rows' codes side by side
+//   codebook  [K, dim]
+//   panel     [blocks * dim, pitch]   1 <= pixels <= tile_pixels; half vectors are read up to the next multiple
+//   out       [tile_rows, out_pitch]  whole vectors are written
+// A matrix [tile_rows, depth] is a codebook of one block, with codes 0, 1, 2...
+using GemmTileFn = void (*)(const uint16_t* codes, const float* codebook, int64_t dim, int64_t blocks,
+                            const float* panel, int64_t pitch, float* out, int64_t out_pitch, int64_t pixels) noexcept;
 
 // out[r][j * dim ..] = codebook[codes[r][j]] for rows r < rows and blocks j < blocks; added to out if `accumulate`.
 //   codes     [rows, code_pitch], each < K
@@ -33,16 +56,47 @@ using GemmTileFn = void (*)(const float* a, int64_t a_pitch, const float* b, int
 using DecodeRowsFn = void (*)(const uint16_t* codes, int64_t code_pitch, const float* codebook, int64_t dim, float* out,
                               int64_t out_pitch, int64_t rows, int64_t blocks, bool accumulate) noexcept;
 
-// How many blocks table_sum() adds in one pass over the sums.
-constexpr int64_t kBlocksPerPass = 4;
+// The inputs of Winograd's F(2x2, 3x3) (Lavin and Gray, 2016): out[4 * y + x][t] = (Bt d B)[y][x] of the 4x4 inputs d of
+// tile t, which begin at column 2 * t of the four lines.
+//   lines  4 rows of 2 * tiles + 2 floats, line_pitch apart
+//   out    [16, out_pitch], whole vectors are written, in order of t
+using WinogradInputFn = void (*)(const float* lines, int64_t line_pitch, int64_t tiles, float* out,
+                                 int64_t out_pitch) noexcept;
 
-// sums[o][p] += sum over b < kBlocksPerPass of table[b][codes[o][b]][p], in order of b, for p < table_pixels.
-//   codes  [outputs, kBlocksPerPass], each < K
-//   table  [kBlocksPerPass, K, table_pixels]      block_stride = K * table_pixels
-//   sums   [outputs, table_pixels]
-// All float pointers are aligned to a vector.
-using TableSumFn = void (*)(const uint16_t* codes, const float* table, int64_t block_stride, float* sums,
-                            int64_t outputs) noexcept;
+// Its outputs: columns 2 * t and 2 * t + 1 of line y are the row y of At m A, m[y][x] = in[4 * y + x][t].
+//   in     [16, in_pitch]
+//   lines  2 rows, line_pitch apart, whole pairs of vectors are written
+using WinogradOutputFn = void (*)(const float* in, int64_t in_pitch, int64_t tiles, float* lines,
+                                  int64_t line_pitch) noexcept;
+
+// The inputs of Winograd's F(2x2, 3x3) (Lavin and Gray, 2016): out[4 * y + x][t] = (Bt d B)[y][x] of the 4x4 inputs d of
+// tile t, which begin at column 2 * t of the four lines.
+//   lines  4 rows of 2 * tiles + 2 floats, line_pitch apart
+//   out    [16, out_pitch], whole vectors are written, in order of t
+using WinogradInputFn = void (*)(const float* lines, int64_t line_pitch, int64_t tiles, float* out,
+                                 int64_t out_pitch) noexcept;
+
+// Its outputs: columns 2 * t and 2 * t + 1 of line y are the row y of At m A, m[y][x] = in[4 * y + x][t].
+//   in     [16, in_pitch]
+//   lines  2 rows, line_pitch apart, whole pairs of vectors are written
+using WinogradOutputFn = void (*)(const float* in, int64_t in_pitch, int64_t tiles, float* lines,
+                                  int64_t line_pitch) noexcept;
+
+// table[k][p] = sum over i < dim of codebook[k][i] * panel[i][p], in order of i.
+//   codebook  [centroids, dim]
+//   panel     [dim, table_pixels]
+//   table     [centroids, table_pixels]    1 <= pixels <= table_pixels; pairs of vectors are written
+// Panel and table are aligned to a vector.
+using TableBuildFn = void (*)(const float* codebook, int64_t centroids, int64_t dim, const float* panel, int64_t pixels,
+                              float* table) noexcept;
+
+// sums[o][p] = sum over q < positions of tables[q][codes[o][q]][p], in order of q; added to sums if `accumulate`.
+//   codes   [outputs, positions], each < K
+//   tables  [positions, K, table_pixels]
+//   sums    [outputs, table_pixels]        pixels as above
+// Tables and sums are aligned to a vector.
+using TableSumFn = void (*)(const uint16_t* codes, int64_t positions, const float* tables, int64_t centroids,
+                            float* sums, int64_t outputs, int64_t pixels, bool accumulate) noexcept;
 
 // out[r][p] = min(max(in[r][p] * scale[r] + bias[r] + residual[r][p], low), high) for r < rows, p < count; NaN stays
 // NaN.
@@ -62,11 +116,15 @@ constexpr int64_t kMostTilePixels = 64;
 struct KernelTable {
   const char* isa;
   int64_t lanes;         // fp32 values of a vector
-  int64_t tile_rows;     // outputs that gemm_tile computes at most in one call
+  int64_t tile_rows;     // outputs that gemm_tile computes in one call
   int64_t tile_pixels;   // pixels that it computes at most in one call, a multiple of lanes
   int64_t table_pixels;  // pixels of a table row
+  PackRowsFn pack_rows;
   GemmTileFn gemm_tile;
   DecodeRowsFn decode_rows;
+  WinogradInputFn winograd_input;
+  WinogradOutputFn winograd_output;
+  TableBuildFn table_build;
   TableSumFn table_sum;
   FinishTileFn finish_tile;
   PeakFn peak;

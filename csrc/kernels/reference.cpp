@@ -4,13 +4,29 @@ namespace pyquant {
 namespace {
 
 constexpr int64_t kTableColumns = 8;
+constexpr int64_t kTileRows = 4;
 
-void gemm_tile_reference(const float* a, int64_t a_pitch, const float* b, int64_t b_pitch, float* out,
-                         int64_t out_pitch, int64_t rows, int64_t pixels, int64_t depth) noexcept {
-  for (int64_t r = 0; r < rows; ++r) {
+void pack_rows_reference(const PanelRun* runs, int64_t num_runs, int64_t step, const float* in, int64_t plane,
+                         const PanelRow* rows, int64_t num_rows, float* panel, int64_t pitch) noexcept {
+  for (const PanelRow* row = rows; row < rows + num_rows; ++row) {
+    for (const PanelRun* run = runs; run < runs + num_runs; ++run) {
+      for (int64_t i = 0; i < run->size; ++i) {
+        panel[row->row * pitch + run->to + i] =
+            run->from == PanelRun::kZero ? 0.0f : in[row->channel * plane + run->from + i * step];
+      }
+    }
+  }
+}
+
+void gemm_tile_reference(const uint16_t* codes, const float* codebook, int64_t dim, int64_t blocks, const float* panel,
+                         int64_t pitch, float* out, int64_t out_pitch, int64_t pixels) noexcept {
+  for (int64_t r = 0; r < kTileRows; ++r) {
     for (int64_t p = 0; p < pixels; ++p) {
       float sum = 0;
-      for (int64_t k = 0; k < depth; ++k) sum += a[r * a_pitch + k] * b[k * b_pitch + p];
+      for (int64_t j = 0; j < blocks; ++j) {
+        const float* centroid = codebook + codes[j * kTileRows + r] * dim;
+        for (int64_t i = 0; i < dim; ++i) sum += centroid[i] * panel[(j * dim + i) * pitch + p];
+      }
       out[r * out_pitch + p] = sum;
     }
   }
@@ -27,12 +43,54 @@ void decode_rows_reference(const uint16_t* codes, int64_t code_pitch, const floa
   }
 }
 
-void table_sum_reference(const uint16_t* codes, const float* table, int64_t block_stride, float* sums,
-                         int64_t outputs) noexcept {
+void winograd_input_reference(const float* lines, int64_t line_pitch, int64_t tiles, float* out,
+                              int64_t out_pitch) noexcept {
+  constexpr int kBt[4][4] = {{1, 0, -1, 0}, {0, 1, 1, 0}, {0, -1, 1, 0}, {0, 1, 0, -1}};
+  for (int64_t t = 0; t < tiles; ++t) {
+    for (int f = 0; f < 16; ++f) {
+      float sum = 0;
+      for (int y = 0; y < 4; ++y) {
+        for (int x = 0; x < 4; ++x) sum += kBt[f / 4][y] * kBt[f % 4][x] * lines[y * line_pitch + 2 * t + x];
+      }
+      out[f * out_pitch + t] = sum;
+    }
+  }
+}
+
+void winograd_output_reference(const float* in, int64_t in_pitch, int64_t tiles, float* lines,
+                               int64_t line_pitch) noexcept {
+  constexpr int kAt[2][4] = {{1, 1, 1, 0}, {0, 1, -1, -1}};
+  for (int64_t t = 0; t < tiles; ++t) {
+    for (int64_t y = 0; y < 2; ++y) {
+      for (int64_t x = 0; x < 2; ++x) {
+        float sum = 0;
+        for (int64_t f = 0; f < 16; ++f) sum += kAt[y][f / 4] * kAt[x][f % 4] * in[f * in_pitch + t];
+        lines[y * line_pitch + 2 * t + x] = sum;
+      }
+    }
+  }
+}
+
+void table_build_reference(const float* codebook, int64_t centroids, int64_t dim, const float* panel, int64_t pixels,
+                           float* table) noexcept {
+  for (int64_t k = 0; k < centroids; ++k) {
+    for (int64_t p = 0; p < pixels; ++p) {
+      float sum = 0;
+      for (int64_t i = 0; i < dim; ++i) sum += codebook[k * dim + i] * panel[i * kTableColumns + p];
+      table[k * kTableColumns + p] = sum;
+    }
+  }
+}
+
+void table_sum_reference(const uint16_t* codes, int64_t positions, const float* tables, int64_t centroids, float* sums,
+                         int64_t outputs, int64_t pixels, bool accumulate) noexcept {
   for (int64_t o = 0; o < outputs; ++o) {
-    for (int64_t b = 0; b < kBlocksPerPass; ++b) {
-      const float* row = table + b * block_stride + codes[o * kBlocksPerPass + b] * kTableColumns;
-      for (int64_t p = 0; p < kTableColumns; ++p) sums[o * kTableColumns + p] += row[p];
+    for (int64_t p = 0; p < pixels; ++p) {
+      float sum = accumulate ? sums[o * kTableColumns + p] : 0;
+      for (int64_t q = 0; q < positions; ++q) {
+        sum += tables[(q * centroids + codes[o * positions + q]) * kTableColumns + p];
+      }
+      sums[o * kTableColumns + p] = sum;
     }
   }
 }
@@ -68,11 +126,15 @@ int64_t peak_reference(int64_t steps, float* sink) noexcept {
 KernelTable reference_kernels() {
   return {.isa = "reference",
           .lanes = 1,
-          .tile_rows = 4,
+          .tile_rows = kTileRows,
           .tile_pixels = 16,
           .table_pixels = kTableColumns,
+          .pack_rows = &pack_rows_reference,
           .gemm_tile = &gemm_tile_reference,
           .decode_rows = &decode_rows_reference,
+          .winograd_input = &winograd_input_reference,
+          .winograd_output = &winograd_output_reference,
+          .table_build = &table_build_reference,
           .table_sum = &table_sum_reference,
           .finish_tile = &finish_tile_reference,
           .peak = &peak_reference};

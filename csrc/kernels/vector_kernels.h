@@ -1,11 +1,15 @@
 // The vectorised kernels, written once over a vector type `V`; each instruction set instantiates them with its own.
 //
-// V provides   Float   a vector of kLanes floats
+// V provides   Float, Half   a vector of kLanes floats, and one of half as many
 //              kRows, kVectors   the register tile: kRows * kVectors sums, kVectors inputs and a broadcast weight must
-//              fit
-//                                the registers
+//                                fit the registers
+//              kTableVectors   an even number of vectors per table row: more save look-ups of codes
+//              kResidentVectors   so many vectors of each of 9 inputs fit the registers, beside sums and a weight
 //              load, store (any alignment), load_first, store_first (the first n lanes), broadcast,
-//              multiply_add(a, b, c) = a * b + c, add, max, min (returning the second operand where one is NaN)
+//              multiply_add(a, b, c) = a * b + c, multiply, add, subtract, max, min (returning the second operand where one is
+//              NaN), split (of two vectors, the Pair of the lanes with even and with odd number), merge (its
+//              inverse),
+//              load_half, store_half, low_half (the first lanes), multiply_add of halves
 //
 // V must have internal linkage (an anonymous namespace), so that no two instruction sets share an instantiation.
 #pragma once
@@ -14,6 +18,7 @@
 #include <cstring>
 #include <utility>
 
+#include "base/sizes.h"
 #include "kernels/kernels.h"
 
 namespace pyquant {
@@ -21,55 +26,105 @@ namespace pyquant {
 template <typename V>
 struct VectorKernels {
   using Float = typename V::Float;
+  using Half = typename V::Half;
   static constexpr int64_t kLanes = V::kLanes;
-  static constexpr int64_t kTableVectors = 2;  // two vectors per table row: half the code look-ups of one
+  static constexpr int64_t kTableVectors = V::kTableVectors;
   static constexpr int64_t kTablePixels = kTableVectors * kLanes;
   static_assert(kTablePixels <= kMostTilePixels && V::kVectors * kLanes <= kMostTilePixels);
 
-  // One register tile: kRows * kVectors sums stay in registers for the whole depth. A step loads kVectors inputs and
-  // broadcasts kRows weights for kRows * kVectors multiply-adds.
-  template <int64_t rows, int64_t vectors>
-  static void gemm_registers(const float* a, int64_t a_pitch, const float* b, int64_t b_pitch, float* out,
-                             int64_t out_pitch, int64_t depth) noexcept {
+  template <bool every_second>
+  static void copy_run(const float* from, float* to, int64_t size) noexcept {
+    const auto next = [&](int64_t i) {
+      if constexpr (every_second) return V::split(V::load(from + 2 * i), V::load(from + 2 * i + kLanes)).first;
+      return V::load(from + i);
+    };
+    int64_t i = 0;
+    for (; i + kLanes <= size; i += kLanes) V::store(to + i, next(i));
+    if (i < size) V::store_first(to + i, size - i, next(i));
+  }
+
+  static void pack_rows(const PanelRun* runs, int64_t num_runs, int64_t step, const float* in, int64_t plane,
+                        const PanelRow* rows, int64_t num_rows, float* panel, int64_t pitch) noexcept {
+    for (const PanelRow* row = rows; row < rows + num_rows; ++row) {
+      const float* const channel = in + row->channel * plane;
+      float* const out = panel + row->row * pitch;
+      for (const PanelRun* run = runs; run < runs + num_runs; ++run) {
+        float* const to = out + run->to;
+        if (run->from == PanelRun::kZero) {
+          for (int64_t i = 0; i < run->size; ++i) to[i] = 0.0f;
+        } else if (step == 1) {
+          copy_run<false>(channel + run->from, to, run->size);
+        } else if (step == 2) {
+          copy_run<true>(channel + run->from, to, run->size);
+        } else {
+          for (int64_t i = 0; i < run->size; ++i) to[i] = channel[run->from + i * step];
+        }
+      }
+    }
+  }
+
+  // One register tile: its sums stay in registers for the whole depth. A step loads the inputs and broadcasts kRows
+  // weights, straight from the codebook: they need no decoding. `fixed` is a dim known to the compiler, or 0.
+  template <int64_t halves, int64_t fixed>
+  static void gemm_registers(const uint16_t* codes, const float* codebook, int64_t any_dim, int64_t blocks,
+                             const float* panel, int64_t pitch, float* out, int64_t out_pitch) noexcept {
+    constexpr int64_t vectors = halves / 2;
+    constexpr bool with_half = halves % 2 != 0;
+    const int64_t dim = fixed > 0 ? fixed : any_dim;
     // A constant number of turns, unrolled early: else the compiler keeps a copy of the sums in memory as well.
-    Float sums[rows][vectors];
+    Float sums[V::kRows][vectors + 1];
+    Half half_sums[V::kRows];
 #pragma GCC unroll 8
-    for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t r = 0; r < V::kRows; ++r) {
 #pragma GCC unroll 8
       for (int64_t v = 0; v < vectors; ++v) sums[r][v] = V::broadcast(0.0f);
+      if constexpr (with_half) half_sums[r] = V::low_half(V::broadcast(0.0f));
     }
-    for (int64_t k = 0; k < depth; ++k) {
-      Float inputs[vectors];
+    for (int64_t j = 0; j < blocks; ++j, codes += V::kRows) {
+      const float* centroids[V::kRows];
 #pragma GCC unroll 8
-      for (int64_t v = 0; v < vectors; ++v) inputs[v] = V::load(b + k * b_pitch + v * kLanes);
+      for (int64_t r = 0; r < V::kRows; ++r) centroids[r] = codebook + codes[r] * dim;
+      for (int64_t i = 0; i < dim; ++i, panel += pitch) {
+        Float inputs[vectors + 1];
+        Half half_input;
 #pragma GCC unroll 8
-      for (int64_t r = 0; r < rows; ++r) {
-        const Float weight = V::broadcast(a[r * a_pitch + k]);
+        for (int64_t v = 0; v < vectors; ++v) inputs[v] = V::load(panel + v * kLanes);
+        if constexpr (with_half) half_input = V::load_half(panel + vectors * kLanes);
 #pragma GCC unroll 8
-        for (int64_t v = 0; v < vectors; ++v) sums[r][v] = V::multiply_add(weight, inputs[v], sums[r][v]);
+        for (int64_t r = 0; r < V::kRows; ++r) {
+          const Float weight = V::broadcast(centroids[r][i]);
+#pragma GCC unroll 8
+          for (int64_t v = 0; v < vectors; ++v) sums[r][v] = V::multiply_add(weight, inputs[v], sums[r][v]);
+          if constexpr (with_half) half_sums[r] = V::multiply_add(V::low_half(weight), half_input, half_sums[r]);
+        }
       }
     }
 #pragma GCC unroll 8
-    for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t r = 0; r < V::kRows; ++r) {
 #pragma GCC unroll 8
       for (int64_t v = 0; v < vectors; ++v) V::store(out + r * out_pitch + v * kLanes, sums[r][v]);
+      if constexpr (with_half) V::store_half(out + r * out_pitch + vectors * kLanes, half_sums[r]);
     }
   }
 
-  using RegistersFn = void (*)(const float*, int64_t, const float*, int64_t, float*, int64_t, int64_t) noexcept;
+  using RegistersFn = void (*)(const uint16_t*, const float*, int64_t, int64_t, const float*, int64_t, float*,
+                               int64_t) noexcept;
 
-  template <int64_t... shapes>
-  static RegistersFn registers_for(int64_t rows, int64_t vectors, std::integer_sequence<int64_t, shapes...>) noexcept {
-    static constexpr RegistersFn kTiles[] = {&gemm_registers<shapes / V::kVectors + 1, shapes % V::kVectors + 1>...};
-    return kTiles[(rows - 1) * V::kVectors + (vectors - 1)];
+  template <int64_t fixed, int64_t... halves>
+  static RegistersFn registers_for(int64_t wanted, std::integer_sequence<int64_t, halves...>) noexcept {
+    static constexpr RegistersFn kTiles[] = {&gemm_registers<halves + 1, fixed>...};
+    return kTiles[wanted - 1];
   }
 
-  static void gemm_tile(const float* a, int64_t a_pitch, const float* b, int64_t b_pitch, float* out, int64_t out_pitch,
-                        int64_t rows, int64_t pixels, int64_t depth) noexcept {
-    const int64_t vectors = (pixels + kLanes - 1) / kLanes;
-    const RegistersFn tile =
-        registers_for(rows, vectors, std::make_integer_sequence<int64_t, V::kRows * V::kVectors>{});
-    tile(a, a_pitch, b, b_pitch, out, out_pitch, depth);
+  static void gemm_tile(const uint16_t* codes, const float* codebook, int64_t dim, int64_t blocks, const float* panel,
+                        int64_t pitch, float* out, int64_t out_pitch, int64_t pixels) noexcept {
+    constexpr auto kAll = std::make_integer_sequence<int64_t, 2 * V::kVectors>{};
+    const int64_t halves = ceil_div(pixels, kLanes / 2);
+    // Winograd's blocks are this short.
+    const RegistersFn tile = dim == 1   ? registers_for<1>(halves, kAll)
+                             : dim == 2 ? registers_for<2>(halves, kAll)
+                                        : registers_for<0>(halves, kAll);
+    tile(codes, codebook, dim, blocks, panel, pitch, out, out_pitch);
   }
 
   // A centroid is copied with moves of a fixed width that may run over its end: the next block overwrites what is too
@@ -106,17 +161,171 @@ struct VectorKernels {
     decode(codes, code_pitch, codebook, dim, out, out_pitch, rows, blocks);
   }
 
-  static void table_sum(const uint16_t* codes, const float* table, int64_t block_stride, float* sums,
-                        int64_t outputs) noexcept {
-    for (int64_t o = 0; o < outputs; ++o, codes += kBlocksPerPass, sums += kTablePixels) {
-      Float sum[kTableVectors];
-      for (int64_t v = 0; v < kTableVectors; ++v) sum[v] = V::load(sums + v * kLanes);
-      for (int64_t b = 0; b < kBlocksPerPass; ++b) {
-        const float* row = table + b * block_stride + codes[b] * kTablePixels;
-        for (int64_t v = 0; v < kTableVectors; ++v) sum[v] = V::add(sum[v], V::load(row + v * kLanes));
+  static void winograd_input(const float* lines, int64_t line_pitch, int64_t tiles, float* out,
+                             int64_t out_pitch) noexcept {
+    for (int64_t t = 0; t < tiles; t += kLanes) {
+      Float columns[4][4];
+#pragma GCC unroll 4
+      for (int64_t y = 0; y < 4; ++y) {
+        const float* line = lines + y * line_pitch + 2 * t;
+        const auto [d0, d1] = V::split(V::load(line), V::load(line + kLanes));
+        const auto [d2, d3] = V::split(V::load(line + 2), V::load(line + 2 + kLanes));
+        columns[y][0] = V::subtract(d0, d2);
+        columns[y][1] = V::add(d1, d2);
+        columns[y][2] = V::subtract(d2, d1);
+        columns[y][3] = V::subtract(d1, d3);
       }
-      for (int64_t v = 0; v < kTableVectors; ++v) V::store(sums + v * kLanes, sum[v]);
+#pragma GCC unroll 4
+      for (int64_t x = 0; x < 4; ++x) {
+        float* to = out + x * out_pitch + t;
+        V::store(to, V::subtract(columns[0][x], columns[2][x]));
+        V::store(to + 4 * out_pitch, V::add(columns[1][x], columns[2][x]));
+        V::store(to + 8 * out_pitch, V::subtract(columns[2][x], columns[1][x]));
+        V::store(to + 12 * out_pitch, V::subtract(columns[1][x], columns[3][x]));
+      }
     }
+  }
+
+  static void winograd_output(const float* in, int64_t in_pitch, int64_t tiles, float* lines,
+                              int64_t line_pitch) noexcept {
+    for (int64_t t = 0; t < tiles; t += kLanes) {
+      Float rows[2][4];
+#pragma GCC unroll 4
+      for (int64_t x = 0; x < 4; ++x) {
+        Float m[4];
+#pragma GCC unroll 4
+        for (int64_t y = 0; y < 4; ++y) m[y] = V::load(in + (4 * y + x) * in_pitch + t);
+        rows[0][x] = V::add(V::add(m[0], m[1]), m[2]);
+        rows[1][x] = V::subtract(V::subtract(m[1], m[2]), m[3]);
+      }
+#pragma GCC unroll 2
+      for (int64_t y = 0; y < 2; ++y) {
+        const Float even = V::add(V::add(rows[y][0], rows[y][1]), rows[y][2]);
+        const Float odd = V::subtract(V::subtract(rows[y][1], rows[y][2]), rows[y][3]);
+        const auto [first, second] = V::merge(even, odd);
+        V::store(lines + y * line_pitch + 2 * t, first);
+        V::store(lines + y * line_pitch + 2 * t + kLanes, second);
+      }
+    }
+  }
+
+  // The inputs of a block stay in registers while all centroids pass by, `vectors` vectors of pixels at a time.
+  template <int64_t dim, int64_t vectors>
+  static void build_columns(const float* codebook, int64_t centroids, const float* panel, float* table) noexcept {
+    Float inputs[dim][vectors];
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < dim; ++i) {
+#pragma GCC unroll 4
+      for (int64_t v = 0; v < vectors; ++v) inputs[i][v] = V::load(panel + i * kTablePixels + v * kLanes);
+    }
+    for (int64_t k = 0; k < centroids; ++k, codebook += dim, table += kTablePixels) {
+      Float sums[vectors];
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < dim; ++i) {
+        const Float weight = V::broadcast(codebook[i]);
+#pragma GCC unroll 4
+        for (int64_t v = 0; v < vectors; ++v) {
+          sums[v] = i == 0 ? V::multiply(weight, inputs[i][v]) : V::multiply_add(weight, inputs[i][v], sums[v]);
+        }
+      }
+#pragma GCC unroll 4
+      for (int64_t v = 0; v < vectors; ++v) V::store(table + v * kLanes, sums[v]);
+    }
+  }
+
+  template <int64_t dim>
+  static void build_resident(const float* codebook, int64_t centroids, const float* panel, int64_t pixels,
+                             float* table) noexcept {
+    constexpr int64_t most = V::kResidentVectors;
+    const int64_t vectors = ceil_div(pixels, kLanes);
+    int64_t v = 0;
+    for (; v + most <= vectors; v += most) {
+      build_columns<dim, most>(codebook, centroids, panel + v * kLanes, table + v * kLanes);
+    }
+    for (; v < vectors; ++v) build_columns<dim, 1>(codebook, centroids, panel + v * kLanes, table + v * kLanes);
+  }
+
+  // For blocks whose inputs are too many for the registers: kBuildRows centroids at a time instead.
+  static constexpr int64_t kBuildRows = 4;
+  template <int64_t rows>
+  static void build_rows(const float* codebook, int64_t dim, const float* panel, int64_t vectors,
+                         float* table) noexcept {
+    for (int64_t v = 0; v < vectors; v += 2) {
+      Float sums[rows][2];
+#pragma GCC unroll 4
+      for (int64_t r = 0; r < rows; ++r) sums[r][0] = sums[r][1] = V::broadcast(0.0f);
+      for (int64_t i = 0; i < dim; ++i) {
+        const Float first = V::load(panel + i * kTablePixels + v * kLanes);
+        const Float second = V::load(panel + i * kTablePixels + (v + 1) * kLanes);
+#pragma GCC unroll 4
+        for (int64_t r = 0; r < rows; ++r) {
+          const Float weight = V::broadcast(codebook[r * dim + i]);
+          sums[r][0] = V::multiply_add(weight, first, sums[r][0]);
+          sums[r][1] = V::multiply_add(weight, second, sums[r][1]);
+        }
+      }
+#pragma GCC unroll 4
+      for (int64_t r = 0; r < rows; ++r) {
+        V::store(table + r * kTablePixels + v * kLanes, sums[r][0]);
+        V::store(table + r * kTablePixels + (v + 1) * kLanes, sums[r][1]);
+      }
+    }
+  }
+
+  static void table_build(const float* codebook, int64_t centroids, int64_t dim, const float* panel, int64_t pixels,
+                          float* table) noexcept {
+    switch (dim) {
+      case 2:
+        return build_resident<2>(codebook, centroids, panel, pixels, table);
+      case 4:
+        return build_resident<4>(codebook, centroids, panel, pixels, table);
+      case 8:
+        return build_resident<8>(codebook, centroids, panel, pixels, table);
+      case 9:
+        return build_resident<9>(codebook, centroids, panel, pixels, table);
+    }
+    const int64_t vectors = ceil_div(pixels, kLanes);
+    int64_t k = 0;
+    for (; k + kBuildRows <= centroids; k += kBuildRows) {
+      build_rows<kBuildRows>(codebook + k * dim, dim, panel, vectors, table + k * kTablePixels);
+    }
+    for (; k < centroids; ++k) build_rows<1>(codebook + k * dim, dim, panel, vectors, table + k * kTablePixels);
+  }
+
+  // One look-up of a code serves `vectors` loads; the sums of an output stay in registers for all positions.
+  template <int64_t vectors>
+  static void sum_rows(const uint16_t* codes, int64_t positions, const float* tables, int64_t centroids, float* sums,
+                       int64_t outputs, bool accumulate) noexcept {
+    const int64_t stride = centroids * kTablePixels;
+    for (int64_t o = 0; o < outputs; ++o, codes += positions, sums += kTablePixels) {
+      Float sum[vectors];
+#pragma GCC unroll 4
+      for (int64_t v = 0; v < vectors; ++v) sum[v] = accumulate ? V::load(sums + v * kLanes) : V::broadcast(0.0f);
+      const float* table = tables;
+#pragma GCC unroll 4
+      for (int64_t q = 0; q < positions; ++q, table += stride) {
+        const float* row = table + codes[q] * kTablePixels;
+#pragma GCC unroll 4
+        for (int64_t v = 0; v < vectors; ++v) sum[v] = V::add(sum[v], V::load(row + v * kLanes));
+      }
+#pragma GCC unroll 4
+      for (int64_t v = 0; v < vectors; ++v) V::store(sums + v * kLanes, sum[v]);
+    }
+  }
+
+  using SumRowsFn = void (*)(const uint16_t*, int64_t, const float*, int64_t, float*, int64_t, bool) noexcept;
+
+  template <int64_t... vectors>
+  static SumRowsFn sum_rows_for(int64_t wanted, std::integer_sequence<int64_t, vectors...>) noexcept {
+    static constexpr SumRowsFn kWidths[] = {&sum_rows<vectors + 1>...};
+    return kWidths[wanted - 1];
+  }
+
+  static void table_sum(const uint16_t* codes, int64_t positions, const float* tables, int64_t centroids, float* sums,
+                        int64_t outputs, int64_t pixels, bool accumulate) noexcept {
+    const SumRowsFn sum =
+        sum_rows_for(ceil_div(pixels, kLanes), std::make_integer_sequence<int64_t, kTableVectors>{});
+    sum(codes, positions, tables, centroids, sums, outputs, accumulate);
   }
 
   template <bool has_residual>
@@ -174,8 +383,12 @@ struct VectorKernels {
     table.tile_rows = V::kRows;
     table.tile_pixels = V::kVectors * kLanes;
     table.table_pixels = kTablePixels;
+    table.pack_rows = &pack_rows;
     table.gemm_tile = &gemm_tile;
     table.decode_rows = &decode_rows;
+    table.winograd_input = &winograd_input;
+    table.winograd_output = &winograd_output;
+    table.table_build = &table_build;
     table.table_sum = &table_sum;
     table.finish_tile = &finish_tile;
     table.peak = &peak;

@@ -32,29 +32,27 @@ struct ConvGeometry {
 class Patches {
  public:
   // Floats between the rows of two channels of one image must be height * width.
-  Patches(const ConvGeometry& geometry, const Weight& weight);
+  Patches(const ConvGeometry& geometry, const Weight& weight, const KernelTable* kernels);
 
   // Rows of a panel: the weight's depth.
-  int64_t depth() const { return static_cast<int64_t>(rows_.size()); }
+  int64_t depth() const { return depth_; }
 
   // Write panel[k][p] = the input of the k-th weight for pixel first + p, p < count <= kMostTilePixels; zero outside
-  // the picture and for the padding of tail blocks. Rows are `pitch` floats apart; up to kRunOver floats behind the
-  // last one may be written, and input is read up to kRunOver floats beyond its end.
+  // the picture and for the padding of tail blocks. Rows are `pitch` floats apart; what lies behind their `count` stays.
   void pack(const float* input, int64_t group, int64_t first, int64_t count, int64_t pitch, float* panel) const;
 
-  static constexpr int64_t kRunOver = 16;
-
  private:
-  struct Row {
-    int64_t channel;  // within the group; -1: padding of a tail block
-    int64_t y, x;     // offset from a pixel's top left input
+  // The panel rows whose inputs lie at one offset from a pixel's top left input.
+  struct Tap {
+    int64_t y, x;
+    std::vector<PanelRow> rows;
   };
 
-  // out[i] = in[x + i * stride] for i < size, zero where that lies outside the input row.
-  void unfold_row(const float* in, int64_t x, int64_t size, float* out) const;
-
   ConvGeometry geometry_;
-  std::vector<Row> rows_;
+  const KernelTable* kernels_;
+  int64_t depth_;
+  std::vector<Tap> taps_;
+  std::vector<PanelRow> padding_;  // the rows of padded tail blocks: zero
 };
 
 }  // namespace pyquant

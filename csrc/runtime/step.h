@@ -43,7 +43,7 @@ class Step {
 };
 
 // Which kernels the planner may choose from: all, or one path for tests and benchmarks.
-enum class KernelChoice { kAuto, kDecode, kTable };
+enum class KernelChoice { kAuto, kDecode, kWinograd, kTable };
 
 // An operation after fusion, with its shapes: what a step is planned from.
 struct Layer {

@@ -37,6 +37,13 @@ ConvGeometry geometry_of(const Layer& layer, const PlanContext& context) {
   return g;
 }
 
+// Panels of one block of tiles: they are read once per tile_rows outputs, so they should stay in the second-level cache.
+constexpr int64_t kPanelBytes = 512 * 1024;
+
+// From this many tiles per thread on, threads take pixels; below, an uneven last tile would cost more than packing the
+// same panel in each thread, so they take outputs.
+constexpr int64_t kTilesPerThread = 16;
+
 std::vector<float> or_filled(const std::vector<float>& values, int64_t size, float filler) {
   return values.empty() ? std::vector<float>(size, filler) : values;
 }
@@ -47,7 +54,7 @@ Convolution::Convolution(const Layer& layer, const PlanContext& context)
     : kernels(context.kernels),
       weight(layer.node->weight),
       geometry(geometry_of(layer, context)),
-      patches(geometry, *weight),
+      patches(geometry, *weight, kernels),
       scale(or_filled(layer.node->scale, weight->outputs, 1.0f)),
       bias(or_filled(layer.node->bias, weight->outputs, 0.0f)),
       activation(layer.activation),
@@ -76,13 +83,62 @@ void Convolution::finish(const float* tile, int64_t pitch, int64_t first_output,
   }
 }
 
+Tiling::Tiling(const Convolution& c, int64_t count_, int64_t column_bytes, int threads)
+    : groups(c.geometry.groups),
+      group_outputs(c.group_outputs()),
+      tile_rows(c.kernels->tile_rows),
+      count(count_) {
+  const int64_t most = c.kernels->tile_pixels;
+  const int64_t half = std::max<int64_t>(c.kernels->lanes / 2, 1);
+  // Tiles of equal width: four vectors are done as 2 + 2, not 3 + 1.
+  tile_lanes = round_up(ceil_div(count, ceil_div(count, most)), half);
+  pitch = round_up(tile_lanes, c.kernels->lanes);
+  num_tiles = ceil_div(count, tile_lanes);
+  tiles_per_block = std::clamp<int64_t>(kPanelBytes / (column_bytes * pitch), 1, num_tiles);
+  if (threads > 1) {
+    if (num_tiles * groups >= kTilesPerThread * threads) {
+      tiles_per_block = std::min(tiles_per_block, ceil_div(num_tiles * groups, 4 * threads));
+    } else {
+      output_splits = std::min<int64_t>(threads, ceil_div(group_outputs, tile_rows));
+    }
+  }
+  num_blocks = ceil_div(num_tiles, tiles_per_block);
+}
+
+Tiling::Unit Tiling::unit(int64_t index) const {
+  const int64_t split = index % output_splits;
+  const int64_t block = index / output_splits % num_blocks;
+  const int64_t group = index / output_splits / num_blocks;
+  const int64_t per_split = round_up(ceil_div(group_outputs, output_splits), tile_rows);
+  return {.group = group,
+          .first_tile = block * tiles_per_block,
+          .last_tile = std::min((block + 1) * tiles_per_block, num_tiles),
+          .first_output = group * group_outputs + std::min(split * per_split, group_outputs),
+          .last_output = group * group_outputs + std::min((split + 1) * per_split, group_outputs)};
+}
+
 std::unique_ptr<Step> plan_convolution(const Layer& layer, const PlanContext& context) {
   const Convolution convolution(layer, context);
-  const bool table = !convolution.weight->is_dense() &&
-                     (context.choice == KernelChoice::kTable ||
-                      (context.choice == KernelChoice::kAuto &&
-                       table_cost(convolution, context.threads) < decode_cost(convolution, context.threads)));
-  return table ? make_table_step(layer, convolution, context) : make_decode_step(layer, convolution, context);
+  struct Path {
+    KernelChoice choice;
+    bool applies;
+    double cost;
+    decltype(&make_decode_step) make;
+  };
+  const Path paths[] = {
+      {KernelChoice::kDecode, true, decode_cost(convolution, context.threads), &make_decode_step},
+      {KernelChoice::kWinograd, winograd_applies(convolution), winograd_cost(convolution, context.threads),
+       &make_winograd_step},
+      {KernelChoice::kTable, !convolution.weight->is_dense(), table_cost(convolution, context.threads),
+       &make_table_step},
+  };
+  const Path* best = &paths[0];
+  for (const Path& path : paths) {
+    if (!path.applies) continue;
+    if (path.choice == context.choice) return path.make(layer, convolution, context);
+    if (context.choice == KernelChoice::kAuto && path.cost < best->cost) best = &path;
+  }
+  return best->make(layer, convolution, context);
 }
 
 }  // namespace pyquant

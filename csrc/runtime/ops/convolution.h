@@ -1,6 +1,7 @@
-// What the two paths of a convolution or linear layer share: its sizes, its inputs as panels, its epilogue.
+// What the paths of a convolution or linear layer share: its sizes, its inputs as panels, its epilogue.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <span>
 #include <vector>
@@ -32,20 +33,51 @@ struct Convolution {
   ValueId residual;  // -1: none
 };
 
-// How a convolution's work is cut into units that threads take: groups x blocks of pixel tiles x ranges of outputs.
+// How the work of the decode and Winograd paths is cut into units that threads take: groups x blocks of tiles x ranges of
+// outputs. What a tile is made of, pixels or Winograd's 2x2 pixels, lies in the lanes.
 struct Tiling {
-  int64_t tile_pixels = 0;  // pixels of a tile, a multiple of lanes
-  int64_t num_tiles = 0;
-  int64_t tiles_per_block = 1;
-  int64_t num_blocks = 0;
+  // For `count` such lanes, each with a column of `column_bytes` in the panels of a block.
+  Tiling(const Convolution& convolution, int64_t count, int64_t column_bytes, int threads);
+
+  int64_t units() const { return groups * num_blocks * output_splits; }
+
+  // One unit: a group, tiles [first_tile, last_tile) and outputs [first_output, last_output).
+  struct Unit {
+    int64_t group;
+    int64_t first_tile, last_tile;
+    int64_t first_output, last_output;
+  };
+  Unit unit(int64_t index) const;
+
+  // The lanes of a tile.
+  int64_t lanes_of(int64_t tile) const { return std::min(tile_lanes, count - tile * tile_lanes); }
+
+  int64_t groups;
+  int64_t group_outputs;
+  int64_t tile_rows;
+  int64_t count;
+  int64_t tile_lanes;  // a multiple of half a vector
+  int64_t pitch;       // of a panel: tile_lanes rounded up to whole vectors
+  int64_t num_tiles;
+  int64_t tiles_per_block;
+  int64_t num_blocks;
   int64_t output_splits = 1;
 };
 
+// Finding a tile row's weight in a codebook, in vector multiply-adds.
+constexpr double kFindCost = 0.1;
+
+// Whether the Winograd path can compute this convolution: 3x3 kernels coded as whole, a step of one pixel.
+bool winograd_applies(const Convolution& convolution);
+
 std::unique_ptr<Step> make_decode_step(const Layer& layer, const Convolution& convolution, const PlanContext& context);
+std::unique_ptr<Step> make_winograd_step(const Layer& layer, const Convolution& convolution,
+                                         const PlanContext& context);
 std::unique_ptr<Step> make_table_step(const Layer& layer, const Convolution& convolution, const PlanContext& context);
 
-// Estimated time of each path, in vector operations of the slowest thread.
+// Estimated time of each path, in vector operations of the slowest thread; infinite where a path does not apply.
 double decode_cost(const Convolution& convolution, int threads);
+double winograd_cost(const Convolution& convolution, int threads);
 double table_cost(const Convolution& convolution, int threads);
 
 }  // namespace pyquant

@@ -1,40 +1,20 @@
-// The decode path: the weights of a few outputs at a time are decoded and multiplied with panels of unfolded inputs.
+// The decode path: panels of unfolded inputs are multiplied with weights, a few outputs at a time.
+//
+// Weights are read from the codebook by way of their codes while they are multiplied. Only what has too many additive
+// codebooks for that is decoded first, a few rows at a time.
 #include <algorithm>
 
+#include "runtime/coded_rows.h"
 #include "runtime/ops/convolution.h"
 
 namespace pyquant {
 namespace {
 
-// Panels of one block of pixels: they are read once per tile_rows outputs, so they should stay in the second-level
-// cache.
-constexpr int64_t kPanelBytes = 512 * 1024;
-
-// From this many tiles per thread on, threads take pixels; below, an uneven last tile would cost more than packing the
-// same panel in each thread, so they take outputs.
-constexpr int64_t kTilesPerThread = 16;
-
 // Decoding one weight, in vector multiply-adds.
 constexpr double kDecodeCost = 0.3;
 
 Tiling tile(const Convolution& c, int threads) {
-  Tiling t;
-  const int64_t vectors = ceil_div(c.geometry.pixels(), c.kernels->lanes);
-  const int64_t most = c.kernels->tile_pixels / c.kernels->lanes;
-  // Tiles of equal width: four vectors are done as 2 + 2, not 3 + 1.
-  t.tile_pixels = ceil_div(vectors, ceil_div(vectors, most)) * c.kernels->lanes;
-  t.num_tiles = ceil_div(c.geometry.pixels(), t.tile_pixels);
-  const int64_t panel_bytes = c.patches.depth() * t.tile_pixels * static_cast<int64_t>(sizeof(float));
-  t.tiles_per_block = std::clamp<int64_t>(kPanelBytes / panel_bytes, 1, t.num_tiles);
-  if (threads > 1) {
-    if (t.num_tiles * c.geometry.groups >= kTilesPerThread * threads) {
-      t.tiles_per_block = std::min(t.tiles_per_block, ceil_div(t.num_tiles * c.geometry.groups, 4 * threads));
-    } else {
-      t.output_splits = std::min<int64_t>(threads, ceil_div(c.group_outputs(), c.kernels->tile_rows));
-    }
-  }
-  t.num_blocks = ceil_div(t.num_tiles, t.tiles_per_block);
-  return t;
+  return Tiling(c, c.geometry.pixels(), c.patches.depth() * static_cast<int64_t>(sizeof(float)), threads);
 }
 
 class DecodeStep : public Step {
@@ -42,84 +22,112 @@ class DecodeStep : public Step {
   DecodeStep(const Layer& layer, const Convolution& convolution, const PlanContext& context)
       : Step(layer.node->name, layer.op, convolution.weight->is_dense() ? "dense" : "decode"),
         c_(convolution),
-        t_(tile(convolution, context.threads)) {
+        t_(tile(convolution, context.threads)),
+        row_tiles_(ceil_div(t_.group_outputs, t_.tile_rows)) {
     const int64_t depth = c_.patches.depth();
-    panel_floats_ = round_up(depth * t_.tile_pixels + Patches::kRunOver, 16);
-    weights_floats_ = round_up(c_.kernels->tile_rows * depth + kSlackBytes / 4, 16);
+    panel_floats_ = round_up(depth * t_.pitch, 16);
+    const Weight& weight = *c_.weight;
+    if (has_joint_codebook(weight)) {
+      codes_ = joint_codes(weight, t_.groups, t_.tile_rows);
+      if (weight.codebooks > 1) codebook_ = joint_codebook(weight);
+      return;
+    }
+    // Rows of a matrix are their own codebook: see gemm_tile.
+    codes_ = AlignedBuffer<uint16_t>(row_tiles_ * t_.tile_rows);
+    for (int64_t row = 0; row < codes_.size(); ++row) {
+      codes_[row] = static_cast<uint16_t>(row < t_.group_outputs ? row % t_.tile_rows : 0);
+    }
+    if (!weight.is_dense()) weights_floats_ = round_up(t_.tile_rows * depth + kSlackBytes / 4, 16);
   }
 
   int64_t scratch_floats() const override {
-    return t_.tiles_per_block * panel_floats_ + weights_floats_ + c_.kernels->tile_rows * c_.kernels->tile_pixels;
+    return t_.tiles_per_block * panel_floats_ + weights_floats_ + t_.tile_rows * c_.kernels->tile_pixels;
   }
 
   void run(const RunState& state) const override {
-    const int64_t units = c_.geometry.groups * t_.num_blocks * t_.output_splits;
-    state.pool->parallel_for(units, [&](int64_t unit, int worker) {
-      run_unit(unit / t_.output_splits / t_.num_blocks, unit / t_.output_splits % t_.num_blocks,
-               unit % t_.output_splits, state, state.scratch[worker]);
+    state.pool->parallel_for(t_.units(), [&](int64_t index, int worker) {
+      run_unit(t_.unit(index), state, state.scratch[worker]);
     });
   }
 
  private:
-  void run_unit(int64_t group, int64_t block, int64_t split, const RunState& state, float* scratch) const {
+  // The weights of a tile of output rows, as gemm_tile takes them.
+  struct Rows {
+    const uint16_t* codes;
+    const float* codebook;
+    int64_t dim;
+    int64_t blocks;
+  };
+
+  void run_unit(const Tiling::Unit& unit, const RunState& state, float* scratch) const {
     const KernelTable& kernels = *c_.kernels;
-    const int64_t depth = c_.patches.depth();
     float* const panels = scratch;
     float* const weights = panels + t_.tiles_per_block * panel_floats_;
     float* const sums = weights + weights_floats_;
+    const auto panel = [&](int64_t tile) { return panels + (tile - unit.first_tile) * panel_floats_; };
 
-    const int64_t first_tile = block * t_.tiles_per_block;
-    const int64_t last_tile = std::min(first_tile + t_.tiles_per_block, t_.num_tiles);
-    const auto pixels_of = [&](int64_t tile) {
-      return std::min(t_.tile_pixels, c_.geometry.pixels() - tile * t_.tile_pixels);
-    };
-    for (int64_t tile = first_tile; tile < last_tile; ++tile) {
-      c_.patches.pack(state.values[c_.input], group, tile * t_.tile_pixels, pixels_of(tile), t_.tile_pixels,
-                      panels + (tile - first_tile) * panel_floats_);
+    for (int64_t tile = unit.first_tile; tile < unit.last_tile; ++tile) {
+      c_.patches.pack(state.values[c_.input], unit.group, tile * t_.tile_lanes, t_.lanes_of(tile), t_.pitch,
+                      panel(tile));
     }
-
-    const int64_t per_split = round_up(ceil_div(c_.group_outputs(), t_.output_splits), kernels.tile_rows);
-    const int64_t first = group * c_.group_outputs() + std::min(split * per_split, c_.group_outputs());
-    const int64_t last = group * c_.group_outputs() + std::min((split + 1) * per_split, c_.group_outputs());
-    for (int64_t output = first; output < last; output += kernels.tile_rows) {
-      const int64_t rows = std::min(kernels.tile_rows, last - output);
-      const float* matrix = decode(output, rows, weights);
-      for (int64_t tile = first_tile; tile < last_tile; ++tile) {
-        kernels.gemm_tile(matrix, depth, panels + (tile - first_tile) * panel_floats_, t_.tile_pixels, sums,
-                          kernels.tile_pixels, rows, pixels_of(tile), depth);
-        c_.finish(sums, kernels.tile_pixels, output, rows, tile * t_.tile_pixels, pixels_of(tile), state);
+    for (int64_t output = unit.first_output; output < unit.last_output; output += t_.tile_rows) {
+      const int64_t count = std::min(t_.tile_rows, unit.last_output - output);
+      const Rows rows = rows_from(output, count, weights);
+      for (int64_t tile = unit.first_tile; tile < unit.last_tile; ++tile) {
+        kernels.gemm_tile(rows.codes, rows.codebook, rows.dim, rows.blocks, panel(tile), t_.pitch, sums,
+                          kernels.tile_pixels, t_.lanes_of(tile));
+        c_.finish(sums, kernels.tile_pixels, output, count, tile * t_.tile_lanes, t_.lanes_of(tile), state);
       }
     }
   }
 
-  // The weights [rows, depth] of outputs from `output` on: dense ones in place, others decoded into `scratch`.
-  const float* decode(int64_t output, int64_t rows, float* scratch) const {
+  // The weights of `count` outputs from `output` on, the first of a row tile; decoded into `scratch` where they must be.
+  Rows rows_from(int64_t output, int64_t count, float* scratch) const {
     const Weight& weight = *c_.weight;
-    if (weight.is_dense()) return weight.dense.data() + output * weight.depth();
+    const int64_t row_tile = output % t_.group_outputs / t_.tile_rows;
+    const int64_t depth = weight.depth();
     const int64_t blocks = weight.blocks_per_row();
+    const int64_t dim = weight.block.dim();
+    if (has_joint_codebook(weight)) {
+      const int64_t tile = output / t_.group_outputs * row_tiles_ + row_tile;
+      return {.codes = codes_.data() + tile * blocks * t_.tile_rows,
+              .codebook = codebook_.empty() ? weight.codebook.data() : codebook_.data(),
+              .dim = dim,
+              .blocks = blocks};
+    }
+    const uint16_t* codes = codes_.data() + row_tile * t_.tile_rows;
+    if (weight.is_dense()) {
+      return {.codes = codes, .codebook = weight.dense.data() + output * depth, .dim = depth, .blocks = 1};
+    }
     for (int64_t m = 0; m < weight.codebooks; ++m) {
       c_.kernels->decode_rows(weight.codes.data() + (m * weight.outputs + output) * blocks, blocks,
-                              weight.codebook.data() + m * weight.centroids * weight.block.dim(), weight.block.dim(),
-                              scratch, weight.depth(), rows, blocks, m > 0);
+                              weight.codebook.data() + m * weight.centroids * dim, dim, scratch, depth, count, blocks,
+                              m > 0);
     }
-    return scratch;
+    return {.codes = codes, .codebook = scratch, .dim = depth, .blocks = 1};
   }
 
   Convolution c_;
   Tiling t_;
-  int64_t panel_floats_ = 0;    // of one tile
-  int64_t weights_floats_ = 0;  // of tile_rows outputs
+  int64_t row_tiles_;  // of a group
+  AlignedBuffer<uint16_t> codes_;
+  AlignedBuffer<float> codebook_;  // the joint one; empty: the weight's own
+  int64_t panel_floats_ = 0;       // of one tile
+  int64_t weights_floats_ = 0;     // of a row tile that has to be decoded
 };
 
 }  // namespace
 
 double decode_cost(const Convolution& c, int threads) {
   const Tiling t = tile(c, threads);
-  const double vectors = static_cast<double>(t.num_tiles * t.tile_pixels / c.kernels->lanes);
-  const double weights = static_cast<double>(c.weight->outputs * c.patches.depth());
-  const double decoded = c.weight->is_dense() ? 0 : static_cast<double>(t.num_blocks * c.weight->codebooks);
-  const auto units = static_cast<double>(c.geometry.groups * t.num_blocks * t.output_splits);
-  return weights * (vectors + kDecodeCost * decoded) / std::min<double>(units, threads);
+  const auto tiles = static_cast<double>(t.num_tiles);
+  const double vectors = tiles * static_cast<double>(t.tile_lanes) / static_cast<double>(c.kernels->lanes);
+  const auto weights = static_cast<double>(c.weight->outputs * c.patches.depth());
+  const double found = has_joint_codebook(*c.weight) ? kFindCost * tiles
+                       : c.weight->is_dense()
+                           ? 0.0
+                           : kDecodeCost * static_cast<double>(t.num_blocks * c.weight->codebooks);
+  return weights * (vectors + found) / std::min<double>(static_cast<double>(t.units()), threads);
 }
 
 std::unique_ptr<Step> make_decode_step(const Layer& layer, const Convolution& convolution, const PlanContext& context) {
