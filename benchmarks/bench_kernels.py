@@ -42,7 +42,7 @@ def layer_ms(model: Model, x: np.ndarray[Any, Any]) -> float:
 
 
 def load(layer: Layer, path: str, isa: str) -> tuple[Model, np.ndarray[Any, Any]]:
-    model = Model(layer.model(), threads=1, isa=isa, kernels="auto" if path == "dense" else path)
+    model = Model(layer.model(), threads=1, isa=isa, kernel=path)
     return model, np.random.default_rng(0).standard_normal(layer.input_shape(), dtype=np.float32)
 
 

@@ -235,8 +235,6 @@ def measure_kernels(setting: Setting) -> list[Figure]:
     ms: dict[tuple[str, str, str], float] = defaultdict(float)
     for case in json.loads(out.read_text())["benchmarks"]:
         info = case["extra_info"]
-        if info["path"] == "dense":
-            continue
         key = info["network"], info["path"], info["isa"]
         macs[key] += info["count"] * info["macs"]
         ms[key] += info["count"] * 1000 * case["stats"]["median"]

@@ -50,8 +50,11 @@ class Layer:
     def paths(self) -> tuple[str, ...]:
         """The paths of the runtime that can compute the layer."""
         if self.is_stem:
-            return ("dense",)
-        return ("decode", "winograd", "table") if self.kernel == (3, 3) and self.stride == 1 else ("decode", "table")
+            return ("direct",)
+        if self.op == "linear":
+            return ("direct", "table", "dot")
+        winograd = ("winograd2", "winograd4") if self.kernel == (3, 3) and self.stride == 1 else ()
+        return ("direct", *winograd, "table")
 
     def input_shape(self) -> tuple[int, ...]:
         """Return the shape of the input array, batch 1."""

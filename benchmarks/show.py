@@ -18,7 +18,7 @@ import click
 from figures import PARTS, Setting
 
 from pyquant import _core, console
-from pyquant.bench import machine_name
+from pyquant.machine import machine_name
 from pyquant.storage import write_whole
 
 

@@ -7,7 +7,6 @@ do not count. So drifts of the machine's clock touch all engines alike, and rati
 from __future__ import annotations
 
 import os
-import platform
 import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -23,12 +22,14 @@ from pyquant.engines.process import EngineProcess
 from pyquant.errors import ConfigError, EngineError, InputError
 from pyquant.file import read_model
 from pyquant.graph import Graph, Network
+from pyquant.machine import machine_name
 from pyquant.runtime import check_options
 from pyquant.shapes import Shape
 from pyquant.storage import AnyPath
 
 TURN_SECONDS = 0.3
 SECONDS_PER_ENGINE = 6.0
+TUNE_SECONDS = 5.0
 TURNS = (3, 20)  # at least and at most, whatever the time
 MAX_RUNS_PER_TURN = 300
 WARM_UP_RUNS = 2
@@ -43,6 +44,7 @@ def bench(
     against: Iterable[str] = (),
     threads: int | None = None,
     precision: str = "exact",
+    tune: float = TUNE_SECONDS,
 ) -> dict[str, Any]:
     """Return latency and peak memory of the `.pqmodel` at `path`, alone or against other engines.
 
@@ -53,6 +55,8 @@ def bench(
         against: names of `ENGINES`; these run the decoded network, dense, batch norms folded, in float32.
         threads: of each engine; None: as many as this process may use.
         precision: of pyquant.
+        tune: seconds for measuring pyquant's kernels before, in a process of its own; the fastest are remembered, see
+            `pyquant.tuning`. 0: none, those that are remembered or estimated to be the fastest run.
 
     Returns:
         `{machine, threads, batch, isa, rows: [{engine, precision, file_bytes, median_ms, p10_ms, p90_ms, load_ms,
@@ -69,6 +73,8 @@ def bench(
     peers = check_engines(against)
     if batch < 1:
         raise ConfigError(f"batch: expected at least 1, got {batch}")
+    if not tune >= 0:
+        raise ConfigError(f"tune: expected a number of seconds, got {tune}")
     network = read_model(path).network
     shapes = input_shapes(network.graph, batch, input_shape)
     threads = threads or _core.default_threads()
@@ -76,6 +82,10 @@ def bench(
         folder = Path(name)
         files = _write_files(network, shapes, [ENGINES[peer].file for peer in peers], folder)
         files["pqmodel"] = Path(path)
+        if tune > 0:
+            with EngineProcess(OWN, threads, folder / "tune.log") as engine:
+                _load(engine, files, shapes, threads, precision)
+                engine.ask("tune", seconds=tune)
         engines = [
             stack.enter_context(EngineProcess(engine, threads, folder / f"{engine}.log")) for engine in (OWN, *peers)
         ]
@@ -109,16 +119,6 @@ def input_shapes(graph: Graph, batch: int, input_shape: tuple[int, int, int] | N
     shapes = [(batch, *(input_shape or declared.default)) for declared in graph.inputs]
     graph.infer_shapes(shapes)
     return shapes
-
-
-def machine_name() -> str:
-    """Return the processor, the number of its logical processors, and the system, for people to read."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = (line.partition(":") for line in info.read_text().splitlines())
-        name = next((value.strip() for key, _, value in lines if key.strip() == "model name"), name)
-    return f"{name}, {os.cpu_count()} logical processors, {platform.system()} {platform.machine()}"
 
 
 def _write_files(

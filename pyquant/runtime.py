@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pyquant import _core
+from pyquant import _core, tuning
 from pyquant.codecs import ProductConfig
 from pyquant.errors import ConfigError, InputError
 from pyquant.file import ModelFile, read_model
-from pyquant.graph import Graph, GraphInput, Network, Weight
+from pyquant.graph import Graph, GraphInput, Network, Node, Weight
 from pyquant.pictures import read_picture
+from pyquant.shapes import Shape
 
 PRECISIONS = ("exact",)
 MAX_THREADS = 1024
+TUNING_TURNS = 2  # in which every kernel is measured once: a machine's speed drifts
 
 
 def load(path: str | os.PathLike[str], threads: int | None = None, precision: str = "exact") -> Model:
@@ -56,7 +59,7 @@ class Model:
         threads: int | None = None,
         precision: str = "exact",
         isa: str | None = None,
-        kernels: str = "auto",
+        kernel: str | None = None,
     ) -> None:
         """Prepare the network of `file`.
 
@@ -65,8 +68,8 @@ class Model:
             threads: threads of one run; None for all that the process may use.
             precision: "exact", fp32 throughout.
             isa: one of `_core.available_isas()`; None for the one that PYQUANT_ISA names, else the best.
-            kernels: "auto", or "decode", "winograd" or "table" to restrict compressed layers to one path, where they have
-                it, for tests and benchmarks.
+            kernel: one of `_core.kernel_names()`, to restrict layers to it where they have it, for tests and
+                benchmarks; None for the fastest of each layer, as far as it is known.
 
         Raises:
             ConfigError: an option is unknown.
@@ -75,8 +78,11 @@ class Model:
         check_options(threads, precision)
         self.file = file
         self.precision = precision
+        if kernel is not None and kernel not in _core.kernel_names():
+            raise ConfigError(f"kernel: expected one of {', '.join(_core.kernel_names())}, got '{kernel}'")
         self._graph = file.network.graph
-        self._core = _to_core(file.network, threads or _core.default_threads(), isa or "", kernels)
+        self._kernel = kernel
+        self._core = _to_core(file.network, threads or _core.default_threads(), isa or "", kernel or "")
 
     @property
     def inputs(self) -> tuple[GraphInput, ...]:
@@ -147,13 +153,64 @@ class Model:
         """Run once to warm up and once more to time each step.
 
         Returns:
-            `{"steps": [{"name", "op", "kernel", "ms", "share"}]}`, share being the part of the whole run, 0 to 1.
+            `{"peak_gmacs", "steps": [{"name", "op", "kernel", "candidates", "ms", "share", "gmacs", "of_peak"}]}`.
+            `candidates` are the kernels that could have been chosen; `share` is the part of the whole run, 0 to 1;
+            `gmacs` are the multiply-accumulates of the dense layer, in 1e9 a second, and `of_peak` is their part of
+            `peak_gmacs`, what fp32 multiply-adds in registers reach on all threads. Both are None for steps without a
+            weight; kernels that save multiplications can exceed the peak.
         """
         plan, arrays = self._prepare(inputs)
         self._core.run(plan, arrays)
         steps = self._core.profile(plan, arrays)
         total = sum(step["ms"] for step in steps) or 1.0
-        return {"steps": [{**step, "share": step["ms"] / total} for step in steps]}
+        peak = _core.peak_gmacs(self.isa) * self.threads
+        macs = self._graph.macs([array.shape for array in arrays])
+        for step in steps:
+            gmacs = macs[step["name"]] / step["ms"] / 1e6 if step["name"] in macs and step["ms"] > 0 else None
+            step |= {"share": step["ms"] / total, "gmacs": gmacs, "of_peak": gmacs and gmacs / peak}
+        return {"peak_gmacs": peak, "steps": steps}
+
+    def tune(self, *inputs: ArrayLike, seconds: float = 10.0) -> list[dict[str, Any]]:
+        """Measure the kernels of each layer for inputs of these shapes; use the fastest from now on, and remember it.
+
+        The whole network runs with one kernel after the other, so that each layer is measured with caches as they are
+        in use. Later models in other processes on this machine choose the same; see `pyquant.tuning`.
+
+        Args:
+            inputs: as for a call.
+            seconds: how long to measure; each kernel is measured at least twice, however long that takes.
+
+        Returns:
+            Per layer that has a choice `{"name", "kernel", "ms": {kernel: the shortest time}}`.
+
+        Raises:
+            ConfigError: `seconds` is not positive, or the model was restricted to one kernel.
+            InputError: an array does not fit, or the choice cannot be written to the cache; it is used nevertheless.
+        """
+        if not seconds > 0:
+            raise ConfigError(f"seconds: expected a positive number, got {seconds}")
+        if self._kernel is not None:
+            raise ConfigError(f"the model was restricted to the kernel '{self._kernel}': there is nothing to choose")
+        _, arrays = self._prepare(inputs)
+        shapes = [array.shape for array in arrays]
+        times: dict[str, dict[str, float]] = {}
+        kernels = _core.kernel_names()
+        for turn in range(TUNING_TURNS * len(kernels)):
+            plan = self._make_plan(shapes, dict.fromkeys(self._weighted(), kernels[turn % len(kernels)]))
+            end = monotonic() + seconds / (TUNING_TURNS * len(kernels))
+            self._core.run(plan, arrays)
+            while True:
+                for step in self._core.profile(plan, arrays):
+                    if len(step["candidates"]) > 1:
+                        layer = times.setdefault(step["name"], {})
+                        layer[step["kernel"]] = min(step["ms"], layer.get(step["kernel"], step["ms"]))
+                if monotonic() >= end:
+                    break
+        fastest = {name: min(layer, key=layer.__getitem__) for name, layer in times.items()}
+        self._make_plan(shapes, fastest)
+        keys = self._tuning_keys(shapes)
+        tuning.remember(self.isa, self.threads, {keys[name]: kernel for name, kernel in fastest.items()})
+        return [{"name": name, "kernel": fastest[name], "ms": layer} for name, layer in times.items()]
 
     def _prepare(self, inputs: Sequence[ArrayLike]) -> tuple[_core.Plan, list[NDArray[np.float32]]]:
         """Return the plan for inputs of these shapes, and the inputs as contiguous arrays."""
@@ -169,9 +226,29 @@ class Model:
         shapes = [array.shape for array in arrays]
         plan = self._core.find_plan(shapes)
         if plan is None:
-            inferred = self._graph.infer_shapes(shapes)
-            plan = self._core.make_plan([inferred[name] for name in _value_names(self._graph)])
+            plan = self._make_plan(shapes, {} if self._kernel else self._remembered_kernels(shapes))
         return plan, arrays
+
+    def _make_plan(self, shapes: Sequence[Shape], kernels: Mapping[str, str]) -> _core.Plan:
+        """Make the plan for inputs of these shapes, with kernels by layer where they apply."""
+        inferred = self._graph.infer_shapes(shapes)
+        return self._core.make_plan([inferred[name] for name in _value_names(self._graph)], dict(kernels))
+
+    def _remembered_kernels(self, shapes: Sequence[Shape]) -> dict[str, str]:
+        if not (known := tuning.remembered(self.isa, self.threads)):
+            return {}
+        return {name: known[key] for name, key in self._tuning_keys(shapes).items() if key in known}
+
+    def _tuning_keys(self, shapes: Sequence[Shape]) -> dict[str, str]:
+        inferred = self._graph.infer_shapes(shapes)
+        return {
+            name: tuning.layer_key(node, [inferred[value] for value in node.inputs])
+            for name, node in self._weighted().items()
+        }
+
+    def _weighted(self) -> dict[str, Node]:
+        """Return the layers that have a weight, by name."""
+        return {node.name: node for node, _ in self._graph.weighted()}
 
     def _best(self, logits: NDArray[np.float32], topk: int) -> list[dict[str, Any]]:
         exponentials = np.exp(logits.astype(np.float64) - logits.max())
@@ -186,7 +263,7 @@ def _value_names(graph: Graph) -> list[str]:
     return [i.name for i in graph.inputs] + [value for node in graph.nodes for value in node.outputs]
 
 
-def _to_core(network: Network, threads: int, isa: str, kernels: str) -> _core.Model:
+def _to_core(network: Network, threads: int, isa: str, kernel: str) -> _core.Model:
     number = {name: i for i, name in enumerate(_value_names(network.graph))}
     weights: dict[str, Weight] = {}
     for _, weight in network.graph.weighted():
@@ -213,7 +290,7 @@ def _to_core(network: Network, threads: int, isa: str, kernels: str) -> _core.Mo
         num_values=len(number),
         threads=threads,
         isa=isa,
-        kernels=kernels,
+        kernel=kernel,
     )
 
 

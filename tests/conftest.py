@@ -21,6 +21,12 @@ CLASSES = ("ant", "bee", "cat")
 SIDE = 32  # pixels of the pictures' shorter sides, and of the tiny network's inputs
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What tests tune must neither change nor depend on what this machine remembers."""
+    os.environ["PYQUANT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)

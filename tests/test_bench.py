@@ -59,7 +59,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
 
 @pytest.mark.usefixtures("quick")
 def test_result_has_the_promised_keys(tiny: Path) -> None:
-    result = bench(tiny, batch=2, input_shape=(3, 9, 7), threads=1)
+    result = bench(tiny, batch=2, input_shape=(3, 9, 7), threads=1, tune=0)
     assert list(result) == ["machine", "threads", "batch", "isa", "rows", "ratios"]
     assert (result["threads"], result["batch"], result["ratios"]) == (1, 2, {})
     (row,) = result["rows"]
@@ -71,12 +71,22 @@ def test_result_has_the_promised_keys(tiny: Path) -> None:
     assert row["load_ms"] > 0
 
 
+@pytest.mark.usefixtures("quick")
+def test_kernels_are_tuned_before_in_a_process_of_its_own(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: list[subprocess.Popen[bytes]]
+) -> None:
+    monkeypatch.setenv("PYQUANT_CACHE", str(tmp_path / "cache"))
+    bench(tiny, threads=1, tune=0.01)
+    assert len(started) == 2
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
 @pytest.mark.parametrize("peer", PEERS)
 @pytest.mark.usefixtures("quick")
 def test_peer_runs_the_decoded_network(peer: str, tiny: Path, started: list[subprocess.Popen[bytes]]) -> None:
     for library in engines.ENGINES[peer].libraries:
         pytest.importorskip(library)
-    result = bench(tiny, against=(peer,), threads=1)
+    result = bench(tiny, against=(peer,), threads=1, tune=0)
     own, other = result["rows"]
     assert other["engine"] == peer
     assert other["precision"] == "fp32"
@@ -105,6 +115,8 @@ def test_missing_engine_is_an_error_before_anything_starts(
         ({"batch": 0}, ConfigError),
         ({"threads": 0}, ConfigError),
         ({"precision": "fastest"}, ConfigError),
+        ({"tune": -1.0}, ConfigError),
+        ({"tune": float("nan")}, ConfigError),
         ({"input_shape": (4, 8, 8)}, InputError),
     ],
 )
@@ -125,7 +137,7 @@ def test_engine_that_runs_another_network_is_refused(
     other = tiny_network(np.random.default_rng(1))
     monkeypatch.setattr(bench_module, "_write_files", lambda network, *rest: write_files(other, *rest))
     with pytest.raises(EngineError, match="onnxruntime: its outputs differ"):
-        bench(tiny, against=("onnxruntime",), threads=1)
+        bench(tiny, against=("onnxruntime",), threads=1, tune=0)
     assert len(started) == 2
     assert all(process.poll() is not None for process in started)
 

@@ -191,21 +191,26 @@ def test_eval_takes_a_subset_of_the_classes_and_other_names(
 
 
 def test_bench(cli_json: Callable[..., Any], cli: Callable[..., Output], tiny_model: Path) -> None:
-    result = cli_json("bench", tiny_model, "--against", "torch", "--threads", "1")
+    result = cli_json("bench", tiny_model, "--against", "torch", "--threads", "1", "--tune", "0")
     assert set(result) == {"machine", "threads", "batch", "isa", "rows", "ratios"}
     assert [row["engine"] for row in result["rows"]] == ["pyquant", "torch"]
     keys = {"engine", "precision", "file_bytes", "median_ms", "p10_ms", "p90_ms", "load_ms", "peak_rss_bytes"}
     assert all(set(row) == keys for row in result["rows"])
     assert set(result["ratios"]) == {"torch"}
-    code, out, err = cli("bench", tiny_model, "--threads", "1")
+    code, out, err = cli("bench", tiny_model, "--threads", "1", "--tune", "0.01")
     assert code == 0, err
     assert max(map(len, out.splitlines())) <= 80
 
 
 def test_profile(cli_json: Callable[..., Any], cli: Callable[..., Output], tiny_model: Path) -> None:
     steps = cli_json("profile", tiny_model, "--batch", "2", "--input-shape", "3,40,40")["steps"]
-    assert all(set(step) == {"name", "op", "kernel", "ms", "share"} for step in steps)
+    keys = {"name", "op", "kernel", "candidates", "ms", "share", "gmacs", "of_peak"}
+    assert all(set(step) == keys for step in steps)
     assert sum(step["share"] for step in steps) == pytest.approx(1)
+    assert all(ms is None for step in steps for ms in step["candidates"].values())
+    tuned = cli_json("profile", tiny_model, "--tune", "0.01")["steps"]
+    for step in tuned:
+        assert all(ms > 0 for ms in step["candidates"].values() if len(step["candidates"]) > 1)
     _, out, _ = cli("profile", tiny_model)
     assert "block.conv1" in out
 

@@ -43,28 +43,46 @@ def test_gemm_tile(isa: str, dim: int, blocks: int, rng: np.random.Generator) ->
         assert_close(got, weights.astype(np.float64) @ panel, terms=blocks * dim)
 
 
-B_TRANSPOSED = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])
-A_TRANSPOSED = np.array([[1, 1, 1, 0], [0, 1, -1, -1]])
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("depth", [*AWKWARD, 577])
+def test_dot_rows(isa: str, depth: int, rng: np.random.Generator) -> None:
+    for rows, columns in [(1, 1), (7, 3), (8, 1), (9, 2), (17, 1)]:
+        a = rng.standard_normal((rows, depth)).astype(np.float32)
+        x = rng.standard_normal((columns, depth)).astype(np.float32)
+        assert_close(_core.dot_rows(a, x, isa=isa), a.astype(np.float64) @ x.T, terms=depth)
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("m", [2, 4])
 @pytest.mark.parametrize("tiles", AWKWARD)
-def test_winograd_input(isa: str, tiles: int, rng: np.random.Generator) -> None:
-    lines = rng.standard_normal((4, 2 * tiles + 2)).astype(np.float32)
-    got = _core.winograd_input(lines, isa=isa)[:, :tiles].reshape(4, 4, tiles)
+def test_winograd_computes_convolutions(isa: str, m: int, tiles: int, rng: np.random.Generator) -> None:
+    side = m + 2
+    d = rng.standard_normal((tiles, side, side)).astype(np.float32)
+    g = rng.standard_normal((3, 3))
+    lines, next_lines = np.zeros((2, side, m * tiles), np.float32)
+    lines[:] = d[:, :, :m].transpose(1, 0, 2).reshape(side, -1)
+    next_lines.reshape(side, tiles, m)[:, :, :2] = d[:, :, m:].transpose(1, 0, 2)
+    points = {2: [0, 1, -1], 4: [0, 0.75, -0.75, 1.5, -1.5]}[m]
+    transform = np.stack([_row_of(points, j, m) for j in range(side)])
+    frequencies = (transform @ g @ transform.T).reshape(-1, 1).astype(np.float32)
+
+    inputs = _core.winograd_input(lines, next_lines, isa=isa)[:, :tiles]
+    got = _core.winograd_output(frequencies * inputs, isa=isa)[:, : m * tiles].reshape(m, tiles, m)
     for t in range(tiles):
-        expected = B_TRANSPOSED @ lines[:, 2 * t : 2 * t + 4].astype(np.float64) @ B_TRANSPOSED.T
-        assert_close(got[:, :, t], expected, terms=4)
+        expected = [[(d[t, y : y + 3, x : x + 3] * g).sum() for x in range(m)] for y in range(m)]
+        assert_close(got[:, t], np.array(expected), terms=side**2)
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("tiles", AWKWARD)
-def test_winograd_output(isa: str, tiles: int, rng: np.random.Generator) -> None:
-    products = rng.standard_normal((16, tiles)).astype(np.float32)
-    got = _core.winograd_output(products, isa=isa)[:, : 2 * tiles]
-    for t in range(tiles):
-        expected = A_TRANSPOSED @ products[:, t].reshape(4, 4).astype(np.float64) @ A_TRANSPOSED.T
-        assert_close(got[:, 2 * t : 2 * t + 2], expected, terms=9)
+def _row_of(points: list[float], j: int, m: int) -> np.ndarray:
+    """Return row j of the matrix that takes a kernel's 3 weights to their values at the points and at infinity.
+
+    Divided by the products of the differences of points, as Lagrange's interpolation demands; F(2x2) has the signs of
+    Lavin and Gray, who change those of the first row and of the inputs' alike.
+    """
+    if j == len(points):
+        return np.array([0.0, 0.0, 1.0])
+    scale = np.prod([points[j] - p for i, p in enumerate(points) if i != j])
+    return np.array([1.0, points[j], points[j] ** 2]) / (-scale if m == 2 and j == 0 else scale)
 
 
 @pytest.mark.parametrize("isa", ISAS)

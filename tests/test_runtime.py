@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from layer_networks import model_file, weighted_layer
 
-from pyquant import reference
+from pyquant import _core, reference
 from pyquant.classes import ClassName
 from pyquant.codecs import ProductConfig
 from pyquant.errors import ConfigError, InputError
@@ -77,8 +77,8 @@ def test_several_outputs_come_as_a_dict(rng: np.random.Generator) -> None:
 
 def test_same_bits_for_any_number_of_threads(classifier: ModelFile, rng: np.random.Generator) -> None:
     x = images(rng, 3, 3, 33, 31)
-    for kernels in ("decode", "winograd", "table"):
-        one, *others = (Model(classifier, threads=threads, kernels=kernels)(x) for threads in (1, 2, 5))
+    for kernel in _core.kernel_names():
+        one, *others = (Model(classifier, threads=threads, kernel=kernel)(x) for threads in (1, 2, 5))
         for other in others:
             np.testing.assert_array_equal(other, one)
 
@@ -202,6 +202,10 @@ def test_predict_needs_a_classifier(rng: np.random.Generator) -> None:
 def test_profile(classifier: ModelFile, rng: np.random.Generator) -> None:
     steps = Model(classifier).profile(images(rng, 1, 3, 16, 16))["steps"]
     assert [step["name"] for step in steps] == ["conv", "pool", "fc"]
-    assert all(set(step) == {"name", "op", "kernel", "ms", "share"} for step in steps)
+    assert all(set(step) == {"name", "op", "kernel", "candidates", "ms", "share", "gmacs", "of_peak"} for step in steps)
     assert sum(step["share"] for step in steps) == pytest.approx(1)
-    assert {step["kernel"] for step in steps} <= {"decode", "winograd", "table", "plane"}
+    assert [step["candidates"] for step in steps] == [
+        ["direct", "winograd2", "winograd4", "table"],
+        [],
+        ["direct", "table", "dot"],
+    ]

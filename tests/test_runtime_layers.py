@@ -20,9 +20,9 @@ def check(file: ModelFile, *inputs: np.ndarray, terms: int) -> None:
     """Compare every instruction set, path and number of threads with the reference."""
     (expected,) = reference.run(file.network, *inputs).values()
     for isa in ISAS:
-        for kernels in ("decode", "winograd", "table", "auto"):
+        for kernel in (*_core.kernel_names(), None):
             for threads in (1, 3):
-                got = Model(file, isa=isa, kernels=kernels, threads=threads)(*inputs)
+                got = Model(file, isa=isa, kernel=kernel, threads=threads)(*inputs)
                 assert isinstance(got, np.ndarray)
                 assert_close(got, expected, terms)
 

@@ -65,28 +65,47 @@ void register_kernels(py::module_& m) {
       "The product of the weights that codes [J, rows] name in codebook [K, d] and panel [J * d, pixels].");
 
   m.def(
-      "winograd_input",
-      [](const Array<float>& lines, const std::string& isa) {
-        const int64_t tiles = lines.shape(1) / 2 - 1;
-        const int64_t pitch = round_up(tiles, select_kernels(isa).lanes);
-        const AlignedBuffer<float> inputs = copied(lines);
-        AlignedBuffer<float> out(16 * pitch);
-        select_kernels(isa).winograd_input(inputs.data(), lines.shape(1), tiles, out.data(), pitch);
-        return to_array(out, {16, pitch});
+      "dot_rows",
+      [](const Array<float>& a, const Array<float>& x, const std::string& isa) {
+        const int64_t rows = a.shape(0), columns = x.shape(0), depth = a.shape(1);
+        const AlignedBuffer<float> weights = copied(a), inputs = copied(x);
+        AlignedBuffer<float> out(rows * columns);
+        select_kernels(isa).dot_rows(weights.data(), depth, inputs.data(), depth, out.data(), columns, rows, columns,
+                                     depth);
+        return to_array(out, {rows, columns});
       },
-      "lines"_a, "isa"_a, "The frequencies [16, tiles] of 4x4 inputs, of four lines [4, 2 * tiles + 2].");
+      "a"_a, "x"_a, "isa"_a, "The products [rows, columns] of each row of a [rows, D] with each of x [columns, D].");
+
+  m.def(
+      "winograd_input",
+      [](const Array<float>& lines, const Array<float>& next_lines, const std::string& isa) {
+        const KernelTable kernels = select_kernels(isa);
+        const int64_t side = lines.shape(0);
+        const int64_t tiles = lines.shape(1) / (side - 2);
+        const int64_t pitch = round_up(tiles, kernels.lanes);
+        const AlignedBuffer<float> inputs = copied(lines), next_inputs = copied(next_lines);
+        AlignedBuffer<float> out(side * side * pitch);
+        const WinogradKernels& winograd = side == 4 ? kernels.winograd2 : kernels.winograd4;
+        winograd.input(inputs.data(), next_inputs.data(), lines.shape(1), tiles, out.data(), pitch);
+        return to_array(out, {side * side, pitch});
+      },
+      "lines"_a, "next_lines"_a, "isa"_a,
+      "The frequencies [(m + 2)², tiles] of the tiles' inputs: lines [m + 2, m * tiles], and as many next lines.");
 
   m.def(
       "winograd_output",
       [](const Array<float>& products, const std::string& isa) {
+        const KernelTable kernels = select_kernels(isa);
+        const int64_t outputs = products.shape(0) == 16 ? 2 : 4;
         const int64_t tiles = products.shape(1);
-        const int64_t pitch = 2 * round_up(tiles, select_kernels(isa).lanes);
+        const int64_t pitch = outputs * round_up(tiles, kernels.lanes);
         const AlignedBuffer<float> in = copied(products);
-        AlignedBuffer<float> lines(2 * pitch);
-        select_kernels(isa).winograd_output(in.data(), tiles, tiles, lines.data(), pitch);
-        return to_array(lines, {2, pitch});
+        AlignedBuffer<float> lines(outputs * pitch);
+        const WinogradKernels& winograd = outputs == 2 ? kernels.winograd2 : kernels.winograd4;
+        winograd.output(in.data(), tiles, tiles, lines.data(), pitch);
+        return to_array(lines, {outputs, pitch});
       },
-      "products"_a, "isa"_a, "Two lines [2, 2 * tiles] of outputs from products [16, tiles] in frequencies.");
+      "products"_a, "isa"_a, "Lines [m, m * tiles] of outputs from products [(m + 2)², tiles] in frequencies.");
 
   m.def(
       "decode_rows",

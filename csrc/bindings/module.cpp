@@ -7,20 +7,13 @@
 #include "bindings/convert.h"
 #include "bindings/kernels.h"
 #include "runtime/model.h"
+#include "runtime/ops/ops.h"
 
 namespace pyquant {
 
 using namespace py::literals;
 
 namespace {
-
-KernelChoice kernel_choice(const std::string& name) {
-  if (name == "auto") return KernelChoice::kAuto;
-  if (name == "decode") return KernelChoice::kDecode;
-  if (name == "winograd") return KernelChoice::kWinograd;
-  if (name == "table") return KernelChoice::kTable;
-  throw Error("kernels must be auto, decode, winograd or table, got '" + name + "'");
-}
 
 struct Arrays {
   std::vector<const float*> inputs;
@@ -60,6 +53,7 @@ PYBIND11_MODULE(_core, m) {
   });
 
   m.def("available_isas", &available_isas, "Instruction sets that run here, best last; 'reference' is the first.");
+  m.def("kernel_names", &kernel_names, "Kernels of convolutions and linear layers, among which plans choose.");
   m.def("default_threads", &available_cpus, "Processors that this process may use.");
   m.def(
       "peak_gmacs",
@@ -79,17 +73,17 @@ PYBIND11_MODULE(_core, m) {
   py::class_<Model>(m, "Model", "A network on the native kernels; pyquant.runtime.Model is its face.")
       .def(py::init([](const py::list& weights, const py::list& nodes, std::vector<ValueId> inputs,
                        std::vector<ValueId> outputs, int32_t num_values, int threads, const std::string& isa,
-                       const std::string& kernels) {
+                       const std::string& kernel) {
              return std::make_unique<Model>(
                  graph_from_python(weights, nodes, std::move(inputs), std::move(outputs), num_values), threads, isa,
-                 kernel_choice(kernels));
+                 kernel);
            }),
-           "weights"_a, "nodes"_a, "inputs"_a, "outputs"_a, "num_values"_a, "threads"_a, "isa"_a, "kernels"_a)
+           "weights"_a, "nodes"_a, "inputs"_a, "outputs"_a, "num_values"_a, "threads"_a, "isa"_a, "kernel"_a)
       .def_property_readonly("isa", &Model::isa)
       .def_property_readonly("threads", &Model::threads)
       .def("find_plan", &Model::find_plan, "inputs"_a, "The plan for inputs of these shapes, or None.")
-      .def("make_plan", &Model::make_plan, "values"_a, py::call_guard<py::gil_scoped_release>(),
-           "Plan for values of these shapes, by value number.")
+      .def("make_plan", &Model::make_plan, "values"_a, "choices"_a, py::call_guard<py::gil_scoped_release>(),
+           "Plan for values of these shapes, by value number, with the kernels chosen for layers by name.")
       .def(
           "run",
           [](Model& model, const Plan& plan, const std::vector<Array<float>>& inputs) {
@@ -113,10 +107,11 @@ PYBIND11_MODULE(_core, m) {
             py::list steps;
             for (size_t i = 0; i < ms.size(); ++i) {
               const Step& step = *plan.steps[i];
-              steps.append(
-                  py::dict("name"_a = step.name(), "op"_a = step.op(), "kernel"_a = step.kernel(), "ms"_a = ms[i]));
+              steps.append(py::dict("name"_a = step.name(), "op"_a = step.op(), "kernel"_a = step.kernel(),
+                                    "candidates"_a = step.candidates(), "ms"_a = ms[i]));
             }
             return steps;
           },
-          "plan"_a, "inputs"_a, "Each step of one run: name, op, kernel and milliseconds.");
+          "plan"_a, "inputs"_a,
+          "Each step of one run: name, op, kernel, the kernels it was chosen from, and milliseconds.");
 }

@@ -4,14 +4,16 @@
 //             K centroids · d weights of a block · J blocks per output row
 //
 // A convolution is computed on tiles of pixels. The inputs of a tile are laid out as a panel [D][pitch]: row k holds,
-// for each pixel, the k-th weight's input, in the order in which a codec stores weights. Three ways lead from there to
+// for each pixel, the k-th weight's input, in the order in which a codec stores weights. Ways lead from there to
 // outputs:
 //
-//   decode    gemm_tile() multiplies: it finds each weight in the codebook, by way of its block's code.
-//   winograd  the same for each of the 16 frequencies of F(2x2, 3x3), with the codebook transformed instead of the
-//             weights.
+//   direct    gemm_tile() multiplies: it finds each weight in the codebook, by way of its block's code.
+//   winograd  the same for each frequency of F(2x2, 3x3) or F(4x4, 3x3), with the codebook transformed instead of
+//             the weights.
 //   table     table_build() multiplies the codebook with the d panel rows of a block: table [K][P]; table_sum() adds,
 //             for each output, the table row that its code names. d multiply-adds become one load-and-add.
+//   dot       where there are few pixels, each with its inputs side by side: decode_rows() writes the weights of some
+//             outputs, dot_rows() multiplies, and the lanes are inputs.
 //
 // Kernels neither allocate, throw, lock nor read globals. They load and store whole vectors: arrays need kSlackBytes of
 // readable (outputs: writable) memory behind them. Results of one table are the same bits for any split of the work.
@@ -56,31 +58,32 @@ using GemmTileFn = void (*)(const uint16_t* codes, const float* codebook, int64_
 using DecodeRowsFn = void (*)(const uint16_t* codes, int64_t code_pitch, const float* codebook, int64_t dim, float* out,
                               int64_t out_pitch, int64_t rows, int64_t blocks, bool accumulate) noexcept;
 
-// The inputs of Winograd's F(2x2, 3x3) (Lavin and Gray, 2016): out[4 * y + x][t] = (Bt d B)[y][x] of the 4x4 inputs d of
-// tile t, which begin at column 2 * t of the four lines.
-//   lines  4 rows of 2 * tiles + 2 floats, line_pitch apart
-//   out    [16, out_pitch], whole vectors are written, in order of t
-using WinogradInputFn = void (*)(const float* lines, int64_t line_pitch, int64_t tiles, float* out,
-                                 int64_t out_pitch) noexcept;
+// out[r][c] = sum over k < depth of a[r][k] * x[c][k], for r < rows, c < columns.
+//   a    [rows, a_pitch]
+//   x    [columns, x_pitch]
+//   out  [rows, out_pitch]
+using DotRowsFn = void (*)(const float* a, int64_t a_pitch, const float* x, int64_t x_pitch, float* out,
+                           int64_t out_pitch, int64_t rows, int64_t columns, int64_t depth) noexcept;
 
-// Its outputs: columns 2 * t and 2 * t + 1 of line y are the row y of At m A, m[y][x] = in[4 * y + x][t].
-//   in     [16, in_pitch]
-//   lines  2 rows, line_pitch apart, whole pairs of vectors are written
+// The inputs of Winograd's F(m x m, 3 x 3), see winograd.h: out[y * (m + 2) + x][t] = (input · d · inputᵀ)[y][x] of the
+// (m + 2) x (m + 2) inputs d of tile t. Row y of d is columns m * t .. m * t + m - 1 of line y, then columns m * t and
+// m * t + 1 of next line y.
+//   lines, next_lines  [m + 2, line_pitch]
+//   out                [(m + 2)², out_pitch], whole vectors are written
+using WinogradInputFn = void (*)(const float* lines, const float* next_lines, int64_t line_pitch, int64_t tiles,
+                                 float* out, int64_t out_pitch) noexcept;
+
+// Its outputs: columns m * t .. m * t + m - 1 of line y are row y of output · p · outputᵀ, p[y][x] = in[y * (m + 2) +
+// x][t].
+//   in     [(m + 2)², in_pitch]
+//   lines  m rows, line_pitch apart; m vectors are written for each vector of tiles
 using WinogradOutputFn = void (*)(const float* in, int64_t in_pitch, int64_t tiles, float* lines,
                                   int64_t line_pitch) noexcept;
 
-// The inputs of Winograd's F(2x2, 3x3) (Lavin and Gray, 2016): out[4 * y + x][t] = (Bt d B)[y][x] of the 4x4 inputs d of
-// tile t, which begin at column 2 * t of the four lines.
-//   lines  4 rows of 2 * tiles + 2 floats, line_pitch apart
-//   out    [16, out_pitch], whole vectors are written, in order of t
-using WinogradInputFn = void (*)(const float* lines, int64_t line_pitch, int64_t tiles, float* out,
-                                 int64_t out_pitch) noexcept;
-
-// Its outputs: columns 2 * t and 2 * t + 1 of line y are the row y of At m A, m[y][x] = in[4 * y + x][t].
-//   in     [16, in_pitch]
-//   lines  2 rows, line_pitch apart, whole pairs of vectors are written
-using WinogradOutputFn = void (*)(const float* in, int64_t in_pitch, int64_t tiles, float* lines,
-                                  int64_t line_pitch) noexcept;
+struct WinogradKernels {
+  WinogradInputFn input;
+  WinogradOutputFn output;
+};
 
 // table[k][p] = sum over i < dim of codebook[k][i] * panel[i][p], in order of i.
 //   codebook  [centroids, dim]
@@ -122,8 +125,9 @@ struct KernelTable {
   PackRowsFn pack_rows;
   GemmTileFn gemm_tile;
   DecodeRowsFn decode_rows;
-  WinogradInputFn winograd_input;
-  WinogradOutputFn winograd_output;
+  DotRowsFn dot_rows;
+  WinogradKernels winograd2;  // m = 2
+  WinogradKernels winograd4;  // m = 4
   TableBuildFn table_build;
   TableSumFn table_sum;
   FinishTileFn finish_tile;

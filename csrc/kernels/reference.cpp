@@ -1,5 +1,7 @@
 #include "kernels/reference.h"
 
+#include "kernels/winograd.h"
+
 namespace pyquant {
 namespace {
 
@@ -43,33 +45,55 @@ void decode_rows_reference(const uint16_t* codes, int64_t code_pitch, const floa
   }
 }
 
-void winograd_input_reference(const float* lines, int64_t line_pitch, int64_t tiles, float* out,
-                              int64_t out_pitch) noexcept {
-  constexpr int kBt[4][4] = {{1, 0, -1, 0}, {0, 1, 1, 0}, {0, -1, 1, 0}, {0, 1, 0, -1}};
-  for (int64_t t = 0; t < tiles; ++t) {
-    for (int f = 0; f < 16; ++f) {
+void dot_rows_reference(const float* a, int64_t a_pitch, const float* x, int64_t x_pitch, float* out, int64_t out_pitch,
+                        int64_t rows, int64_t columns, int64_t depth) noexcept {
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < columns; ++c) {
       float sum = 0;
-      for (int y = 0; y < 4; ++y) {
-        for (int x = 0; x < 4; ++x) sum += kBt[f / 4][y] * kBt[f % 4][x] * lines[y * line_pitch + 2 * t + x];
+      for (int64_t k = 0; k < depth; ++k) sum += a[r * a_pitch + k] * x[c * x_pitch + k];
+      out[r * out_pitch + c] = sum;
+    }
+  }
+}
+
+template <const WinogradMatrices& matrices>
+void winograd_input_reference(const float* lines, const float* next_lines, int64_t line_pitch, int64_t tiles,
+                              float* out, int64_t out_pitch) noexcept {
+  constexpr int64_t m = matrices.outputs, side = matrices.side();
+  for (int64_t t = 0; t < tiles; ++t) {
+    for (int64_t f = 0; f < matrices.frequencies(); ++f) {
+      float sum = 0;
+      for (int64_t y = 0; y < side; ++y) {
+        for (int64_t x = 0; x < side; ++x) {
+          const float* line = (x < m ? lines : next_lines - m) + y * line_pitch;
+          sum += static_cast<float>(matrices.input[f / side][y] * matrices.input[f % side][x]) * line[m * t + x];
+        }
       }
       out[f * out_pitch + t] = sum;
     }
   }
 }
 
+template <const WinogradMatrices& matrices>
 void winograd_output_reference(const float* in, int64_t in_pitch, int64_t tiles, float* lines,
                                int64_t line_pitch) noexcept {
-  constexpr int kAt[2][4] = {{1, 1, 1, 0}, {0, 1, -1, -1}};
+  constexpr int64_t m = matrices.outputs, side = matrices.side();
   for (int64_t t = 0; t < tiles; ++t) {
-    for (int64_t y = 0; y < 2; ++y) {
-      for (int64_t x = 0; x < 2; ++x) {
+    for (int64_t y = 0; y < m; ++y) {
+      for (int64_t x = 0; x < m; ++x) {
         float sum = 0;
-        for (int64_t f = 0; f < 16; ++f) sum += kAt[y][f / 4] * kAt[x][f % 4] * in[f * in_pitch + t];
-        lines[y * line_pitch + 2 * t + x] = sum;
+        for (int64_t f = 0; f < matrices.frequencies(); ++f) {
+          sum += static_cast<float>(matrices.output[y][f / side] * matrices.output[x][f % side]) * in[f * in_pitch + t];
+        }
+        lines[y * line_pitch + m * t + x] = sum;
       }
     }
   }
 }
+
+template <const WinogradMatrices& matrices>
+constexpr WinogradKernels kWinogradReference = {&winograd_input_reference<matrices>,
+                                                &winograd_output_reference<matrices>};
 
 void table_build_reference(const float* codebook, int64_t centroids, int64_t dim, const float* panel, int64_t pixels,
                            float* table) noexcept {
@@ -132,8 +156,9 @@ KernelTable reference_kernels() {
           .pack_rows = &pack_rows_reference,
           .gemm_tile = &gemm_tile_reference,
           .decode_rows = &decode_rows_reference,
-          .winograd_input = &winograd_input_reference,
-          .winograd_output = &winograd_output_reference,
+          .dot_rows = &dot_rows_reference,
+          .winograd2 = kWinogradReference<kWinograd2x2>,
+          .winograd4 = kWinogradReference<kWinograd4x4>,
           .table_build = &table_build_reference,
           .table_sum = &table_sum_reference,
           .finish_tile = &finish_tile_reference,

@@ -6,10 +6,10 @@
 //              kTableVectors   an even number of vectors per table row: more save look-ups of codes
 //              kResidentVectors   so many vectors of each of 9 inputs fit the registers, beside sums and a weight
 //              load, store (any alignment), load_first, store_first (the first n lanes), broadcast,
-//              multiply_add(a, b, c) = a * b + c, multiply, add, subtract, max, min (returning the second operand where one is
-//              NaN), split (of two vectors, the Pair of the lanes with even and with odd number), merge (its
+//              multiply_add(a, b, c) = a * b + c, multiply, add, subtract, max, min (returning the second operand where
+//              one is NaN), split (of two vectors, the Pair of the lanes with even and with odd number), merge (its
 //              inverse),
-//              load_half, store_half, low_half (the first lanes), multiply_add of halves
+//              sum (of all lanes), load_half, store_half, low_half (the first lanes), multiply_add of halves
 //
 // V must have internal linkage (an anonymous namespace), so that no two instruction sets share an instantiation.
 #pragma once
@@ -20,6 +20,7 @@
 
 #include "base/sizes.h"
 #include "kernels/kernels.h"
+#include "kernels/winograd.h"
 
 namespace pyquant {
 
@@ -161,50 +162,159 @@ struct VectorKernels {
     decode(codes, code_pitch, codebook, dim, out, out_pitch, rows, blocks);
   }
 
-  static void winograd_input(const float* lines, int64_t line_pitch, int64_t tiles, float* out,
-                             int64_t out_pitch) noexcept {
-    for (int64_t t = 0; t < tiles; t += kLanes) {
-      Float columns[4][4];
-#pragma GCC unroll 4
-      for (int64_t y = 0; y < 4; ++y) {
-        const float* line = lines + y * line_pitch + 2 * t;
-        const auto [d0, d1] = V::split(V::load(line), V::load(line + kLanes));
-        const auto [d2, d3] = V::split(V::load(line + 2), V::load(line + 2 + kLanes));
-        columns[y][0] = V::subtract(d0, d2);
-        columns[y][1] = V::add(d1, d2);
-        columns[y][2] = V::subtract(d2, d1);
-        columns[y][3] = V::subtract(d1, d3);
+  // Several rows at a time share the loads of x, and their sums do not wait for each other.
+  template <int64_t rows>
+  static void dot(const float* a, int64_t a_pitch, const float* x, float* out, int64_t out_pitch,
+                  int64_t depth) noexcept {
+    Float sums[rows];
+#pragma GCC unroll 8
+    for (int64_t r = 0; r < rows; ++r) sums[r] = V::broadcast(0.0f);
+    int64_t k = 0;
+    for (; k + kLanes <= depth; k += kLanes) {
+      const Float inputs = V::load(x + k);
+#pragma GCC unroll 8
+      for (int64_t r = 0; r < rows; ++r) sums[r] = V::multiply_add(V::load(a + r * a_pitch + k), inputs, sums[r]);
+    }
+    if (k < depth) {
+      const Float inputs = V::load_first(x + k, depth - k);
+#pragma GCC unroll 8
+      for (int64_t r = 0; r < rows; ++r) {
+        sums[r] = V::multiply_add(V::load_first(a + r * a_pitch + k, depth - k), inputs, sums[r]);
       }
+    }
+#pragma GCC unroll 8
+    for (int64_t r = 0; r < rows; ++r) out[r * out_pitch] = V::sum(sums[r]);
+  }
+
+  static void dot_rows(const float* a, int64_t a_pitch, const float* x, int64_t x_pitch, float* out, int64_t out_pitch,
+                       int64_t rows, int64_t columns, int64_t depth) noexcept {
+    constexpr int64_t kTogether = 8;
+    for (int64_t c = 0; c < columns; ++c, x += x_pitch) {
+      int64_t r = 0;
+      for (; r + kTogether <= rows; r += kTogether) {
+        dot<kTogether>(a + r * a_pitch, a_pitch, x, out + r * out_pitch + c, out_pitch, depth);
+      }
+      for (; r < rows; ++r) dot<1>(a + r * a_pitch, a_pitch, x, out + r * out_pitch + c, out_pitch, depth);
+    }
+  }
+
+  // phases[i] = columns m * t + i, for a vector of tiles t.
+  template <int64_t m>
+  static void split_phases(const float* line, Float (&phases)[m]) noexcept {
+    if constexpr (m == 2) {
+      const auto [even, odd] = V::split(V::load(line), V::load(line + kLanes));
+      phases[0] = even, phases[1] = odd;
+    } else {
+      static_assert(m == 4);
+      const auto [even, odd] = V::split(V::load(line), V::load(line + kLanes));
+      const auto [next_even, next_odd] = V::split(V::load(line + 2 * kLanes), V::load(line + 3 * kLanes));
+      const auto [zero, two] = V::split(even, next_even);
+      const auto [one, three] = V::split(odd, next_odd);
+      phases[0] = zero, phases[1] = one, phases[2] = two, phases[3] = three;
+    }
+  }
+
+  template <int64_t m>
+  static void merge_phases(const Float (&phases)[m], float* line) noexcept {
+    if constexpr (m == 2) {
+      const auto [first, second] = V::merge(phases[0], phases[1]);
+      V::store(line, first), V::store(line + kLanes, second);
+    } else {
+      static_assert(m == 4);
+      const auto [even, next_even] = V::merge(phases[0], phases[2]);
+      const auto [odd, next_odd] = V::merge(phases[1], phases[3]);
+      const auto [first, second] = V::merge(even, odd);
+      const auto [third, fourth] = V::merge(next_even, next_odd);
+      V::store(line, first), V::store(line + kLanes, second);
+      V::store(line + 2 * kLanes, third), V::store(line + 3 * kLanes, fourth);
+    }
+  }
+
+  // to[i * stride] = (input · d)[i] of the matrices in winograd.h, with what rows have in common computed once.
+  template <int64_t m>
+  static void transform_input(const Float (&d)[m + 2], Float* to, int64_t stride) noexcept {
+    if constexpr (m == 2) {
+      to[0] = V::subtract(d[0], d[2]);
+      to[stride] = V::add(d[1], d[2]);
+      to[2 * stride] = V::subtract(d[2], d[1]);
+      to[3 * stride] = V::subtract(d[1], d[3]);
+    } else {
+      const auto times = [](double factor) { return V::broadcast(static_cast<float>(factor)); };
+      const Float even_a = V::multiply_add(times(-kWinogradB2), d[2], d[4]);
+      const Float odd_a = V::multiply_add(times(-kWinogradB2), d[1], d[3]);
+      const Float even_b = V::multiply_add(times(-kWinogradA2), d[2], d[4]);
+      const Float odd_b = V::multiply_add(times(-kWinogradA2), d[1], d[3]);
+      const Float outer = times(kWinogradA2 * kWinogradB2), inner = times(-(kWinogradA2 + kWinogradB2));
+      to[0] = V::multiply_add(outer, d[0], V::multiply_add(inner, d[2], d[4]));
+      to[stride] = V::multiply_add(times(kWinogradA), odd_a, even_a);
+      to[2 * stride] = V::multiply_add(times(-kWinogradA), odd_a, even_a);
+      to[3 * stride] = V::multiply_add(times(kWinogradB), odd_b, even_b);
+      to[4 * stride] = V::multiply_add(times(-kWinogradB), odd_b, even_b);
+      to[5 * stride] = V::multiply_add(outer, d[1], V::multiply_add(inner, d[3], d[5]));
+    }
+  }
+
+  // to[i] = (output · p)[i], likewise.
+  template <int64_t m>
+  static void transform_output(const Float (&p)[m + 2], Float* to, int64_t stride) noexcept {
+    const Float sum_a = V::add(p[1], p[2]);
+    const Float difference_a = V::subtract(p[1], p[2]);
+    if constexpr (m == 2) {
+      to[0] = V::add(p[0], sum_a);
+      to[stride] = V::subtract(difference_a, p[3]);
+    } else {
+      const auto times = [](double factor) { return V::broadcast(static_cast<float>(factor)); };
+      constexpr double a = kWinogradA, b = kWinogradB, a2 = kWinogradA2, b2 = kWinogradB2;
+      const Float sum_b = V::add(p[3], p[4]);
+      const Float difference_b = V::subtract(p[3], p[4]);
+      to[0] = V::add(V::add(p[0], sum_a), sum_b);
+      to[stride] = V::multiply_add(times(a), difference_a, V::multiply(times(b), difference_b));
+      to[2 * stride] = V::multiply_add(times(a2), sum_a, V::multiply(times(b2), sum_b));
+      to[3 * stride] = V::multiply_add(times(a * a2), difference_a, V::multiply_add(times(b * b2), difference_b, p[5]));
+    }
+  }
+
+  template <int64_t m>
+  static void winograd_input(const float* lines, const float* next_lines, int64_t line_pitch, int64_t tiles, float* out,
+                             int64_t out_pitch) noexcept {
+    constexpr int64_t side = m + 2;
+    for (int64_t t = 0; t < tiles; t += kLanes) {
+      Float columns[side][side];  // by x, then y
+      for (int64_t y = 0; y < side; ++y) {
+        Float phases[m], next[m];
+        split_phases<m>(lines + y * line_pitch + m * t, phases);
+        split_phases<m>(next_lines + y * line_pitch + m * t, next);
+        Float d[side];
 #pragma GCC unroll 4
-      for (int64_t x = 0; x < 4; ++x) {
-        float* to = out + x * out_pitch + t;
-        V::store(to, V::subtract(columns[0][x], columns[2][x]));
-        V::store(to + 4 * out_pitch, V::add(columns[1][x], columns[2][x]));
-        V::store(to + 8 * out_pitch, V::subtract(columns[2][x], columns[1][x]));
-        V::store(to + 12 * out_pitch, V::subtract(columns[1][x], columns[3][x]));
+        for (int64_t i = 0; i < m; ++i) d[i] = phases[i];
+        d[m] = next[0], d[m + 1] = next[1];
+        transform_input<m>(d, &columns[0][y], side);
+      }
+      for (int64_t x = 0; x < side; ++x) {
+        Float frequencies[side];
+        transform_input<m>(columns[x], frequencies, 1);
+#pragma GCC unroll 6
+        for (int64_t y = 0; y < side; ++y) V::store(out + (y * side + x) * out_pitch + t, frequencies[y]);
       }
     }
   }
 
+  template <int64_t m>
   static void winograd_output(const float* in, int64_t in_pitch, int64_t tiles, float* lines,
                               int64_t line_pitch) noexcept {
+    constexpr int64_t side = m + 2;
     for (int64_t t = 0; t < tiles; t += kLanes) {
-      Float rows[2][4];
-#pragma GCC unroll 4
-      for (int64_t x = 0; x < 4; ++x) {
-        Float m[4];
-#pragma GCC unroll 4
-        for (int64_t y = 0; y < 4; ++y) m[y] = V::load(in + (4 * y + x) * in_pitch + t);
-        rows[0][x] = V::add(V::add(m[0], m[1]), m[2]);
-        rows[1][x] = V::subtract(V::subtract(m[1], m[2]), m[3]);
+      Float rows[m][side];
+      for (int64_t x = 0; x < side; ++x) {
+        Float p[side];
+#pragma GCC unroll 6
+        for (int64_t y = 0; y < side; ++y) p[y] = V::load(in + (y * side + x) * in_pitch + t);
+        transform_output<m>(p, &rows[0][x], side);
       }
-#pragma GCC unroll 2
-      for (int64_t y = 0; y < 2; ++y) {
-        const Float even = V::add(V::add(rows[y][0], rows[y][1]), rows[y][2]);
-        const Float odd = V::subtract(V::subtract(rows[y][1], rows[y][2]), rows[y][3]);
-        const auto [first, second] = V::merge(even, odd);
-        V::store(lines + y * line_pitch + 2 * t, first);
-        V::store(lines + y * line_pitch + 2 * t + kLanes, second);
+      for (int64_t y = 0; y < m; ++y) {
+        Float phases[m];
+        transform_output<m>(rows[y], phases, 1);
+        merge_phases<m>(phases, lines + y * line_pitch + m * t);
       }
     }
   }
@@ -323,8 +433,7 @@ struct VectorKernels {
 
   static void table_sum(const uint16_t* codes, int64_t positions, const float* tables, int64_t centroids, float* sums,
                         int64_t outputs, int64_t pixels, bool accumulate) noexcept {
-    const SumRowsFn sum =
-        sum_rows_for(ceil_div(pixels, kLanes), std::make_integer_sequence<int64_t, kTableVectors>{});
+    const SumRowsFn sum = sum_rows_for(ceil_div(pixels, kLanes), std::make_integer_sequence<int64_t, kTableVectors>{});
     sum(codes, positions, tables, centroids, sums, outputs, accumulate);
   }
 
@@ -386,8 +495,9 @@ struct VectorKernels {
     table.pack_rows = &pack_rows;
     table.gemm_tile = &gemm_tile;
     table.decode_rows = &decode_rows;
-    table.winograd_input = &winograd_input;
-    table.winograd_output = &winograd_output;
+    table.dot_rows = &dot_rows;
+    table.winograd2 = {&winograd_input<2>, &winograd_output<2>};
+    table.winograd4 = {&winograd_input<4>, &winograd_output<4>};
     table.table_build = &table_build;
     table.table_sum = &table_sum;
     table.finish_tile = &finish_tile;

@@ -7,8 +7,8 @@
 
 namespace pyquant {
 
-// Whether a weight's additive codebooks, if it has several, are few enough to be summed in advance: every combination of
-// their centroids is a centroid of one joint codebook.
+// Whether a weight's additive codebooks, if it has several, are few enough to be summed in advance: every combination
+// of their centroids is a centroid of one joint codebook.
 bool has_joint_codebook(const Weight& weight);
 
 // The codebook [K, d] of such a weight, and the number K of its centroids.

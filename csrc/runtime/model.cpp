@@ -13,8 +13,12 @@ constexpr size_t kMostPlans = 4;
 
 }  // namespace
 
-Model::Model(Graph graph, int threads, const std::string& isa, KernelChoice choice)
-    : graph_(std::move(graph)), kernels_(select_kernels(isa)), isa_(kernels_.isa), choice_(choice), pool_(threads) {}
+Model::Model(Graph graph, int threads, const std::string& isa, std::string kernel)
+    : graph_(std::move(graph)),
+      kernels_(select_kernels(isa)),
+      isa_(kernels_.isa),
+      kernel_(std::move(kernel)),
+      pool_(threads) {}
 
 std::shared_ptr<Plan> Model::find_plan(const std::vector<Shape>& inputs) {
   const std::lock_guard lock(mutex_);
@@ -24,13 +28,17 @@ std::shared_ptr<Plan> Model::find_plan(const std::vector<Shape>& inputs) {
   return found->plan;
 }
 
-std::shared_ptr<Plan> Model::make_plan(std::vector<Shape> values) {
+std::shared_ptr<Plan> Model::make_plan(std::vector<Shape> values, KernelChoices choices) {
   std::vector<Shape> inputs;
   for (const ValueId input : graph_.inputs) inputs.push_back(values.at(input));
-  const PlanContext context{
-      .kernels = &kernels_, .choice = choice_, .threads = pool_.threads(), .shapes = std::move(values)};
+  const PlanContext context{.kernels = &kernels_,
+                            .default_kernel = kernel_,
+                            .choices = std::move(choices),
+                            .threads = pool_.threads(),
+                            .shapes = std::move(values)};
   auto plan = std::make_shared<Plan>(graph_, context);
   const std::lock_guard lock(mutex_);
+  plans_.remove_if([&](const Entry& entry) { return entry.inputs == inputs; });
   plans_.push_front({.inputs = std::move(inputs), .plan = plan, .idle = {}});
   if (plans_.size() > kMostPlans) plans_.pop_back();
   return plan;

@@ -16,8 +16,8 @@ namespace pyquant {
 
 class Model {
  public:
-  // isa: as select_kernels() takes it; threads >= 1.
-  Model(Graph graph, int threads, const std::string& isa, KernelChoice choice);
+  // isa: as select_kernels() takes it; threads >= 1; kernel: wanted for every layer, "" for the cheapest by estimate.
+  Model(Graph graph, int threads, const std::string& isa, std::string kernel);
 
   const std::string& isa() const { return isa_; }
   int threads() const { return pool_.threads(); }
@@ -25,8 +25,8 @@ class Model {
   // The plan for inputs of these shapes, or null if it has to be made first.
   std::shared_ptr<Plan> find_plan(const std::vector<Shape>& inputs);
 
-  // Make the plan for values of these shapes, given by ValueId.
-  std::shared_ptr<Plan> make_plan(std::vector<Shape> values);
+  // Make the plan for values of these shapes, given by ValueId; it takes the place of any other for these inputs.
+  std::shared_ptr<Plan> make_plan(std::vector<Shape> values, KernelChoices choices);
 
   // Run: inputs and outputs are contiguous and have the plan's shapes. step_ms, unless empty, receives each step's
   // time.
@@ -54,7 +54,7 @@ class Model {
   Graph graph_;
   KernelTable kernels_;
   std::string isa_;
-  KernelChoice choice_;
+  std::string kernel_;
   ThreadPool pool_;
   ForkMutex mutex_;         // guards plans_
   std::list<Entry> plans_;  // most recently used first

@@ -38,7 +38,8 @@ class Patches {
   int64_t depth() const { return depth_; }
 
   // Write panel[k][p] = the input of the k-th weight for pixel first + p, p < count <= kMostTilePixels; zero outside
-  // the picture and for the padding of tail blocks. Rows are `pitch` floats apart; what lies behind their `count` stays.
+  // the picture and for the padding of tail blocks. Rows are `pitch` floats apart; what lies behind their `count`
+  // stays.
   void pack(const float* input, int64_t group, int64_t first, int64_t count, int64_t pitch, float* panel) const;
 
  private:

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -36,14 +37,16 @@ class Step {
   const std::string& op() const { return op_; }
   const std::string& kernel() const { return kernel_; }
 
+  // Kernels that could have been chosen, this one among them, in no particular order; empty where there is no choice.
+  const std::vector<std::string>& candidates() const { return candidates_; }
+  void set_candidates(std::vector<std::string> candidates) { candidates_ = std::move(candidates); }
+
  private:
   std::string name_;
   std::string op_;
   std::string kernel_;
+  std::vector<std::string> candidates_;
 };
-
-// Which kernels the planner may choose from: all, or one path for tests and benchmarks.
-enum class KernelChoice { kAuto, kDecode, kWinograd, kTable };
 
 // An operation after fusion, with its shapes: what a step is planned from.
 struct Layer {
@@ -55,11 +58,20 @@ struct Layer {
   std::string op;  // as `profile` shows it, fused operations joined by "+"
 };
 
+// Kernels by the name of the layer that they are wanted for; where one does not apply, the direct one runs.
+using KernelChoices = std::map<std::string, std::string>;
+
 struct PlanContext {
   const KernelTable* kernels = nullptr;
-  KernelChoice choice = KernelChoice::kAuto;
+  std::string default_kernel;  // wanted for layers that `choices` does not name; "": the cheapest by estimate
+  KernelChoices choices;
   int threads = 1;
   std::vector<Shape> shapes;  // by ValueId
+
+  const std::string& wanted(const std::string& layer) const {
+    const auto found = choices.find(layer);
+    return found == choices.end() ? default_kernel : found->second;
+  }
 };
 
 }  // namespace pyquant

@@ -18,12 +18,14 @@ from pyquant.cli.show import show_bench
     metavar="ENGINE,..",
     help="Engines to measure beside pyquant, on the decoded dense network: torch, onnxruntime, openvino.",
 )
+@options.tune(5)
 @options.run_of_file
 def command(
     file: Path,
     batch: int,
     input_shape: tuple[int, int, int] | None,
     against: str,
+    tune: float,
     threads: int | None,
     precision: str,
     as_json: bool,
@@ -32,7 +34,15 @@ def command(
     from pyquant.bench import bench
 
     engines = tuple(name.strip() for name in against.split(",") if name.strip())
-    result = bench(file, batch=batch, input_shape=input_shape, against=engines, threads=threads, precision=precision)
+    result = bench(
+        file,
+        batch=batch,
+        input_shape=input_shape,
+        against=engines,
+        threads=threads,
+        precision=precision,
+        tune=tune,
+    )
     if as_json:
         console.print_json(result)
     else:

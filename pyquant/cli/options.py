@@ -79,6 +79,18 @@ classes = click.option(
 )
 
 
+def tune(seconds: float) -> Callable[[Command], Command]:
+    """Add the option --tune, with this default."""
+    return click.option(
+        "--tune",
+        type=click.FloatRange(min=0),
+        default=seconds,
+        show_default=True,
+        metavar="SECONDS",
+        help="Measure the kernels of each layer for so long first, run the fastest, and remember them; 0: do not.",
+    )
+
+
 def run_of_file(command: Command) -> Command:
     """Add the argument FILE and the options that say how it is run: inputs, threads, precision; and --json."""
     for parameter in (

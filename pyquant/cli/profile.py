@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -12,26 +13,57 @@ from pyquant.cli import options
 
 
 @click.command("profile", short_help="Show the time and the kernel of each step.")
+@options.tune(0)
 @options.run_of_file
 def command(
     file: Path,
     batch: int,
     input_shape: tuple[int, int, int] | None,
+    tune: float,
     threads: int | None,
     precision: str,
     as_json: bool,
 ) -> None:
-    """Show how long each step of a run takes, and which kernel was chosen for it."""
+    """Show how long each step of a run takes, which kernel does it, and which others could.
+
+    GMAC/s are the multiply-accumulates of the dense layer, and their part of the peak is that of fp32 multiply-adds in
+    registers: kernels that save multiplications can exceed it.
+    """
     from pyquant.bench import input_shapes
     from pyquant.runtime import load
 
     model = load(file, threads=threads, precision=precision)
     rng = np.random.default_rng(0)
     shapes = input_shapes(model.file.network.graph, batch, input_shape)
-    result = model.profile(*(rng.standard_normal(shape, dtype=np.float32) for shape in shapes))
+    inputs = [rng.standard_normal(shape, dtype=np.float32) for shape in shapes]
+    measured = {layer["name"]: layer["ms"] for layer in model.tune(*inputs, seconds=tune)} if tune > 0 else {}
+    result = model.profile(*inputs)
+    for step in result["steps"]:
+        step["candidates"] = {kernel: measured.get(step["name"], {}).get(kernel) for kernel in step["candidates"]}
     if as_json:
         console.print_json(result)
         return
-    rows = [[s["name"], s["op"], s["kernel"], f"{s['ms']:.3f}", f"{s['share']:.1%}"] for s in result["steps"]]
-    console.print_table(["step", "op", "kernel", "ms>", "share>"], rows)
-    print(f"{sum(step['ms'] for step in result['steps']):.2f} ms in all")
+    rows = [
+        [
+            step["name"],
+            step["op"],
+            step["kernel"],
+            f"{step['ms']:.3f}",
+            f"{step['share']:.1%}",
+            "" if step["gmacs"] is None else f"{step['gmacs']:.1f}",
+            "" if step["of_peak"] is None else f"{step['of_peak']:.0%}",
+            _others(step),
+        ]
+        for step in result["steps"]
+    ]
+    console.print_table(["step", "op", "kernel", "ms>", "share>", "GMAC/s>", "of peak>", "other kernels"], rows)
+    print(
+        f"{sum(step['ms'] for step in result['steps']):.2f} ms in all; {model.isa}, peak {result['peak_gmacs']:.0f} "
+        f"GMAC/s on {model.threads} thread{'s' if model.threads > 1 else ''}"
+    )
+
+
+def _others(step: dict[str, Any]) -> str:
+    """Return the kernels that were not chosen, with their times where they were measured."""
+    others = {kernel: ms for kernel, ms in step["candidates"].items() if kernel != step["kernel"]}
+    return ", ".join(kernel if ms is None else f"{kernel} {ms:.3f}" for kernel, ms in others.items())

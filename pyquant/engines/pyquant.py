@@ -21,6 +21,10 @@ class PyquantEngine:
         result = self._model(*inputs)
         return list(result.values()) if isinstance(result, dict) else [result]
 
+    def tune(self, inputs: Arrays, seconds: float) -> None:
+        """Measure the kernels of each layer and remember the fastest."""
+        self._model.tune(*inputs, seconds=seconds)
+
 
 def load(path: str, shapes: Sequence[tuple[int, ...]], threads: int, precision: str) -> PyquantEngine:
     """Load a `.pqmodel`; the plan for the shapes is made by the first run."""

@@ -1,6 +1,7 @@
 """A process that runs one engine for `bench`, asked on standard input and answering on standard output, JSON a line.
 
     {"do": "load", "engine", "path", "shapes", "threads", "precision"}   {"load_ms", "isa"}
+    {"do": "tune", "seconds"}                                            {}       of pyquant's engine alone
     {"do": "save_outputs", "path"}                                       {}
     {"do": "run", "count"}                                               {"ms": [..]}
     {"do": "peak_memory"}                                                {"bytes"}
@@ -44,6 +45,14 @@ class Worker:
         self._engine = load_engine(engine, path, sizes, threads, precision)
         self._engine.run(self._inputs)
         return {"load_ms": 1000 * (perf_counter() - start), "isa": self._engine.isa}
+
+    def tune(self, seconds: float) -> dict[str, Any]:
+        """Let pyquant's engine find its fastest kernels; a later process will load them."""
+        from pyquant.engines.pyquant import PyquantEngine
+
+        assert isinstance(self._engine, PyquantEngine)
+        self._engine.tune(self._inputs, seconds)
+        return {}
 
     def save_outputs(self, path: str) -> dict[str, Any]:
         """Write the outputs, which are the same for every engine, as an .npz file."""
@@ -101,6 +110,7 @@ def main() -> None:
     worker = Worker()
     actions: dict[str, Callable[..., dict[str, Any]]] = {
         "load": worker.load,
+        "tune": worker.tune,
         "save_outputs": worker.save_outputs,
         "run": worker.run,
         "peak_memory": worker.peak_memory,

@@ -1,6 +1,10 @@
 #include "runtime/ops/convolution.h"
 
 #include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <utility>
 
 #include "runtime/ops/ops.h"
 
@@ -37,12 +41,18 @@ ConvGeometry geometry_of(const Layer& layer, const PlanContext& context) {
   return g;
 }
 
-// Panels of one block of tiles: they are read once per tile_rows outputs, so they should stay in the second-level cache.
+// Panels of one block of tiles: they are read once per tile_rows outputs, so they should stay in the second-level
+// cache.
 constexpr int64_t kPanelBytes = 512 * 1024;
 
 // From this many tiles per thread on, threads take pixels; below, an uneven last tile would cost more than packing the
 // same panel in each thread, so they take outputs.
 constexpr int64_t kTilesPerThread = 16;
+
+// The first always applies.
+std::array<Path, 5> all_paths() {
+  return {direct_path(), winograd2_path(), winograd4_path(), table_path(), dot_path()};
+}
 
 std::vector<float> or_filled(const std::vector<float>& values, int64_t size, float filler) {
   return values.empty() ? std::vector<float>(size, filler) : values;
@@ -83,11 +93,18 @@ void Convolution::finish(const float* tile, int64_t pitch, int64_t first_output,
   }
 }
 
+void Convolution::decode(int64_t first_output, int64_t rows, float* weights, int64_t pitch) const {
+  const int64_t blocks = weight->blocks_per_row();
+  const int64_t dim = weight->block.dim();
+  for (int64_t m = 0; m < weight->codebooks; ++m) {
+    kernels->decode_rows(weight->codes.data() + (m * weight->outputs + first_output) * blocks, blocks,
+                         weight->codebook.data() + m * weight->centroids * dim, dim, weights, pitch, rows, blocks,
+                         m > 0);
+  }
+}
+
 Tiling::Tiling(const Convolution& c, int64_t count_, int64_t column_bytes, int threads)
-    : groups(c.geometry.groups),
-      group_outputs(c.group_outputs()),
-      tile_rows(c.kernels->tile_rows),
-      count(count_) {
+    : groups(c.geometry.groups), group_outputs(c.group_outputs()), tile_rows(c.kernels->tile_rows), count(count_) {
   const int64_t most = c.kernels->tile_pixels;
   const int64_t half = std::max<int64_t>(c.kernels->lanes / 2, 1);
   // Tiles of equal width: four vectors are done as 2 + 2, not 3 + 1.
@@ -117,28 +134,28 @@ Tiling::Unit Tiling::unit(int64_t index) const {
           .last_output = group * group_outputs + std::min((split + 1) * per_split, group_outputs)};
 }
 
+std::vector<std::string> kernel_names() {
+  std::vector<std::string> names;
+  for (const Path& path : all_paths()) names.emplace_back(path.kernel);
+  return names;
+}
+
 std::unique_ptr<Step> plan_convolution(const Layer& layer, const PlanContext& context) {
   const Convolution convolution(layer, context);
-  struct Path {
-    KernelChoice choice;
-    bool applies;
-    double cost;
-    decltype(&make_decode_step) make;
-  };
-  const Path paths[] = {
-      {KernelChoice::kDecode, true, decode_cost(convolution, context.threads), &make_decode_step},
-      {KernelChoice::kWinograd, winograd_applies(convolution), winograd_cost(convolution, context.threads),
-       &make_winograd_step},
-      {KernelChoice::kTable, !convolution.weight->is_dense(), table_cost(convolution, context.threads),
-       &make_table_step},
-  };
-  const Path* best = &paths[0];
+  const std::string& wanted = context.wanted(layer.node->name);
+  const std::array paths = all_paths();
+  const Path* chosen = &paths[0];
+  double least = std::numeric_limits<double>::infinity();
+  std::vector<std::string> candidates;
   for (const Path& path : paths) {
-    if (!path.applies) continue;
-    if (path.choice == context.choice) return path.make(layer, convolution, context);
-    if (context.choice == KernelChoice::kAuto && path.cost < best->cost) best = &path;
+    const double cost = path.cost(convolution, context.threads);
+    if (!std::isfinite(cost)) continue;
+    candidates.emplace_back(path.kernel);
+    if (wanted.empty() ? cost < least : wanted == path.kernel) least = cost, chosen = &path;
   }
-  return best->make(layer, convolution, context);
+  auto step = chosen->make(layer, convolution, context);
+  step->set_candidates(std::move(candidates));
+  return step;
 }
 
 }  // namespace pyquant

@@ -21,6 +21,9 @@ struct Convolution {
   void finish(const float* tile, int64_t pitch, int64_t output, int64_t rows, int64_t pixel, int64_t count,
               const RunState& state) const;
 
+  // Write the weights of outputs [first_output, first_output + rows) of a coded layer as a matrix [rows, pitch].
+  void decode(int64_t first_output, int64_t rows, float* weights, int64_t pitch) const;
+
   const KernelTable* kernels;
   std::shared_ptr<const Weight> weight;
   ConvGeometry geometry;
@@ -33,8 +36,8 @@ struct Convolution {
   ValueId residual;  // -1: none
 };
 
-// How the work of the decode and Winograd paths is cut into units that threads take: groups x blocks of tiles x ranges of
-// outputs. What a tile is made of, pixels or Winograd's 2x2 pixels, lies in the lanes.
+// How the work of the direct and Winograd paths is cut into units that threads take: groups x blocks of tiles x ranges
+// of outputs. What a tile is made of, pixels or Winograd's 2x2 pixels, lies in the lanes.
 struct Tiling {
   // For `count` such lanes, each with a column of `column_bytes` in the panels of a block.
   Tiling(const Convolution& convolution, int64_t count, int64_t column_bytes, int threads);
@@ -67,17 +70,18 @@ struct Tiling {
 // Finding a tile row's weight in a codebook, in vector multiply-adds.
 constexpr double kFindCost = 0.1;
 
-// Whether the Winograd path can compute this convolution: 3x3 kernels coded as whole, a step of one pixel.
-bool winograd_applies(const Convolution& convolution);
+// A way to compute a convolution.
+struct Path {
+  const char* kernel;  // its name in `profile`
+  // Estimated time in vector multiply-adds of the slowest thread; infinite where the path does not apply.
+  double (*cost)(const Convolution& convolution, int threads);
+  std::unique_ptr<Step> (*make)(const Layer& layer, const Convolution& convolution, const PlanContext& context);
+};
 
-std::unique_ptr<Step> make_decode_step(const Layer& layer, const Convolution& convolution, const PlanContext& context);
-std::unique_ptr<Step> make_winograd_step(const Layer& layer, const Convolution& convolution,
-                                         const PlanContext& context);
-std::unique_ptr<Step> make_table_step(const Layer& layer, const Convolution& convolution, const PlanContext& context);
-
-// Estimated time of each path, in vector operations of the slowest thread; infinite where a path does not apply.
-double decode_cost(const Convolution& convolution, int threads);
-double winograd_cost(const Convolution& convolution, int threads);
-double table_cost(const Convolution& convolution, int threads);
+Path direct_path();
+Path winograd2_path();
+Path winograd4_path();
+Path table_path();
+Path dot_path();
 
 }  // namespace pyquant

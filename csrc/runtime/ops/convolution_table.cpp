@@ -99,9 +99,7 @@ class TableStep : public Step {
   int64_t table_floats_ = 0;  // of one position
 };
 
-}  // namespace
-
-double table_cost(const Convolution& c, int threads) {
+double cost(const Convolution& c, int threads) {
   const Weight& weight = *c.weight;
   if (weight.is_dense()) return std::numeric_limits<double>::infinity();
   const int64_t units = num_tiles(c) * c.geometry.groups;
@@ -112,8 +110,12 @@ double table_cost(const Convolution& c, int threads) {
   return static_cast<double>(ceil_div(units, threads)) * vectors * (kBuildCost * build + sum_cost * sum);
 }
 
-std::unique_ptr<Step> make_table_step(const Layer& layer, const Convolution& convolution, const PlanContext&) {
+std::unique_ptr<Step> make(const Layer& layer, const Convolution& convolution, const PlanContext&) {
   return std::make_unique<TableStep>(layer, convolution);
 }
+
+}  // namespace
+
+Path table_path() { return {.kernel = "table", .cost = &cost, .make = &make}; }
 
 }  // namespace pyquant

@@ -13,6 +13,10 @@ using PlanFn = std::unique_ptr<Step> (*)(const Layer& layer, const PlanContext& 
 PlanFn planner_for(const std::string& op);
 
 std::unique_ptr<Step> plan_convolution(const Layer& layer, const PlanContext& context);  // conv2d and linear
+
+// The kernels among which plan_convolution() chooses.
+std::vector<std::string> kernel_names();
+
 std::unique_ptr<Step> plan_affine(const Layer& layer, const PlanContext& context);
 std::unique_ptr<Step> plan_activation(const Layer& layer, const PlanContext& context);
 std::unique_ptr<Step> plan_binary(const Layer& layer, const PlanContext& context);  // add and mul

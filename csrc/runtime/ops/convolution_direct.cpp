@@ -1,4 +1,4 @@
-// The decode path: panels of unfolded inputs are multiplied with weights, a few outputs at a time.
+// The direct path: panels of unfolded inputs are multiplied with weights, a few outputs at a time.
 //
 // Weights are read from the codebook by way of their codes while they are multiplied. Only what has too many additive
 // codebooks for that is decoded first, a few rows at a time.
@@ -17,10 +17,10 @@ Tiling tile(const Convolution& c, int threads) {
   return Tiling(c, c.geometry.pixels(), c.patches.depth() * static_cast<int64_t>(sizeof(float)), threads);
 }
 
-class DecodeStep : public Step {
+class DirectStep : public Step {
  public:
-  DecodeStep(const Layer& layer, const Convolution& convolution, const PlanContext& context)
-      : Step(layer.node->name, layer.op, convolution.weight->is_dense() ? "dense" : "decode"),
+  DirectStep(const Layer& layer, const Convolution& convolution, const PlanContext& context)
+      : Step(layer.node->name, layer.op, "direct"),
         c_(convolution),
         t_(tile(convolution, context.threads)),
         row_tiles_(ceil_div(t_.group_outputs, t_.tile_rows)) {
@@ -45,9 +45,8 @@ class DecodeStep : public Step {
   }
 
   void run(const RunState& state) const override {
-    state.pool->parallel_for(t_.units(), [&](int64_t index, int worker) {
-      run_unit(t_.unit(index), state, state.scratch[worker]);
-    });
+    state.pool->parallel_for(
+        t_.units(), [&](int64_t index, int worker) { run_unit(t_.unit(index), state, state.scratch[worker]); });
   }
 
  private:
@@ -81,7 +80,8 @@ class DecodeStep : public Step {
     }
   }
 
-  // The weights of `count` outputs from `output` on, the first of a row tile; decoded into `scratch` where they must be.
+  // The weights of `count` outputs from `output` on, the first of a row tile; decoded into `scratch` where they must
+  // be.
   Rows rows_from(int64_t output, int64_t count, float* scratch) const {
     const Weight& weight = *c_.weight;
     const int64_t row_tile = output % t_.group_outputs / t_.tile_rows;
@@ -99,11 +99,7 @@ class DecodeStep : public Step {
     if (weight.is_dense()) {
       return {.codes = codes, .codebook = weight.dense.data() + output * depth, .dim = depth, .blocks = 1};
     }
-    for (int64_t m = 0; m < weight.codebooks; ++m) {
-      c_.kernels->decode_rows(weight.codes.data() + (m * weight.outputs + output) * blocks, blocks,
-                              weight.codebook.data() + m * weight.centroids * dim, dim, scratch, depth, count, blocks,
-                              m > 0);
-    }
+    c_.decode(output, count, scratch, depth);
     return {.codes = codes, .codebook = scratch, .dim = depth, .blocks = 1};
   }
 
@@ -116,22 +112,25 @@ class DecodeStep : public Step {
   int64_t weights_floats_ = 0;     // of a row tile that has to be decoded
 };
 
-}  // namespace
-
-double decode_cost(const Convolution& c, int threads) {
+double cost(const Convolution& c, int threads) {
   const Tiling t = tile(c, threads);
   const auto tiles = static_cast<double>(t.num_tiles);
-  const double vectors = tiles * static_cast<double>(t.tile_lanes) / static_cast<double>(c.kernels->lanes);
+  // Below one vector, loads of weights are what takes time.
+  const double width = static_cast<double>(t.tile_lanes) / static_cast<double>(c.kernels->lanes);
+  const double vectors = tiles * std::max(width, 1.0);
   const auto weights = static_cast<double>(c.weight->outputs * c.patches.depth());
   const double found = has_joint_codebook(*c.weight) ? kFindCost * tiles
-                       : c.weight->is_dense()
-                           ? 0.0
-                           : kDecodeCost * static_cast<double>(t.num_blocks * c.weight->codebooks);
+                       : c.weight->is_dense() ? 0.0
+                                              : kDecodeCost * static_cast<double>(t.num_blocks * c.weight->codebooks);
   return weights * (vectors + found) / std::min<double>(static_cast<double>(t.units()), threads);
 }
 
-std::unique_ptr<Step> make_decode_step(const Layer& layer, const Convolution& convolution, const PlanContext& context) {
-  return std::make_unique<DecodeStep>(layer, convolution, context);
+std::unique_ptr<Step> make(const Layer& layer, const Convolution& convolution, const PlanContext& context) {
+  return std::make_unique<DirectStep>(layer, convolution, context);
 }
+
+}  // namespace
+
+Path direct_path() { return {.kernel = "direct", .cost = &cost, .make = &make}; }
 
 }  // namespace pyquant
