@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 
 from pyquant import _core, console
-from pyquant.engines import ENGINES, OWN, FileKind, check_engines
+from pyquant.engines import ENGINES, OWN, Arrays, FileKind, check_engines
 from pyquant.engines.process import EngineProcess
 from pyquant.errors import ConfigError, EngineError, InputError
-from pyquant.file import read_model
+from pyquant.file import ModelFile, read_model
 from pyquant.graph import Graph, Network
 from pyquant.machine import machine_name
+from pyquant.pictures import find_pictures, load_batch, sample_pictures
 from pyquant.runtime import check_options
 from pyquant.shapes import Shape
 from pyquant.storage import AnyPath
@@ -30,10 +31,13 @@ from pyquant.storage import AnyPath
 TURN_SECONDS = 0.3
 SECONDS_PER_ENGINE = 6.0
 TUNE_SECONDS = 5.0
+INPUTS = "inputs.npz"
 TURNS = (3, 20)  # at least and at most, whatever the time
 MAX_RUNS_PER_TURN = 300
 WARM_UP_RUNS = 2
-MAX_DIFFERENCE = 1e-3  # from our outputs, relative to the largest; more means that the networks are not the same
+# From our outputs, relative to the largest, by precision; more means that the networks are not the same.
+MAX_DIFFERENCE = {"fp32": 1e-3, "bf16": 0.1, "int8": 0.5}
+CALIBRATION_PICTURES = 128
 
 
 def bench(
@@ -45,6 +49,7 @@ def bench(
     threads: int | None = None,
     precision: str = "exact",
     tune: float = TUNE_SECONDS,
+    calibration: AnyPath | None = None,
 ) -> dict[str, Any]:
     """Return latency and peak memory of the `.pqmodel` at `path`, alone or against other engines.
 
@@ -52,11 +57,13 @@ def bench(
         path: the file.
         batch: images of one run.
         input_shape: `(C, H, W)` of one image; None: the file's default.
-        against: names of `ENGINES`; these run the decoded network, dense, batch norms folded, in float32.
+        against: names of `ENGINES`; these run the decoded network, dense, batch norms folded, in float32, bf16 or int8.
         threads: of each engine; None: as many as this process may use.
         precision: of pyquant.
         tune: seconds for measuring pyquant's kernels before, in a process of its own; the fastest are remembered, see
             `pyquant.tuning`. 0: none, those that are remembered or estimated to be the fastest run.
+        calibration: a folder or .zip file of pictures. All engines then run on some of them, in place of random
+            numbers, and engines in int8 need them for the ranges of their activations.
 
     Returns:
         `{machine, threads, batch, isa, rows: [{engine, precision, file_bytes, median_ms, p10_ms, p90_ms, load_ms,
@@ -75,21 +82,26 @@ def bench(
         raise ConfigError(f"batch: expected at least 1, got {batch}")
     if not tune >= 0:
         raise ConfigError(f"tune: expected a number of seconds, got {tune}")
-    network = read_model(path).network
+    if calibration is None and (need := [peer for peer in peers if ENGINES[peer].file == "onnx-int8"]):
+        raise ConfigError(f"{', '.join(need)}: needs calibration, a folder or zip file of pictures, for its ranges")
+    file = read_model(path)
+    network = file.network
     shapes = input_shapes(network.graph, batch, input_shape)
+    batches = _random_batches(shapes) if calibration is None else _picture_batches(file, calibration, shapes)
     threads = threads or _core.default_threads()
     with tempfile.TemporaryDirectory(prefix="pyquant-bench-") as name, ExitStack() as stack:
         folder = Path(name)
-        files = _write_files(network, shapes, [ENGINES[peer].file for peer in peers], folder)
+        np.savez(folder / INPUTS, *batches[0])
+        files = _write_files(network, batches, [ENGINES[peer].file for peer in peers], folder)
         files["pqmodel"] = Path(path)
         if tune > 0:
             with EngineProcess(OWN, threads, folder / "tune.log") as engine:
-                _load(engine, files, shapes, threads, precision)
+                _load(engine, files, folder, threads, precision)
                 engine.ask("tune", seconds=tune)
         engines = [
             stack.enter_context(EngineProcess(engine, threads, folder / f"{engine}.log")) for engine in (OWN, *peers)
         ]
-        rows = [_load(engine, files, shapes, threads, precision) for engine in engines]
+        rows = [_load(engine, files, folder, threads, precision) for engine in engines]
         isa = rows[0].pop("isa")
         _check_outputs(engines, folder)
         for row, times in zip(rows, _take_turns(engines), strict=True):
@@ -121,41 +133,73 @@ def input_shapes(graph: Graph, batch: int, input_shape: tuple[int, int, int] | N
     return shapes
 
 
+def _random_batches(shapes: Sequence[Shape]) -> list[Arrays]:
+    rng = np.random.default_rng(0)
+    return [[rng.standard_normal(shape, dtype=np.float32) for shape in shapes]]
+
+
+def _picture_batches(file: ModelFile, pictures: AnyPath, shapes: Sequence[Shape]) -> list[Arrays]:
+    """Return inputs of this shape made of pictures: `CALIBRATION_PICTURES`, or as many as there are whole batches of.
+
+    Raises:
+        InputError: the file does not say how pictures become inputs, they do not fit the shape, or are too few.
+    """
+    if file.preprocessing is None or len(shapes) != 1:
+        raise InputError("calibration: the file does not say how pictures become inputs; leave it out")
+    (shape,) = shapes
+    if (made := (3, *file.preprocessing.crop)) != shape[1:]:
+        raise InputError(f"calibration: pictures become inputs of {list(made)}, not {list(shape[1:])}")
+    batch = shape[0]
+    found = find_pictures(pictures)
+    refs = sample_pictures(found, max(batch, CALIBRATION_PICTURES // batch * batch), seed=0)
+    if len(refs) < batch:
+        raise InputError(f"{pictures}: {len(refs)} pictures are too few for a batch of {batch}")
+    firsts = range(0, len(refs) // batch * batch, batch)
+    return [[load_batch(refs[first : first + batch], file.preprocessing)] for first in firsts]
+
+
 def _write_files(
-    network: Network, shapes: Sequence[Shape], kinds: Iterable[FileKind], folder: Path
+    network: Network, batches: Sequence[Arrays], kinds: Iterable[FileKind], folder: Path
 ) -> dict[FileKind, Path]:
-    """Write the decoded dense network in each of the formats, sizes fixed to `shapes`, as peers run fastest with."""
+    """Write the decoded dense network in each of the formats, sizes fixed to the inputs', as peers run fastest with."""
     inputs = tuple(
-        replace(declared, shape=shape, default=shape[1:])
-        for declared, shape in zip(network.graph.inputs, shapes, strict=True)
+        replace(declared, shape=array.shape, default=array.shape[1:])
+        for declared, array in zip(network.graph.inputs, batches[0], strict=True)
     )
     fixed = Network(graph=replace(network.graph, inputs=inputs), tensors=network.tensors)
+    kinds = dict.fromkeys(kinds)
     files: dict[FileKind, Path] = {}
-    for kind in dict.fromkeys(kinds):
-        files[kind] = folder / f"dense.{kind}"
-        if kind == "onnx":
-            from pyquant.export.onnx import onnx_model
+    if {"onnx", "onnx-int8"} & kinds.keys():
+        from pyquant.export.onnx import onnx_model
 
-            files[kind].write_bytes(onnx_model(fixed).SerializeToString())
-        else:
-            from pyquant.engines.dense import write_dense
-            from pyquant.export.folded import folded
+        files["onnx"] = folder / "dense.onnx"
+        files["onnx"].write_bytes(onnx_model(fixed).SerializeToString())
+    if "onnx-int8" in kinds:
+        from pyquant.engines.quantized import write_int8
 
-            write_dense(folded(fixed), files[kind])
+        files["onnx-int8"] = folder / "int8.onnx"
+        write_int8(files["onnx"], files["onnx-int8"], inputs[0].name, (batch for (batch,) in batches))
+    if "safetensors" in kinds:
+        from pyquant.engines.dense import write_dense
+        from pyquant.export.folded import folded
+
+        files["safetensors"] = folder / "dense.safetensors"
+        write_dense(folded(fixed), files["safetensors"])
     return files
 
 
 def _load(
-    engine: EngineProcess, files: dict[FileKind, Path], shapes: Sequence[Shape], threads: int, precision: str
+    engine: EngineProcess, files: dict[FileKind, Path], folder: Path, threads: int, precision: str
 ) -> dict[str, Any]:
     """Let an engine load its file; return what is known of its row."""
     spec = ENGINES[engine.engine]
     path = files[spec.file]
+    precision = spec.precision or precision
+    inputs = os.fspath(folder / INPUTS)
     answer = engine.ask(
-        "load", engine=engine.engine, path=os.fspath(path), shapes=shapes, threads=threads, precision=precision
+        "load", engine=engine.engine, path=os.fspath(path), inputs=inputs, threads=threads, precision=precision
     )
-    known = {"engine": engine.engine, "precision": spec.precision or precision, "file_bytes": path.stat().st_size}
-    return {**known, **answer}
+    return {"engine": engine.engine, "precision": precision, "file_bytes": path.stat().st_size, **answer}
 
 
 def _check_outputs(engines: Sequence[EngineProcess], folder: Path) -> None:
@@ -173,10 +217,11 @@ def _check_outputs(engines: Sequence[EngineProcess], folder: Path) -> None:
             if one.shape != other.shape:
                 raise EngineError(f"{engine.engine}: expected an output of {list(one.shape)}, got {list(other.shape)}")
             difference = float(np.abs(one - other).max() / max(np.abs(one).max(), np.finfo(np.float32).tiny))
-            if not difference <= MAX_DIFFERENCE:
+            allowed = MAX_DIFFERENCE[ENGINES[engine.engine].precision]
+            if not difference <= allowed:
                 raise EngineError(
                     f"{engine.engine}: its outputs differ from pyquant's by {difference:.1e} of the largest "
-                    f"(at most {MAX_DIFFERENCE:.0e} was expected): it does not run the same network"
+                    f"(at most {allowed:.0e} was expected): it does not run the same network"
                 )
 
 

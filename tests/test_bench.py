@@ -95,8 +95,36 @@ def test_peer_runs_the_decoded_network(peer: str, tiny: Path, started: list[subp
     assert all(process.poll() is not None for process in started)
 
 
+@pytest.mark.parametrize("peer", ["openvino-bf16", "onnxruntime-int8", "openvino-int8"])
+@pytest.mark.usefixtures("quick")
+def test_peer_in_lower_precision_runs_on_pictures(peer: str, tiny_model: Path, pictures: Path) -> None:
+    for library in engines.ENGINES[peer].libraries:
+        pytest.importorskip(library)
+    result = bench(tiny_model, batch=2, against=(peer,), threads=1, tune=0, calibration=pictures)
+    assert [row["engine"] for row in result["rows"]] == ["pyquant", peer]
+    assert result["rows"][1]["precision"] == peer.rpartition("-")[2]
+
+
+def test_calibration_that_does_not_fit(
+    tiny: Path, tiny_model: Path, pictures: Path, started: list[subprocess.Popen[bytes]]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    with pytest.raises(ConfigError, match="onnxruntime-int8: needs calibration"):
+        bench(tiny_model, against=("onnxruntime-int8",))
+    with pytest.raises(InputError, match="does not say how pictures become inputs"):
+        bench(tiny, calibration=pictures)
+    with pytest.raises(InputError, match=r"become inputs of \[3, 32, 32\], not \[3, 40, 40\]"):
+        bench(tiny_model, input_shape=(3, 40, 40), calibration=pictures)
+    with pytest.raises(InputError, match="12 pictures are too few for a batch of 13"):
+        bench(tiny_model, batch=13, calibration=pictures)
+    assert not started
+
+
 def test_unknown_engine_is_refused(tiny: Path) -> None:
-    with pytest.raises(ConfigError, match="unknown engine 'tflite'; known: torch, onnxruntime, openvino"):
+    with pytest.raises(
+        ConfigError, match="unknown engine 'tflite'; known: torch, onnxruntime, openvino, openvino-bf16"
+    ):
         bench(tiny, against=("tflite",))
 
 
@@ -143,7 +171,9 @@ def test_engine_that_runs_another_network_is_refused(
 
 
 def load(process: EngineProcess, path: Path) -> dict[str, Any]:
-    return process.ask("load", engine="pyquant", path=str(path), shapes=[(1, 3, 8, 8)], threads=1, precision="exact")
+    inputs = path.with_suffix(".npz")
+    np.savez(inputs, np.zeros((1, 3, 8, 8), np.float32))
+    return process.ask("load", engine="pyquant", path=str(path), inputs=str(inputs), threads=1, precision="exact")
 
 
 def test_error_of_a_worker_is_reported(tmp_path: Path) -> None:

@@ -67,6 +67,9 @@ std::unique_ptr<Model::Session> Model::take_session(const Plan& plan) {
   for (int worker = 0; worker < pool_.threads(); ++worker) {
     session->state.scratch.push_back(session->scratch.data() + worker * part);
   }
+  session->shared = AlignedBuffer<float>(plan.shared_floats);
+  std::fill_n(session->shared.data(), session->shared.size(), 0.0f);
+  session->state.shared = session->shared.data();
   session->state.pool = &pool_;
   return session;
 }

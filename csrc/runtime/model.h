@@ -40,6 +40,7 @@ class Model {
   struct Session {
     AlignedBuffer<float> arena;
     AlignedBuffer<float> scratch;
+    AlignedBuffer<float> shared;
     RunState state;
   };
   struct Entry {

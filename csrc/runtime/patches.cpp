@@ -38,7 +38,8 @@ Patches::Patches(const ConvGeometry& geometry, const Weight& weight, const Kerne
   }
 }
 
-void Patches::pack(const float* input, int64_t group, int64_t first, int64_t count, int64_t pitch, float* panel) const {
+void Patches::pack(const float* input, int64_t group, int64_t first, int64_t count, int64_t pitch, float* panel,
+                   int64_t part, int64_t parts) const {
   const ConvGeometry& g = geometry_;
   const int64_t channels = g.channels / g.groups;
   // The pixels of a panel, cut where an output row ends: the same cuts for every panel row.
@@ -58,6 +59,8 @@ void Patches::pack(const float* input, int64_t group, int64_t first, int64_t cou
                       .image = pixel / g.out_plane() * g.channels * g.plane()};
   }
   const float* const in = input + group * channels * g.plane();
+  const int64_t begin_channel = part * channels / parts;
+  const int64_t end_channel = (part + 1) * channels / parts;
   // A row has at most a piece left of the picture, one inside it and one right of it.
   PanelRun runs[3 * kMostTilePixels];
   for (const Tap& tap : taps_) {
@@ -76,9 +79,10 @@ void Patches::pack(const float* input, int64_t group, int64_t first, int64_t cou
       if (end > begin) runs[num_runs++] = {.to = row->at + begin, .size = end - begin, .from = from};
       if (row->size > end) runs[num_runs++] = {.to = row->at + end, .size = row->size - end, .from = PanelRun::kZero};
     }
-    kernels_->pack_rows(runs, num_runs, g.stride_x, in, g.plane(), tap.rows.data(),
-                        static_cast<int64_t>(tap.rows.size()), panel, pitch);
+    kernels_->pack_rows(runs, num_runs, g.stride_x, in, g.plane(), tap.rows.data() + begin_channel,
+                        end_channel - begin_channel, panel, pitch);
   }
+  if (part != 0) return;
   const PanelRun nothing{.to = 0, .size = count, .from = PanelRun::kZero};
   kernels_->pack_rows(&nothing, 1, 1, in, 0, padding_.data(), static_cast<int64_t>(padding_.size()), panel, pitch);
 }

@@ -39,11 +39,12 @@ class Patches {
 
   // Write panel[k][p] = the input of the k-th weight for pixel first + p, p < count <= kMostTilePixels; zero outside
   // the picture and for the padding of tail blocks. Rows are `pitch` floats apart; what lies behind their `count`
-  // stays.
-  void pack(const float* input, int64_t group, int64_t first, int64_t count, int64_t pitch, float* panel) const;
+  // stays. Of `parts` equal parts of a group's channels only `part` is written, so that threads can share the work.
+  void pack(const float* input, int64_t group, int64_t first, int64_t count, int64_t pitch, float* panel,
+            int64_t part = 0, int64_t parts = 1) const;
 
  private:
-  // The panel rows whose inputs lie at one offset from a pixel's top left input.
+  // The panel rows whose inputs lie at one offset from a pixel's top left input: one for each channel, in order.
   struct Tap {
     int64_t y, x;
     std::vector<PanelRow> rows;

@@ -30,6 +30,7 @@ Plan::Plan(const Graph& graph, PlanContext context) : shapes(context.shapes), st
     const auto step = static_cast<int64_t>(steps.size());
     steps.push_back(planner_for(layer.node->op)(layer, context));
     scratch_floats = std::max(scratch_floats, steps.back()->scratch_floats());
+    shared_floats = std::max(shared_floats, steps.back()->shared_floats());
     for (const ValueId input : layer.inputs) read(input, step);
     if (layer.residual >= 0) read(layer.residual, step);
     write(layer.output, step);

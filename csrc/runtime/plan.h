@@ -18,6 +18,7 @@ struct Plan {
   std::vector<ValueId> storage;  // by ValueId: the value whose memory it uses, itself except for views
   Placement placement;           // by ValueId
   int64_t scratch_floats = 0;    // per worker
+  int64_t shared_floats = 0;
 };
 
 }  // namespace pyquant

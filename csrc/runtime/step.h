@@ -19,6 +19,7 @@ namespace pyquant {
 struct RunState {
   std::vector<float*> values;   // by ValueId; null for values that no step needs
   std::vector<float*> scratch;  // by worker: Plan::scratch_floats each
+  float* shared = nullptr;      // for all workers together: Plan::shared_floats
   ThreadPool* pool = nullptr;
 };
 
@@ -32,6 +33,9 @@ class Step {
 
   // Floats that each worker needs as scratch memory.
   virtual int64_t scratch_floats() const { return 0; }
+
+  // Floats that all workers need together.
+  virtual int64_t shared_floats() const { return 0; }
 
   const std::string& name() const { return name_; }
   const std::string& op() const { return op_; }

@@ -16,7 +16,14 @@ from pyquant.cli.show import show_bench
     "--against",
     default="",
     metavar="ENGINE,..",
-    help="Engines to measure beside pyquant, on the decoded dense network: torch, onnxruntime, openvino.",
+    help="Engines to measure beside pyquant, on the decoded dense network: torch, onnxruntime, openvino, "
+    "openvino-bf16, onnxruntime-int8, openvino-int8.",
+)
+@click.option(
+    "--calibration",
+    type=options.PATH,
+    metavar="DATA",
+    help="Pictures to run on; engines in int8 need them for the ranges of their activations.",
 )
 @options.tune(5)
 @options.run_of_file
@@ -25,6 +32,7 @@ def command(
     batch: int,
     input_shape: tuple[int, int, int] | None,
     against: str,
+    calibration: Path | None,
     tune: float,
     threads: int | None,
     precision: str,
@@ -42,6 +50,7 @@ def command(
         threads=threads,
         precision=precision,
         tune=tune,
+        calibration=calibration,
     )
     if as_json:
         console.print_json(result)

@@ -14,7 +14,7 @@ from pyquant.errors import ConfigError, MissingDependencyError
 from pyquant.extras import EXTRA_OF
 
 Arrays = Sequence[NDArray[Any]]
-FileKind = Literal["pqmodel", "onnx", "safetensors"]
+FileKind = Literal["pqmodel", "onnx", "onnx-int8", "safetensors"]
 
 
 class Engine(Protocol):
@@ -31,7 +31,7 @@ class Engine(Protocol):
 class EngineSpec:
     """Where an engine's loader is, which libraries it needs, and what it reads."""
 
-    module: str  # has load(path, shapes, threads, precision) -> Engine
+    module: str  # has load(path, shapes, threads, precision) -> Engine; precision is the one below
     libraries: tuple[str, ...] = ()
     file: FileKind = "onnx"
     precision: str = "fp32"  # "" : the one that `bench` was asked for
@@ -44,6 +44,16 @@ ENGINES: dict[str, EngineSpec] = {
     "torch": EngineSpec(module="pyquant.engines.torch", libraries=("torch",), file="safetensors"),
     "onnxruntime": EngineSpec(module="pyquant.engines.onnxruntime", libraries=("onnx", "onnxruntime")),
     "openvino": EngineSpec(module="pyquant.engines.openvino", libraries=("onnx", "openvino")),
+    "openvino-bf16": EngineSpec(module="pyquant.engines.openvino", libraries=("onnx", "openvino"), precision="bf16"),
+    "onnxruntime-int8": EngineSpec(
+        module="pyquant.engines.onnxruntime", libraries=("onnx", "onnxruntime"), file="onnx-int8", precision="int8"
+    ),
+    "openvino-int8": EngineSpec(
+        module="pyquant.engines.openvino",
+        libraries=("onnx", "onnxruntime", "openvino"),  # ONNX Runtime quantizes for both
+        file="onnx-int8",
+        precision="int8",
+    ),
 }
 
 

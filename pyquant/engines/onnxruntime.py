@@ -1,4 +1,4 @@
-"""The engine ONNX Runtime, on the decoded dense network as ONNX."""
+"""The engine ONNX Runtime, on the decoded dense network as ONNX, in float32 or int8."""
 
 from __future__ import annotations
 

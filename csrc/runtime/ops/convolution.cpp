@@ -45,9 +45,11 @@ ConvGeometry geometry_of(const Layer& layer, const PlanContext& context) {
 // cache.
 constexpr int64_t kPanelBytes = 512 * 1024;
 
-// From this many tiles per thread on, threads take pixels; below, an uneven last tile would cost more than packing the
-// same panel in each thread, so they take outputs.
-constexpr int64_t kTilesPerThread = 16;
+// So many units of equal size per thread are even enough.
+constexpr int64_t kUnitsPerThread = 4;
+
+// Tiles narrower than so many half vectors are bound by the loads of weights: better fewer tiles and shared panels.
+constexpr int64_t kFewestHalves = 4;
 
 // The first always applies.
 std::array<Path, 5> all_paths() {
@@ -104,34 +106,28 @@ void Convolution::decode(int64_t first_output, int64_t rows, float* weights, int
 }
 
 Tiling::Tiling(const Convolution& c, int64_t count_, int64_t column_bytes, int threads)
-    : groups(c.geometry.groups), group_outputs(c.group_outputs()), tile_rows(c.kernels->tile_rows), count(count_) {
-  const int64_t most = c.kernels->tile_pixels;
-  const int64_t half = std::max<int64_t>(c.kernels->lanes / 2, 1);
-  // Tiles of equal width: four vectors are done as 2 + 2, not 3 + 1.
-  tile_lanes = round_up(ceil_div(count, ceil_div(count, most)), half);
-  pitch = round_up(tile_lanes, c.kernels->lanes);
-  num_tiles = ceil_div(count, tile_lanes);
-  tiles_per_block = std::clamp<int64_t>(kPanelBytes / (column_bytes * pitch), 1, num_tiles);
-  if (threads > 1) {
-    if (num_tiles * groups >= kTilesPerThread * threads) {
-      tiles_per_block = std::min(tiles_per_block, ceil_div(num_tiles * groups, 4 * threads));
+    : group_outputs(c.group_outputs()),
+      tile_rows(c.kernels->tile_rows),
+      count(count_),
+      half(std::max<int64_t>(c.kernels->lanes / 2, 1)),
+      halves(ceil_div(count, half)),
+      num_tiles(ceil_div(count, c.kernels->tile_pixels)) {
+  const int64_t groups = c.geometry.groups;
+  const bool groups_suffice = groups >= kUnitsPerThread * threads || groups % threads == 0;
+  int64_t blocks_at_least = 1;
+  if (!groups_suffice) {
+    const int64_t tiles_for_all = round_up(num_tiles, threads);
+    if (halves >= kFewestHalves * tiles_for_all) {
+      num_tiles = tiles_for_all;
+      blocks_at_least = threads;
     } else {
-      output_splits = std::min<int64_t>(threads, ceil_div(group_outputs, tile_rows));
+      shared = true;
+      ranges = std::min<int64_t>(threads, ceil_div(group_outputs, tile_rows));
     }
   }
-  num_blocks = ceil_div(num_tiles, tiles_per_block);
-}
-
-Tiling::Unit Tiling::unit(int64_t index) const {
-  const int64_t split = index % output_splits;
-  const int64_t block = index / output_splits % num_blocks;
-  const int64_t group = index / output_splits / num_blocks;
-  const int64_t per_split = round_up(ceil_div(group_outputs, output_splits), tile_rows);
-  return {.group = group,
-          .first_tile = block * tiles_per_block,
-          .last_tile = std::min((block + 1) * tiles_per_block, num_tiles),
-          .first_output = group * group_outputs + std::min(split * per_split, group_outputs),
-          .last_output = group * group_outputs + std::min((split + 1) * per_split, group_outputs)};
+  pitch = round_up(half * ceil_div(halves, num_tiles), c.kernels->lanes);
+  const int64_t per_block = std::clamp<int64_t>(kPanelBytes / (column_bytes * pitch), 1, num_tiles);
+  num_blocks = std::min(round_up(ceil_div(num_tiles, per_block), blocks_at_least), num_tiles);
 }
 
 std::vector<std::string> kernel_names() {

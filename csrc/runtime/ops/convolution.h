@@ -36,35 +36,39 @@ struct Convolution {
   ValueId residual;  // -1: none
 };
 
-// How the work of the direct and Winograd paths is cut into units that threads take: groups x blocks of tiles x ranges
-// of outputs. What a tile is made of, pixels or Winograd's 2x2 pixels, lies in the lanes.
+// How the work of the direct and Winograd paths is cut up: first the inputs of tiles are laid out as panels, then
+// outputs are computed, tile_rows at a time, from these. What a tile is made of, pixels or Winograd's m x m pixels,
+// lies in the lanes.
+//
+// Where there are lanes enough, each thread takes tiles of its own and keeps their panels. Where there are not, the
+// panels of all tiles are shared: threads make them together, and then take ranges of outputs.
 struct Tiling {
-  // For `count` such lanes, each with a column of `column_bytes` in the panels of a block.
+  // For `count` lanes, each with a column of `column_bytes` in the panels.
   Tiling(const Convolution& convolution, int64_t count, int64_t column_bytes, int threads);
 
-  int64_t units() const { return groups * num_blocks * output_splits; }
+  // Lanes [begin(tile), begin(tile + 1)) are those of a tile: a multiple of half a vector, but for the last.
+  int64_t begin(int64_t tile) const { return std::min(half * (tile * halves / num_tiles), count); }
+  int64_t lanes_of(int64_t tile) const { return begin(tile + 1) - begin(tile); }
 
-  // One unit: a group, tiles [first_tile, last_tile) and outputs [first_output, last_output).
-  struct Unit {
-    int64_t group;
-    int64_t first_tile, last_tile;
-    int64_t first_output, last_output;
-  };
-  Unit unit(int64_t index) const;
+  // The first tile of a block: so many tiles that their panels stay in the cache while all outputs are computed.
+  int64_t first_tile(int64_t block) const { return block * num_tiles / num_blocks; }
+  int64_t tiles_per_block() const { return ceil_div(num_tiles, num_blocks); }
 
-  // The lanes of a tile.
-  int64_t lanes_of(int64_t tile) const { return std::min(tile_lanes, count - tile * tile_lanes); }
+  // The first output of a range, of `ranges` that all outputs of a group are cut into.
+  int64_t first_output(int64_t range) const {
+    return std::min(range * round_up(ceil_div(group_outputs, ranges), tile_rows), group_outputs);
+  }
 
-  int64_t groups;
   int64_t group_outputs;
   int64_t tile_rows;
   int64_t count;
-  int64_t tile_lanes;  // a multiple of half a vector
-  int64_t pitch;       // of a panel: tile_lanes rounded up to whole vectors
+  int64_t half;  // of a vector, in lanes
+  int64_t halves;
   int64_t num_tiles;
-  int64_t tiles_per_block;
   int64_t num_blocks;
-  int64_t output_splits = 1;
+  int64_t pitch;  // of a panel: the lanes of the widest tile, in whole vectors
+  bool shared = false;
+  int64_t ranges = 1;  // of outputs; 1 unless shared
 };
 
 // Finding a tile row's weight in a codebook, in vector multiply-adds.

@@ -28,7 +28,7 @@ class DirectStep : public Step {
     panel_floats_ = round_up(depth * t_.pitch, 16);
     const Weight& weight = *c_.weight;
     if (has_joint_codebook(weight)) {
-      codes_ = joint_codes(weight, t_.groups, t_.tile_rows);
+      codes_ = joint_codes(weight, c_.geometry.groups, t_.tile_rows);
       if (weight.codebooks > 1) codebook_ = joint_codebook(weight);
       return;
     }
@@ -41,12 +41,41 @@ class DirectStep : public Step {
   }
 
   int64_t scratch_floats() const override {
-    return t_.tiles_per_block * panel_floats_ + weights_floats_ + t_.tile_rows * c_.kernels->tile_pixels;
+    const int64_t panels = t_.shared ? 0 : t_.tiles_per_block() * panel_floats_;
+    return panels + weights_floats_ + t_.tile_rows * c_.kernels->tile_pixels;
   }
 
+  int64_t shared_floats() const override { return t_.shared ? c_.geometry.groups * t_.num_tiles * panel_floats_ : 0; }
+
   void run(const RunState& state) const override {
-    state.pool->parallel_for(
-        t_.units(), [&](int64_t index, int worker) { run_unit(t_.unit(index), state, state.scratch[worker]); });
+    const int64_t groups = c_.geometry.groups;
+    if (!t_.shared) {
+      state.pool->parallel_for(groups * t_.num_blocks, [&](int64_t unit, int worker) {
+        const int64_t group = unit / t_.num_blocks;
+        const int64_t block = unit % t_.num_blocks;
+        float* const panels = state.scratch[worker];
+        for (int64_t tile = t_.first_tile(block); tile < t_.first_tile(block + 1); ++tile) {
+          pack(state, group, tile, panels + (tile - t_.first_tile(block)) * panel_floats_, 0, 1);
+        }
+        multiply(group, block, 0, panels, state, panels + t_.tiles_per_block() * panel_floats_);
+      });
+      return;
+    }
+    const int64_t parts = t_.ranges;
+    const auto panel = [&](int64_t group, int64_t tile) {
+      return state.shared + (group * t_.num_tiles + tile) * panel_floats_;
+    };
+    state.pool->parallel_for(groups * t_.num_tiles * parts, [&](int64_t unit, int) {
+      const int64_t group = unit / parts / t_.num_tiles;
+      const int64_t tile = unit / parts % t_.num_tiles;
+      pack(state, group, tile, panel(group, tile), unit % parts, parts);
+    });
+    state.pool->parallel_for(groups * t_.ranges, [&](int64_t unit, int worker) {
+      const int64_t group = unit / t_.ranges;
+      for (int64_t block = 0; block < t_.num_blocks; ++block) {
+        multiply(group, block, unit % t_.ranges, panel(group, t_.first_tile(block)), state, state.scratch[worker]);
+      }
+    });
   }
 
  private:
@@ -58,24 +87,25 @@ class DirectStep : public Step {
     int64_t blocks;
   };
 
-  void run_unit(const Tiling::Unit& unit, const RunState& state, float* scratch) const {
-    const KernelTable& kernels = *c_.kernels;
-    float* const panels = scratch;
-    float* const weights = panels + t_.tiles_per_block * panel_floats_;
-    float* const sums = weights + weights_floats_;
-    const auto panel = [&](int64_t tile) { return panels + (tile - unit.first_tile) * panel_floats_; };
+  void pack(const RunState& state, int64_t group, int64_t tile, float* panel, int64_t part, int64_t parts) const {
+    c_.patches.pack(state.values[c_.input], group, t_.begin(tile), t_.lanes_of(tile), t_.pitch, panel, part, parts);
+  }
 
-    for (int64_t tile = unit.first_tile; tile < unit.last_tile; ++tile) {
-      c_.patches.pack(state.values[c_.input], unit.group, tile * t_.tile_lanes, t_.lanes_of(tile), t_.pitch,
-                      panel(tile));
-    }
-    for (int64_t output = unit.first_output; output < unit.last_output; output += t_.tile_rows) {
-      const int64_t count = std::min(t_.tile_rows, unit.last_output - output);
-      const Rows rows = rows_from(output, count, weights);
-      for (int64_t tile = unit.first_tile; tile < unit.last_tile; ++tile) {
-        kernels.gemm_tile(rows.codes, rows.codebook, rows.dim, rows.blocks, panel(tile), t_.pitch, sums,
-                          kernels.tile_pixels, t_.lanes_of(tile));
-        c_.finish(sums, kernels.tile_pixels, output, count, tile * t_.tile_lanes, t_.lanes_of(tile), state);
+  // Compute a range of a group's outputs for a block of tiles, whose panels follow each other.
+  void multiply(int64_t group, int64_t block, int64_t range, const float* panels, const RunState& state,
+                float* scratch) const {
+    const KernelTable& kernels = *c_.kernels;
+    float* const sums = scratch + weights_floats_;
+    const int64_t last = t_.first_output(range + 1);
+    for (int64_t row = t_.first_output(range); row < last; row += t_.tile_rows) {
+      const int64_t output = group * t_.group_outputs + row;
+      const int64_t count = std::min(t_.tile_rows, last - row);
+      const Rows rows = rows_from(output, count, scratch);
+      for (int64_t tile = t_.first_tile(block); tile < t_.first_tile(block + 1); ++tile) {
+        kernels.gemm_tile(rows.codes, rows.codebook, rows.dim, rows.blocks,
+                          panels + (tile - t_.first_tile(block)) * panel_floats_, t_.pitch, sums, kernels.tile_pixels,
+                          t_.lanes_of(tile));
+        c_.finish(sums, kernels.tile_pixels, output, count, t_.begin(tile), t_.lanes_of(tile), state);
       }
     }
   }
@@ -116,13 +146,13 @@ double cost(const Convolution& c, int threads) {
   const Tiling t = tile(c, threads);
   const auto tiles = static_cast<double>(t.num_tiles);
   // Below one vector, loads of weights are what takes time.
-  const double width = static_cast<double>(t.tile_lanes) / static_cast<double>(c.kernels->lanes);
+  const double width = static_cast<double>(t.halves) / 2 / tiles;
   const double vectors = tiles * std::max(width, 1.0);
   const auto weights = static_cast<double>(c.weight->outputs * c.patches.depth());
   const double found = has_joint_codebook(*c.weight) ? kFindCost * tiles
                        : c.weight->is_dense() ? 0.0
                                               : kDecodeCost * static_cast<double>(t.num_blocks * c.weight->codebooks);
-  return weights * (vectors + found) / std::min<double>(static_cast<double>(t.units()), threads);
+  return weights * (vectors + found) / threads;
 }
 
 std::unique_ptr<Step> make(const Layer& layer, const Convolution& convolution, const PlanContext& context) {

@@ -66,22 +66,51 @@ class WinogradStep : public Step {
         row_tiles_(ceil_div(t_.group_outputs, t_.tile_rows)),
         blocks_(c_.weight->blocks_per_row()),
         channels_(blocks_ * c_.weight->block.channels),
-        codes_(joint_codes(*c_.weight, t_.groups, t_.tile_rows)),
+        codes_(joint_codes(*c_.weight, c_.geometry.groups, t_.tile_rows)),
         codebook_(transformed(joint_codebook(*c_.weight), matrices)) {
-    const int64_t lanes = c_.kernels->lanes;
-    frequency_floats_ = round_up(channels_ * t_.pitch + lanes, 16);
+    frequency_floats_ = round_up(channels_ * t_.pitch, 16);
+    panel_floats_ = matrices.frequencies() * frequency_floats_;
     line_floats_ = matrices.outputs * t_.pitch;
   }
 
   int64_t scratch_floats() const override {
     const int64_t lines = std::max(2 * matrices_.side(), matrices_.outputs * t_.tile_rows);
-    return t_.tiles_per_block * matrices_.frequencies() * frequency_floats_ +
-           matrices_.frequencies() * t_.tile_rows * t_.pitch + line_floats_ * lines;
+    return (t_.shared ? 0 : t_.tiles_per_block() * panel_floats_) + product_floats() + line_floats_ * lines;
   }
 
+  int64_t shared_floats() const override { return t_.shared ? c_.geometry.groups * t_.num_tiles * panel_floats_ : 0; }
+
   void run(const RunState& state) const override {
-    state.pool->parallel_for(
-        t_.units(), [&](int64_t index, int worker) { run_unit(t_.unit(index), state, state.scratch[worker]); });
+    const int64_t groups = c_.geometry.groups;
+    const float* const input = state.values[c_.input];
+    if (!t_.shared) {
+      state.pool->parallel_for(groups * t_.num_blocks, [&](int64_t unit, int worker) {
+        const int64_t group = unit / t_.num_blocks;
+        const int64_t block = unit % t_.num_blocks;
+        float* const panels = state.scratch[worker];
+        float* const rest = panels + t_.tiles_per_block() * panel_floats_;
+        for (int64_t tile = t_.first_tile(block); tile < t_.first_tile(block + 1); ++tile) {
+          transform_inputs(input, group, tile, 0, 1, rest, panels + (tile - t_.first_tile(block)) * panel_floats_);
+        }
+        multiply(group, block, 0, panels, state, rest);
+      });
+      return;
+    }
+    const int64_t parts = t_.ranges;
+    const auto panel = [&](int64_t group, int64_t tile) {
+      return state.shared + (group * t_.num_tiles + tile) * panel_floats_;
+    };
+    state.pool->parallel_for(groups * t_.num_tiles * parts, [&](int64_t unit, int worker) {
+      const int64_t group = unit / parts / t_.num_tiles;
+      const int64_t tile = unit / parts % t_.num_tiles;
+      transform_inputs(input, group, tile, unit % parts, parts, state.scratch[worker], panel(group, tile));
+    });
+    state.pool->parallel_for(groups * t_.ranges, [&](int64_t unit, int worker) {
+      const int64_t group = unit / t_.ranges;
+      for (int64_t block = 0; block < t_.num_blocks; ++block) {
+        multiply(group, block, unit % t_.ranges, panel(group, t_.first_tile(block)), state, state.scratch[worker]);
+      }
+    });
   }
 
  private:
@@ -100,7 +129,7 @@ class WinogradStep : public Step {
     const int64_t plane = columns * tile_rows_of(c_.geometry, m);
     const int64_t count = t_.lanes_of(tile);
     for (int64_t at = 0; at < count;) {
-      const int64_t index = tile * t_.tile_lanes + at;
+      const int64_t index = t_.begin(tile) + at;
       const int64_t column = index % columns;
       const int64_t size = std::min(columns - column, count - at);
       body(Segment{.at = at, .size = size, .image = index / plane, .y = index % plane / columns * m, .x = column * m});
@@ -108,50 +137,47 @@ class WinogradStep : public Step {
     }
   }
 
-  void run_unit(const Tiling::Unit& unit, const RunState& state, float* scratch) const {
-    const int64_t frequencies = matrices_.frequencies();
-    float* const inputs = scratch;
-    float* const products = inputs + t_.tiles_per_block * frequencies * frequency_floats_;
-    float* const lines = products + frequencies * t_.tile_rows * t_.pitch;
-    const auto panels = [&](int64_t tile) {
-      return inputs + (tile - unit.first_tile) * frequencies * frequency_floats_;
-    };
+  int64_t product_floats() const { return matrices_.frequencies() * t_.tile_rows * t_.pitch; }
 
-    for (int64_t tile = unit.first_tile; tile < unit.last_tile; ++tile) {
-      transform_inputs(state.values[c_.input], unit.group, tile, lines, panels(tile));
-    }
-    const int64_t codebook_floats = codebook_.size() / frequencies;
-    for (int64_t output = unit.first_output; output < unit.last_output; output += t_.tile_rows) {
-      const int64_t rows = std::min(t_.tile_rows, unit.last_output - output);
-      const int64_t row_tile = unit.group * row_tiles_ + output % t_.group_outputs / t_.tile_rows;
+  // Compute a range of a group's outputs for a block of tiles, whose panels follow each other.
+  void multiply(int64_t group, int64_t block, int64_t range, const float* panels, const RunState& state,
+                float* scratch) const {
+    float* const products = scratch;
+    float* const lines = products + product_floats();
+    const int64_t codebook_floats = codebook_.size() / matrices_.frequencies();
+    const int64_t last = t_.first_output(range + 1);
+    for (int64_t row = t_.first_output(range); row < last; row += t_.tile_rows) {
+      const int64_t row_tile = group * row_tiles_ + row / t_.tile_rows;
       const uint16_t* const codes = codes_.data() + row_tile * blocks_ * t_.tile_rows;
-      for (int64_t tile = unit.first_tile; tile < unit.last_tile; ++tile) {
-        for (int64_t f = 0; f < frequencies; ++f) {
+      for (int64_t tile = t_.first_tile(block); tile < t_.first_tile(block + 1); ++tile) {
+        const float* const panel = panels + (tile - t_.first_tile(block)) * panel_floats_;
+        for (int64_t f = 0; f < matrices_.frequencies(); ++f) {
           c_.kernels->gemm_tile(codes, codebook_.data() + f * codebook_floats, c_.weight->block.channels, blocks_,
-                                panels(tile) + f * frequency_floats_, t_.pitch, products + f * t_.tile_rows * t_.pitch,
+                                panel + f * frequency_floats_, t_.pitch, products + f * t_.tile_rows * t_.pitch,
                                 t_.pitch, t_.lanes_of(tile));
         }
-        transform_products(products, output, rows, tile, lines, state);
+        transform_products(products, group * t_.group_outputs + row, std::min(t_.tile_rows, last - row), tile, lines,
+                           state);
       }
     }
   }
 
-  // panels[f][c][t]: each frequency of the inputs of each tile.
-  void transform_inputs(const float* input, int64_t group, int64_t tile, float* lines, float* panels) const {
+  // panel[f][c][t]: each frequency of the inputs of each tile, for one part of a group's channels.
+  void transform_inputs(const float* input, int64_t group, int64_t tile, int64_t part, int64_t parts, float* lines,
+                        float* panel) const {
     const ConvGeometry& g = c_.geometry;
     const int64_t real = c_.weight->channels;
     float* const next_lines = lines + matrices_.side() * line_floats_;
     PanelRun runs[kMostRuns];
     const int64_t num_runs = find_runs(tile, runs);
-    for (int64_t c = 0; c < real; ++c) {
-      const PanelRow all_lines{.row = 0, .channel = group * real + c};
-      c_.kernels->pack_rows(runs, num_runs, 1, input, g.plane(), &all_lines, 1, lines, 0);
-      kernels_.input(lines, next_lines, line_floats_, t_.lanes_of(tile), panels + c * t_.pitch, frequency_floats_);
-    }
-    // Last, because the transform of a channel runs over into the row of the next one.
-    for (int64_t c = real; c < channels_; ++c) {
-      for (int64_t f = 0; f < matrices_.frequencies(); ++f) {
-        std::fill_n(panels + f * frequency_floats_ + c * t_.pitch, t_.pitch, 0.0f);
+    for (int64_t c = part * channels_ / parts; c < (part + 1) * channels_ / parts; ++c) {
+      float* const out = panel + c * t_.pitch;
+      if (c < real) {
+        const PanelRow all_lines{.row = 0, .channel = group * real + c};
+        c_.kernels->pack_rows(runs, num_runs, 1, input, g.plane(), &all_lines, 1, lines, 0);
+        kernels_.input(lines, next_lines, line_floats_, t_.lanes_of(tile), out, frequency_floats_);
+      } else {
+        for (int64_t f = 0; f < matrices_.frequencies(); ++f) std::fill_n(out + f * frequency_floats_, t_.pitch, 0.0f);
       }
     }
   }
@@ -209,7 +235,8 @@ class WinogradStep : public Step {
   int64_t channels_;   // D
   AlignedBuffer<uint16_t> codes_;
   AlignedBuffer<float> codebook_;  // [F, K, channels of a block]
-  int64_t frequency_floats_ = 0;   // of the panel of one frequency
+  int64_t frequency_floats_ = 0;   // of a panel's rows of one frequency
+  int64_t panel_floats_ = 0;       // of one tile
   int64_t line_floats_ = 0;
 };
 
@@ -226,14 +253,13 @@ double cost(const Convolution& c, const Transform& transform, int threads) {
   const Tiling t = tile(c, transform.matrices, threads);
   const auto channels = static_cast<double>(c.weight->blocks_per_row() * c.weight->block.channels);
   const auto outputs = static_cast<double>(c.weight->outputs);
-  const double vectors = static_cast<double>(t.num_tiles * t.tile_lanes) / static_cast<double>(c.kernels->lanes);
+  const double vectors = std::max(static_cast<double>(t.halves) / 2, static_cast<double>(t.num_tiles));
   const double found = kFindCost * static_cast<double>(t.num_tiles);
   const double products =
       static_cast<double>(transform.matrices.frequencies()) * channels * outputs * (vectors + found);
-  const double transforms =
-      vectors * (transform.input_cost * channels * static_cast<double>(t.groups * t.output_splits) +
-                 transform.output_cost * outputs);
-  return (products + transforms) / std::min<double>(static_cast<double>(t.units()), threads);
+  const double transforms = vectors * (transform.input_cost * channels * static_cast<double>(c.geometry.groups) +
+                                       transform.output_cost * outputs);
+  return (products + transforms) / threads;
 }
 
 template <const Transform& transform>
