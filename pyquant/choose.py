@@ -22,12 +22,16 @@ CODEBOOK_BYTES = {"float": 2, "int8": 1}  # of a number in a codebook: fp16, whe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """Block sizes and centroids by kind of layer: those of ABGD ("And the Bit Goes Down", Stock et al., 2020).
+    """Block sizes, centroids and codebooks by kind of layer.
 
-    ABGD publishes its sizes per architecture. Two rules give the same numbers for the published ones, and numbers for
-    all others: a network is built of bottlenecks where it has more 1x1 convolutions than larger ones (ResNet-50: 36 and
-    17; ResNet-18: 3 and 17), and a linear layer is wide from 1024 inputs on (ResNet-50's has 2048, ResNet-18's 512): it
-    has so many blocks that the bits of a code weigh more than the bytes of a codebook.
+    `small-blocks` and `large-blocks` are those of ABGD ("And the Bit Goes Down", Stock et al., 2020), which publishes
+    its sizes per architecture. Two rules give the same numbers for the published ones, and numbers for all others: a
+    network is built of bottlenecks where it has more 1x1 convolutions than larger ones (ResNet-50: 36 and 17;
+    ResNet-18: 3 and 17), and a linear layer is wide from 1024 inputs on (ResNet-50's has 2048, ResNet-18's 512): it has
+    so many blocks that the bits of a code weigh more than the bytes of a codebook.
+
+    `lut` is made for the table path: two additive codebooks of 16 centroids name as many sums as one of 256, and their
+    tables take an eighth of the multiplications and of the cache.
     """
 
     spatial_channels: int  # of a 3x3 block
@@ -35,6 +39,7 @@ class Preset:
     bottleneck_channels: int  # of a 1x1 block in a network of bottlenecks
     linear_channels: int = 4
     centroids: int = 256
+    codebooks: int = 1
     linear_centroids: int = 2048
     wide_linear_centroids: int = 1024
     wide_linear_inputs: int = 1024
@@ -42,9 +47,9 @@ class Preset:
     def config(self, node: Node, weight: Weight, bottlenecks: bool) -> ProductConfig | None:
         """Return the codec for a layer, or None where it has too few blocks for two centroids."""
         _, c, kh, kw = as_conv_shape(weight.shape)
-        centroids = self.centroids
+        centroids, codebooks = self.centroids, self.codebooks
         if node.op == "linear":
-            channels = self.linear_channels
+            channels, codebooks = self.linear_channels, 1
             centroids = self.wide_linear_centroids if c >= self.wide_linear_inputs else self.linear_centroids
         elif (kh, kw) == (1, 1):
             channels = self.bottleneck_channels if bottlenecks else self.pointwise_channels
@@ -52,12 +57,13 @@ class Preset:
             channels = self.spatial_channels if (kh, kw) == (3, 3) else 1
         block = (min(channels, c), kh, kw)
         centroids = min(centroids, clamped_centroids(block_count(weight.shape, block)))
-        return ProductConfig(block=block, centroids=centroids) if centroids > 1 else None
+        return ProductConfig(block=block, centroids=centroids, codebooks=codebooks) if centroids > 1 else None
 
 
 PRESETS: dict[str, Preset] = {
     "small-blocks": Preset(spatial_channels=1, pointwise_channels=4, bottleneck_channels=4),
     "large-blocks": Preset(spatial_channels=2, pointwise_channels=4, bottleneck_channels=8),
+    "lut": Preset(spatial_channels=1, pointwise_channels=8, bottleneck_channels=8, centroids=16, codebooks=2),
 }
 DEFAULT_PRESET = "small-blocks"
 

@@ -260,7 +260,34 @@ def test_dense_file_keeps_the_network(tmp_path: Path, rng: np.random.Generator) 
 def test_profile_of_a_network_with_several_inputs(tmp_path: Path) -> None:
     shape = (1, 3, 8, 8)
     write_model(tmp_path / "sum.pqmodel", layer_networks.model_file([layer("add", "sum", "x", "x1")], {}, shape, shape))
-    done = CliRunner().invoke(commands, ["profile", str(tmp_path / "sum.pqmodel"), "--batch", "2", "--json"])
-    assert [step["name"] for step in json.loads(done.stdout)["steps"]] == ["sum"]
+    assert [step["name"] for step in profile(str(tmp_path / "sum.pqmodel"), "--batch", "2")] == ["sum"]
     with pytest.raises(InputError, match="2 inputs, which one shape cannot describe"):
         bench_module.input_shapes(read_model(tmp_path / "sum.pqmodel").network.graph, 1, (3, 9, 9))
+
+
+def profile(*arguments: str) -> list[dict[str, Any]]:
+    """Return what the command prints of each step."""
+    done = CliRunner().invoke(commands, ["profile", *arguments, "--json"], catch_exceptions=False)
+    steps: list[dict[str, Any]] = json.loads(done.stdout)["steps"]
+    return steps
+
+
+def test_profile(tiny_model: Path) -> None:
+    steps = profile(str(tiny_model), "--batch", "2", "--input-shape", "3,40,40")
+    keys = {"name", "op", "kernel", "candidates", "ms", "share", "gmacs", "of_peak"}
+    assert all(set(step) == keys for step in steps)
+    assert sum(step["share"] for step in steps) == pytest.approx(1)
+    assert all(ms is None for step in steps for ms in step["candidates"].values())
+
+
+def test_profile_of_tuned_kernels(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYQUANT_CACHE", str(tmp_path))
+    choices = [step["candidates"] for step in profile(str(tiny_model), "--tune", "0.01") if len(step["candidates"]) > 1]
+    assert choices
+    assert all(ms > 0 for candidates in choices for ms in candidates.values())
+
+
+def test_profile_as_a_table(tiny_model: Path) -> None:
+    shown = CliRunner().invoke(commands, ["profile", str(tiny_model)]).stdout
+    assert "block.conv1" in shown
+    assert "GMAC/s" in shown

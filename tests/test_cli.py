@@ -202,19 +202,6 @@ def test_bench(cli_json: Callable[..., Any], cli: Callable[..., Output], tiny_mo
     assert max(map(len, out.splitlines())) <= 80
 
 
-def test_profile(cli_json: Callable[..., Any], cli: Callable[..., Output], tiny_model: Path) -> None:
-    steps = cli_json("profile", tiny_model, "--batch", "2", "--input-shape", "3,40,40")["steps"]
-    keys = {"name", "op", "kernel", "candidates", "ms", "share", "gmacs", "of_peak"}
-    assert all(set(step) == keys for step in steps)
-    assert sum(step["share"] for step in steps) == pytest.approx(1)
-    assert all(ms is None for step in steps for ms in step["candidates"].values())
-    tuned = cli_json("profile", tiny_model, "--tune", "0.01")["steps"]
-    for step in tuned:
-        assert all(ms > 0 for ms in step["candidates"].values() if len(step["candidates"]) > 1)
-    _, out, _ = cli("profile", tiny_model)
-    assert "block.conv1" in out
-
-
 def test_export_is_what_compress_takes(cli: Callable[..., Output], tiny_model: Path, pictures: Path) -> None:
     code, out, err = cli("export", tiny_model, "--out", "dense.safetensors")
     assert code == 0, err

@@ -19,6 +19,7 @@ struct Avx2 {
   static constexpr int64_t kLanes = 8;
   static constexpr int64_t kRows = 4;
   static constexpr int64_t kVectors = 3;
+  static constexpr double kLeastVectors = 1.75;
   static constexpr int64_t kTableVectors = 4;
   static constexpr int64_t kResidentVectors = 1;
 

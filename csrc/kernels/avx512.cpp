@@ -19,6 +19,7 @@ struct Avx512 {
   static constexpr int64_t kLanes = 16;
   static constexpr int64_t kRows = 8;
   static constexpr int64_t kVectors = 3;
+  static constexpr double kLeastVectors = 1.0;
   static constexpr int64_t kTableVectors = 2;
   static constexpr int64_t kResidentVectors = 2;
 

@@ -121,6 +121,7 @@ struct KernelTable {
   int64_t lanes;         // fp32 values of a vector
   int64_t tile_rows;     // outputs that gemm_tile computes in one call
   int64_t tile_pixels;   // pixels that it computes at most in one call, a multiple of lanes
+  double least_vectors;  // a tile narrower than so many vectors is no faster: loads of weights bound it
   int64_t table_pixels;  // pixels of a table row
   PackRowsFn pack_rows;
   GemmTileFn gemm_tile;

@@ -152,6 +152,7 @@ KernelTable reference_kernels() {
           .lanes = 1,
           .tile_rows = kTileRows,
           .tile_pixels = 16,
+          .least_vectors = 1,
           .table_pixels = kTableColumns,
           .pack_rows = &pack_rows_reference,
           .gemm_tile = &gemm_tile_reference,

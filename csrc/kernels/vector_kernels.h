@@ -3,6 +3,7 @@
 // V provides   Float, Half   a vector of kLanes floats, and one of half as many
 //              kRows, kVectors   the register tile: kRows * kVectors sums, kVectors inputs and a broadcast weight must
 //                                fit the registers
+//              kLeastVectors   a narrower register tile is no faster
 //              kTableVectors   an even number of vectors per table row: more save look-ups of codes
 //              kResidentVectors   so many vectors of each of 9 inputs fit the registers, beside sums and a weight
 //              load, store (any alignment), load_first, store_first (the first n lanes), broadcast,
@@ -20,7 +21,7 @@
 
 #include "base/sizes.h"
 #include "kernels/kernels.h"
-#include "kernels/winograd.h"
+#include "kernels/vector_winograd.h"
 
 namespace pyquant {
 
@@ -198,127 +199,6 @@ struct VectorKernels {
     }
   }
 
-  // phases[i] = columns m * t + i, for a vector of tiles t.
-  template <int64_t m>
-  static void split_phases(const float* line, Float (&phases)[m]) noexcept {
-    if constexpr (m == 2) {
-      const auto [even, odd] = V::split(V::load(line), V::load(line + kLanes));
-      phases[0] = even, phases[1] = odd;
-    } else {
-      static_assert(m == 4);
-      const auto [even, odd] = V::split(V::load(line), V::load(line + kLanes));
-      const auto [next_even, next_odd] = V::split(V::load(line + 2 * kLanes), V::load(line + 3 * kLanes));
-      const auto [zero, two] = V::split(even, next_even);
-      const auto [one, three] = V::split(odd, next_odd);
-      phases[0] = zero, phases[1] = one, phases[2] = two, phases[3] = three;
-    }
-  }
-
-  template <int64_t m>
-  static void merge_phases(const Float (&phases)[m], float* line) noexcept {
-    if constexpr (m == 2) {
-      const auto [first, second] = V::merge(phases[0], phases[1]);
-      V::store(line, first), V::store(line + kLanes, second);
-    } else {
-      static_assert(m == 4);
-      const auto [even, next_even] = V::merge(phases[0], phases[2]);
-      const auto [odd, next_odd] = V::merge(phases[1], phases[3]);
-      const auto [first, second] = V::merge(even, odd);
-      const auto [third, fourth] = V::merge(next_even, next_odd);
-      V::store(line, first), V::store(line + kLanes, second);
-      V::store(line + 2 * kLanes, third), V::store(line + 3 * kLanes, fourth);
-    }
-  }
-
-  // to[i * stride] = (input · d)[i] of the matrices in winograd.h, with what rows have in common computed once.
-  template <int64_t m>
-  static void transform_input(const Float (&d)[m + 2], Float* to, int64_t stride) noexcept {
-    if constexpr (m == 2) {
-      to[0] = V::subtract(d[0], d[2]);
-      to[stride] = V::add(d[1], d[2]);
-      to[2 * stride] = V::subtract(d[2], d[1]);
-      to[3 * stride] = V::subtract(d[1], d[3]);
-    } else {
-      const auto times = [](double factor) { return V::broadcast(static_cast<float>(factor)); };
-      const Float even_a = V::multiply_add(times(-kWinogradB2), d[2], d[4]);
-      const Float odd_a = V::multiply_add(times(-kWinogradB2), d[1], d[3]);
-      const Float even_b = V::multiply_add(times(-kWinogradA2), d[2], d[4]);
-      const Float odd_b = V::multiply_add(times(-kWinogradA2), d[1], d[3]);
-      const Float outer = times(kWinogradA2 * kWinogradB2), inner = times(-(kWinogradA2 + kWinogradB2));
-      to[0] = V::multiply_add(outer, d[0], V::multiply_add(inner, d[2], d[4]));
-      to[stride] = V::multiply_add(times(kWinogradA), odd_a, even_a);
-      to[2 * stride] = V::multiply_add(times(-kWinogradA), odd_a, even_a);
-      to[3 * stride] = V::multiply_add(times(kWinogradB), odd_b, even_b);
-      to[4 * stride] = V::multiply_add(times(-kWinogradB), odd_b, even_b);
-      to[5 * stride] = V::multiply_add(outer, d[1], V::multiply_add(inner, d[3], d[5]));
-    }
-  }
-
-  // to[i] = (output · p)[i], likewise.
-  template <int64_t m>
-  static void transform_output(const Float (&p)[m + 2], Float* to, int64_t stride) noexcept {
-    const Float sum_a = V::add(p[1], p[2]);
-    const Float difference_a = V::subtract(p[1], p[2]);
-    if constexpr (m == 2) {
-      to[0] = V::add(p[0], sum_a);
-      to[stride] = V::subtract(difference_a, p[3]);
-    } else {
-      const auto times = [](double factor) { return V::broadcast(static_cast<float>(factor)); };
-      constexpr double a = kWinogradA, b = kWinogradB, a2 = kWinogradA2, b2 = kWinogradB2;
-      const Float sum_b = V::add(p[3], p[4]);
-      const Float difference_b = V::subtract(p[3], p[4]);
-      to[0] = V::add(V::add(p[0], sum_a), sum_b);
-      to[stride] = V::multiply_add(times(a), difference_a, V::multiply(times(b), difference_b));
-      to[2 * stride] = V::multiply_add(times(a2), sum_a, V::multiply(times(b2), sum_b));
-      to[3 * stride] = V::multiply_add(times(a * a2), difference_a, V::multiply_add(times(b * b2), difference_b, p[5]));
-    }
-  }
-
-  template <int64_t m>
-  static void winograd_input(const float* lines, const float* next_lines, int64_t line_pitch, int64_t tiles, float* out,
-                             int64_t out_pitch) noexcept {
-    constexpr int64_t side = m + 2;
-    for (int64_t t = 0; t < tiles; t += kLanes) {
-      Float columns[side][side];  // by x, then y
-      for (int64_t y = 0; y < side; ++y) {
-        Float phases[m], next[m];
-        split_phases<m>(lines + y * line_pitch + m * t, phases);
-        split_phases<m>(next_lines + y * line_pitch + m * t, next);
-        Float d[side];
-#pragma GCC unroll 4
-        for (int64_t i = 0; i < m; ++i) d[i] = phases[i];
-        d[m] = next[0], d[m + 1] = next[1];
-        transform_input<m>(d, &columns[0][y], side);
-      }
-      for (int64_t x = 0; x < side; ++x) {
-        Float frequencies[side];
-        transform_input<m>(columns[x], frequencies, 1);
-#pragma GCC unroll 6
-        for (int64_t y = 0; y < side; ++y) V::store(out + (y * side + x) * out_pitch + t, frequencies[y]);
-      }
-    }
-  }
-
-  template <int64_t m>
-  static void winograd_output(const float* in, int64_t in_pitch, int64_t tiles, float* lines,
-                              int64_t line_pitch) noexcept {
-    constexpr int64_t side = m + 2;
-    for (int64_t t = 0; t < tiles; t += kLanes) {
-      Float rows[m][side];
-      for (int64_t x = 0; x < side; ++x) {
-        Float p[side];
-#pragma GCC unroll 6
-        for (int64_t y = 0; y < side; ++y) p[y] = V::load(in + (y * side + x) * in_pitch + t);
-        transform_output<m>(p, &rows[0][x], side);
-      }
-      for (int64_t y = 0; y < m; ++y) {
-        Float phases[m];
-        transform_output<m>(rows[y], phases, 1);
-        merge_phases<m>(phases, lines + y * line_pitch + m * t);
-      }
-    }
-  }
-
   // The inputs of a block stay in registers while all centroids pass by, `vectors` vectors of pixels at a time.
   template <int64_t dim, int64_t vectors>
   static void build_columns(const float* codebook, int64_t centroids, const float* panel, float* table) noexcept {
@@ -491,13 +371,14 @@ struct VectorKernels {
     table.lanes = kLanes;
     table.tile_rows = V::kRows;
     table.tile_pixels = V::kVectors * kLanes;
+    table.least_vectors = V::kLeastVectors;
     table.table_pixels = kTablePixels;
     table.pack_rows = &pack_rows;
     table.gemm_tile = &gemm_tile;
     table.decode_rows = &decode_rows;
     table.dot_rows = &dot_rows;
-    table.winograd2 = {&winograd_input<2>, &winograd_output<2>};
-    table.winograd4 = {&winograd_input<4>, &winograd_output<4>};
+    table.winograd2 = {&VectorWinograd<V, 2>::input, &VectorWinograd<V, 2>::output};
+    table.winograd4 = {&VectorWinograd<V, 4>::input, &VectorWinograd<V, 4>::output};
     table.table_build = &table_build;
     table.table_sum = &table_sum;
     table.finish_tile = &finish_tile;

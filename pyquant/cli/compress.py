@@ -28,7 +28,7 @@ from pyquant.cli.show import show_outcome
     help="A folder or .zip of pictures, in class folders or flat; no labels needed. Without it, codebooks fit the "
     "weights alone.",
 )
-@click.option("--preset", metavar="small-blocks|large-blocks", default="small-blocks", show_default=True,
+@click.option("--preset", metavar="small-blocks|large-blocks|lut", default="small-blocks", show_default=True,
               help="Block sizes for the whole network.")  # fmt: skip
 @click.option("--method", metavar="gram|abgd|pqf", default="gram", show_default=True,
               help="gram: least output error, all correlations of a layer's inputs included; abgd: k-means on blocks, "

@@ -1,6 +1,5 @@
 #include "runtime/ops/convolution.h"
 
-#include <algorithm>
 #include <array>
 #include <cmath>
 #include <limits>
@@ -40,16 +39,6 @@ ConvGeometry geometry_of(const Layer& layer, const PlanContext& context) {
   }
   return g;
 }
-
-// Panels of one block of tiles: they are read once per tile_rows outputs, so they should stay in the second-level
-// cache.
-constexpr int64_t kPanelBytes = 512 * 1024;
-
-// So many units of equal size per thread are even enough.
-constexpr int64_t kUnitsPerThread = 4;
-
-// Tiles narrower than so many half vectors are bound by the loads of weights: better fewer tiles and shared panels.
-constexpr int64_t kFewestHalves = 4;
 
 // The first always applies.
 std::array<Path, 5> all_paths() {
@@ -103,31 +92,6 @@ void Convolution::decode(int64_t first_output, int64_t rows, float* weights, int
                          weight->codebook.data() + m * weight->centroids * dim, dim, weights, pitch, rows, blocks,
                          m > 0);
   }
-}
-
-Tiling::Tiling(const Convolution& c, int64_t count_, int64_t column_bytes, int threads)
-    : group_outputs(c.group_outputs()),
-      tile_rows(c.kernels->tile_rows),
-      count(count_),
-      half(std::max<int64_t>(c.kernels->lanes / 2, 1)),
-      halves(ceil_div(count, half)),
-      num_tiles(ceil_div(count, c.kernels->tile_pixels)) {
-  const int64_t groups = c.geometry.groups;
-  const bool groups_suffice = groups >= kUnitsPerThread * threads || groups % threads == 0;
-  int64_t blocks_at_least = 1;
-  if (!groups_suffice) {
-    const int64_t tiles_for_all = round_up(num_tiles, threads);
-    if (halves >= kFewestHalves * tiles_for_all) {
-      num_tiles = tiles_for_all;
-      blocks_at_least = threads;
-    } else {
-      shared = true;
-      ranges = std::min<int64_t>(threads, ceil_div(group_outputs, tile_rows));
-    }
-  }
-  pitch = round_up(half * ceil_div(halves, num_tiles), c.kernels->lanes);
-  const int64_t per_block = std::clamp<int64_t>(kPanelBytes / (column_bytes * pitch), 1, num_tiles);
-  num_blocks = std::min(round_up(ceil_div(num_tiles, per_block), blocks_at_least), num_tiles);
 }
 
 std::vector<std::string> kernel_names() {

@@ -11,6 +11,7 @@
 #include "kernels/winograd.h"
 #include "runtime/coded_rows.h"
 #include "runtime/ops/convolution.h"
+#include "runtime/ops/tiling.h"
 
 namespace pyquant {
 namespace {
@@ -29,11 +30,11 @@ constexpr Transform kTransform4{.matrices = kWinograd4x4, .input_cost = 400, .ou
 int64_t tile_rows_of(const ConvGeometry& g, int64_t m) { return ceil_div(g.out_height, m); }
 int64_t tile_columns_of(const ConvGeometry& g, int64_t m) { return ceil_div(g.out_width, m); }
 
-Tiling tile(const Convolution& c, const WinogradMatrices& matrices, int threads) {
+Tiling tiling_of(const Convolution& c, const WinogradMatrices& matrices, int threads) {
   const int64_t m = matrices.outputs;
   const int64_t tiles = c.geometry.images * tile_rows_of(c.geometry, m) * tile_columns_of(c.geometry, m);
   const int64_t channels = c.weight->blocks_per_row() * c.weight->block.channels;
-  return Tiling(c, tiles, matrices.frequencies() * channels * static_cast<int64_t>(sizeof(float)), threads);
+  return Tiling(*c.kernels, c.geometry.groups, c.group_outputs(), tiles, matrices.frequencies() * channels, threads);
 }
 
 // The transform of a codebook [K, channels, 3, 3] as [F, K, channels].
@@ -62,55 +63,28 @@ class WinogradStep : public Step {
         c_(convolution),
         matrices_(matrices),
         kernels_(&matrices == &kWinograd2x2 ? c_.kernels->winograd2 : c_.kernels->winograd4),
-        t_(tile(convolution, matrices, context.threads)),
-        row_tiles_(ceil_div(t_.group_outputs, t_.tile_rows)),
+        t_(tiling_of(convolution, matrices, context.threads)),
         blocks_(c_.weight->blocks_per_row()),
         channels_(blocks_ * c_.weight->block.channels),
+        frequency_floats_(channels_ * t_.pitch),
+        line_floats_(matrices.outputs * t_.pitch),
         codes_(joint_codes(*c_.weight, c_.geometry.groups, t_.tile_rows)),
-        codebook_(transformed(joint_codebook(*c_.weight), matrices)) {
-    frequency_floats_ = round_up(channels_ * t_.pitch, 16);
-    panel_floats_ = matrices.frequencies() * frequency_floats_;
-    line_floats_ = matrices.outputs * t_.pitch;
-  }
+        codebook_(transformed(joint_codebook(*c_.weight), matrices)) {}
 
   int64_t scratch_floats() const override {
     const int64_t lines = std::max(2 * matrices_.side(), matrices_.outputs * t_.tile_rows);
-    return (t_.shared ? 0 : t_.tiles_per_block() * panel_floats_) + product_floats() + line_floats_ * lines;
+    return t_.own_panel_floats() + product_floats() + line_floats_ * lines;
   }
 
-  int64_t shared_floats() const override { return t_.shared ? c_.geometry.groups * t_.num_tiles * panel_floats_ : 0; }
+  int64_t shared_floats() const override { return t_.shared_floats(); }
 
   void run(const RunState& state) const override {
-    const int64_t groups = c_.geometry.groups;
-    const float* const input = state.values[c_.input];
-    if (!t_.shared) {
-      state.pool->parallel_for(groups * t_.num_blocks, [&](int64_t unit, int worker) {
-        const int64_t group = unit / t_.num_blocks;
-        const int64_t block = unit % t_.num_blocks;
-        float* const panels = state.scratch[worker];
-        float* const rest = panels + t_.tiles_per_block() * panel_floats_;
-        for (int64_t tile = t_.first_tile(block); tile < t_.first_tile(block + 1); ++tile) {
-          transform_inputs(input, group, tile, 0, 1, rest, panels + (tile - t_.first_tile(block)) * panel_floats_);
-        }
-        multiply(group, block, 0, panels, state, rest);
-      });
-      return;
-    }
-    const int64_t parts = t_.ranges;
-    const auto panel = [&](int64_t group, int64_t tile) {
-      return state.shared + (group * t_.num_tiles + tile) * panel_floats_;
-    };
-    state.pool->parallel_for(groups * t_.num_tiles * parts, [&](int64_t unit, int worker) {
-      const int64_t group = unit / parts / t_.num_tiles;
-      const int64_t tile = unit / parts % t_.num_tiles;
-      transform_inputs(input, group, tile, unit % parts, parts, state.scratch[worker], panel(group, tile));
-    });
-    state.pool->parallel_for(groups * t_.ranges, [&](int64_t unit, int worker) {
-      const int64_t group = unit / t_.ranges;
-      for (int64_t block = 0; block < t_.num_blocks; ++block) {
-        multiply(group, block, unit % t_.ranges, panel(group, t_.first_tile(block)), state, state.scratch[worker]);
-      }
-    });
+    run_tiled(
+        t_, state,
+        [&](int64_t group, int64_t tile, int64_t part, int64_t parts, float* panel, float* lines) {
+          transform_inputs(state.values[c_.input], group, tile, part, parts, lines, panel);
+        },
+        [&](const TiledWork& work, float* scratch) { multiply(work, state, scratch); });
   }
 
  private:
@@ -139,25 +113,22 @@ class WinogradStep : public Step {
 
   int64_t product_floats() const { return matrices_.frequencies() * t_.tile_rows * t_.pitch; }
 
-  // Compute a range of a group's outputs for a block of tiles, whose panels follow each other.
-  void multiply(int64_t group, int64_t block, int64_t range, const float* panels, const RunState& state,
-                float* scratch) const {
+  void multiply(const TiledWork& work, const RunState& state, float* scratch) const {
     float* const products = scratch;
     float* const lines = products + product_floats();
     const int64_t codebook_floats = codebook_.size() / matrices_.frequencies();
-    const int64_t last = t_.first_output(range + 1);
-    for (int64_t row = t_.first_output(range); row < last; row += t_.tile_rows) {
-      const int64_t row_tile = group * row_tiles_ + row / t_.tile_rows;
+    for (int64_t row = work.first_output; row < work.last_output; row += t_.tile_rows) {
+      const int64_t row_tile = work.group * t_.row_tiles() + row / t_.tile_rows;
       const uint16_t* const codes = codes_.data() + row_tile * blocks_ * t_.tile_rows;
-      for (int64_t tile = t_.first_tile(block); tile < t_.first_tile(block + 1); ++tile) {
-        const float* const panel = panels + (tile - t_.first_tile(block)) * panel_floats_;
+      const float* panel = work.panels;
+      for (int64_t tile = work.first_tile; tile < work.last_tile; ++tile, panel += t_.panel_floats()) {
         for (int64_t f = 0; f < matrices_.frequencies(); ++f) {
           c_.kernels->gemm_tile(codes, codebook_.data() + f * codebook_floats, c_.weight->block.channels, blocks_,
                                 panel + f * frequency_floats_, t_.pitch, products + f * t_.tile_rows * t_.pitch,
                                 t_.pitch, t_.lanes_of(tile));
         }
-        transform_products(products, group * t_.group_outputs + row, std::min(t_.tile_rows, last - row), tile, lines,
-                           state);
+        transform_products(products, work.group * t_.outputs + row, std::min(t_.tile_rows, work.last_output - row),
+                           tile, lines, state);
       }
     }
   }
@@ -230,14 +201,12 @@ class WinogradStep : public Step {
   const WinogradMatrices& matrices_;
   WinogradKernels kernels_;
   Tiling t_;
-  int64_t row_tiles_;  // of a group
-  int64_t blocks_;     // J
-  int64_t channels_;   // D
+  int64_t blocks_;            // J
+  int64_t channels_;          // D
+  int64_t frequency_floats_;  // of a panel's rows of one frequency
+  int64_t line_floats_;
   AlignedBuffer<uint16_t> codes_;
   AlignedBuffer<float> codebook_;  // [F, K, channels of a block]
-  int64_t frequency_floats_ = 0;   // of a panel's rows of one frequency
-  int64_t panel_floats_ = 0;       // of one tile
-  int64_t line_floats_ = 0;
 };
 
 bool winograd_applies(const Convolution& c) {
@@ -250,16 +219,12 @@ bool winograd_applies(const Convolution& c) {
 
 double cost(const Convolution& c, const Transform& transform, int threads) {
   if (!winograd_applies(c)) return std::numeric_limits<double>::infinity();
-  const Tiling t = tile(c, transform.matrices, threads);
-  const auto channels = static_cast<double>(c.weight->blocks_per_row() * c.weight->block.channels);
+  const Tiling t = tiling_of(c, transform.matrices, threads);
   const auto outputs = static_cast<double>(c.weight->outputs);
-  const double vectors = std::max(static_cast<double>(t.halves) / 2, static_cast<double>(t.num_tiles));
-  const double found = kFindCost * static_cast<double>(t.num_tiles);
-  const double products =
-      static_cast<double>(transform.matrices.frequencies()) * channels * outputs * (vectors + found);
-  const double transforms = vectors * (transform.input_cost * channels * static_cast<double>(c.geometry.groups) +
-                                       transform.output_cost * outputs);
-  return (products + transforms) / threads;
+  const auto inputs = static_cast<double>(c.geometry.channels);
+  const auto lane_vectors = static_cast<double>(t.halves) / 2;
+  const double products = static_cast<double>(t.rows) * outputs * t.vectors(*c.kernels, true);
+  return (products + lane_vectors * (transform.input_cost * inputs + transform.output_cost * outputs)) / threads;
 }
 
 template <const Transform& transform>

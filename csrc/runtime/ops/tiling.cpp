@@ -1,0 +1,51 @@
+#include "runtime/ops/tiling.h"
+
+namespace pyquant {
+namespace {
+
+// Of the panels of one block of tiles: they are read once per tile_rows outputs, from the second-level cache.
+constexpr int64_t kPanelBytes = 512 * 1024;
+
+// So many units of equal size per thread are even enough.
+constexpr int64_t kUnitsPerThread = 4;
+
+// Tiles narrower than so many half vectors are bound by the loads of weights: better fewer tiles and shared panels.
+constexpr int64_t kFewestHalves = 4;
+
+}  // namespace
+
+Tiling::Tiling(const KernelTable& kernels, int64_t groups_, int64_t outputs_, int64_t count_, int64_t rows_,
+               int threads)
+    : groups(groups_),
+      outputs(outputs_),
+      tile_rows(kernels.tile_rows),
+      count(count_),
+      rows(rows_),
+      half(std::max<int64_t>(kernels.lanes / 2, 1)),
+      halves(ceil_div(count, half)),
+      num_tiles(ceil_div(count, kernels.tile_pixels)) {
+  int64_t fewest_blocks = 1;
+  const bool groups_suffice = groups >= kUnitsPerThread * threads || groups % threads == 0;
+  if (!groups_suffice) {
+    const int64_t tiles_for_all = round_up(num_tiles, threads);
+    if (halves >= kFewestHalves * tiles_for_all) {
+      num_tiles = tiles_for_all;
+      fewest_blocks = threads;
+    } else {
+      shared = true;
+      ranges = std::min<int64_t>(threads, row_tiles());
+    }
+  }
+  pitch = round_up(half * ceil_div(halves, num_tiles), kernels.lanes);
+  const int64_t panel_bytes = panel_floats() * static_cast<int64_t>(sizeof(float));
+  const int64_t tiles_per_block = std::clamp<int64_t>(kPanelBytes / panel_bytes, 1, num_tiles);
+  num_blocks = std::min(round_up(ceil_div(num_tiles, tiles_per_block), fewest_blocks), num_tiles);
+}
+
+double Tiling::vectors(const KernelTable& kernels, bool is_coded) const {
+  const auto tiles = static_cast<double>(num_tiles);
+  const double width = static_cast<double>(halves) / 2 / tiles;
+  return tiles * (std::max(width, kernels.least_vectors) + (is_coded ? kFindCost : 0.0));
+}
+
+}  // namespace pyquant
