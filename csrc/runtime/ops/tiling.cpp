@@ -24,13 +24,13 @@ Tiling::Tiling(const KernelTable& kernels, int64_t groups_, int64_t outputs_, in
       half(std::max<int64_t>(kernels.lanes / 2, 1)),
       halves(ceil_div(count, half)),
       num_tiles(ceil_div(count, kernels.tile_pixels)) {
-  int64_t fewest_blocks = 1;
+  int64_t takers = 1;  // threads that take tiles of their own
   const bool groups_suffice = groups >= kUnitsPerThread * threads || groups % threads == 0;
   if (!groups_suffice) {
     const int64_t tiles_for_all = round_up(num_tiles, threads);
     if (halves >= kFewestHalves * tiles_for_all) {
       num_tiles = tiles_for_all;
-      fewest_blocks = threads;
+      takers = threads;
     } else {
       shared = true;
       ranges = std::min<int64_t>(threads, row_tiles());
@@ -39,7 +39,11 @@ Tiling::Tiling(const KernelTable& kernels, int64_t groups_, int64_t outputs_, in
   pitch = round_up(half * ceil_div(halves, num_tiles), kernels.lanes);
   const int64_t panel_bytes = panel_floats() * static_cast<int64_t>(sizeof(float));
   const int64_t tiles_per_block = std::clamp<int64_t>(kPanelBytes / panel_bytes, 1, num_tiles);
-  num_blocks = std::min(round_up(ceil_div(num_tiles, tiles_per_block), fewest_blocks), num_tiles);
+  // Blocks of equal size: else one thread would end long before the other.
+  const int64_t tiles_each = num_tiles / takers;
+  int64_t blocks_each = ceil_div(tiles_each, tiles_per_block);
+  while (takers > 1 && tiles_each % blocks_each != 0) ++blocks_each;
+  num_blocks = takers * blocks_each;
 }
 
 double Tiling::vectors(const KernelTable& kernels, bool is_coded) const {
