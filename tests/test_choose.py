@@ -3,7 +3,6 @@
 import pytest
 
 from pyquant.choose import (
-    PRESETS,
     Choice,
     Recipe,
     Rule,
@@ -61,6 +60,21 @@ def product(*block: int, centroids: int) -> ProductConfig:
 )
 def test_presets_are_those_of_abgd(graph: Graph, preset: str, layer: str, expected: ProductConfig) -> None:
     assert Recipe(preset=preset).choose(graph)[layer] == Choice(codec=expected)
+
+
+@pytest.mark.parametrize(
+    ("graph", "layer", "block"),
+    [
+        (RESNET18, "layer1.0.conv1", (1, 3, 3)),
+        (RESNET18, "layer2.0.downsample.0", (8, 1, 1)),
+        (RESNET50, "layer1.0.conv1", (8, 1, 1)),
+        (RESNET50, "layer1.0.conv2", (1, 3, 3)),
+    ],
+)
+def test_lut_has_two_small_codebooks(graph: Graph, layer: str, block: tuple[int, int, int]) -> None:
+    choices = Recipe(preset="lut").choose(graph)
+    assert choices[layer] == Choice(codec=ProductConfig(block=block, centroids=16, codebooks=2))
+    assert choices["fc"] == Recipe().choose(graph)["fc"]
 
 
 @pytest.mark.parametrize(
