@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pyquant import _core, console
+from pyquant import _core, console, tuning
 from pyquant.engines import ENGINES, OWN, Arrays, FileKind, check_engines
 from pyquant.engines.process import EngineProcess
 from pyquant.errors import ConfigError, EngineError, InputError
@@ -61,7 +61,8 @@ def bench(
         threads: of each engine; None: as many as this process may use.
         precision: of pyquant.
         tune: seconds for measuring pyquant's kernels before, in a process of its own; the fastest are remembered, see
-            `pyquant.tuning`. 0: none, those that are remembered or estimated to be the fastest run.
+            `pyquant.tuning`. With 0, or where the cache directory cannot be written (there is a warning), those run that
+            are remembered or estimated to be the fastest.
         calibration: a folder or .zip file of pictures. All engines then run on some of them, in place of random
             numbers, and engines in int8 need them for the ranges of their activations.
 
@@ -94,7 +95,7 @@ def bench(
         np.savez(folder / INPUTS, *batches[0])
         files = _write_files(network, batches, [ENGINES[peer].file for peer in peers], folder)
         files["pqmodel"] = Path(path)
-        if tune > 0:
+        if tune > 0 and _can_remember():
             with EngineProcess(OWN, threads, folder / "tune.log") as engine:
                 _load(engine, files, folder, threads, precision)
                 engine.ask("tune", seconds=tune)
@@ -118,6 +119,16 @@ def bench(
         "rows": [{key: row[key] for key in keys} for row in rows],
         "ratios": {row["engine"]: rows[0]["median_ms"] / row["median_ms"] for row in rows[1:]},
     }
+
+
+def _can_remember() -> bool:
+    """Say whether tuned kernels can be kept for the process that is measured; warn where they cannot."""
+    try:
+        tuning.check_folder()
+    except InputError as error:
+        console.warn(f"kernels are not tuned, for they cannot be remembered: {error}")
+        return False
+    return True
 
 
 def input_shapes(graph: Graph, batch: int, input_shape: tuple[int, int, int] | None) -> list[Shape]:

@@ -20,7 +20,7 @@ from pyquant.errors import InputError
 from pyquant.graph import Node
 from pyquant.machine import processor_name
 from pyquant.shapes import Shape
-from pyquant.storage import read_whole, reason, write_whole
+from pyquant.storage import check_writable, read_whole, reason, write_whole
 
 MAX_CACHE_BYTES = 16 << 20
 
@@ -54,14 +54,23 @@ def remember(isa: str, threads: int, kernels: Mapping[str, str]) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    path = _cache_file(isa, threads)
+    check_folder()
+    known = {**remembered(isa, threads), **kernels}
+    write_whole(_cache_file(isa, threads), json.dumps(known, indent=1, sort_keys=True).encode())
+
+
+def check_folder() -> None:
+    """Make the folder that choices are kept in, and check that files can be written there.
+
+    Raises:
+        InputError: they cannot.
+    """
+    folder = cache_folder()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(
-            f"{path.parent}: cannot be made: {reason(error)}; name another folder in PYQUANT_CACHE"
-        ) from error
-    write_whole(path, json.dumps({**remembered(isa, threads), **kernels}, indent=1, sort_keys=True).encode())
+        raise InputError(f"{folder}: cannot be made: {reason(error)}; name another folder in PYQUANT_CACHE") from error
+    check_writable(folder / "kernels")
 
 
 def cache_folder() -> Path:

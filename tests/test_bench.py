@@ -287,7 +287,24 @@ def test_profile_of_tuned_kernels(tiny_model: Path, tmp_path: Path, monkeypatch:
     assert all(ms > 0 for candidates in choices for ms in candidates.values())
 
 
-def test_profile_as_a_table(tiny_model: Path) -> None:
-    shown = CliRunner().invoke(commands, ["profile", str(tiny_model)]).stdout
-    assert "block.conv1" in shown
+def test_profile_as_tables(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYQUANT_CACHE", str(tmp_path))
+    shown = CliRunner().invoke(commands, ["profile", str(tiny_model), "--tune", "0.01"]).stdout
     assert "GMAC/s" in shown
+    assert "winograd4" in shown
+    assert shown.count("block.conv1") == 2
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.usefixtures("quick")
+def test_cache_that_cannot_be_written_leaves_kernels_untuned(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: list[subprocess.Popen[bytes]]
+) -> None:
+    (tmp_path / "cache").write_text("a file, not a folder")
+    monkeypatch.setenv("PYQUANT_CACHE", str(tmp_path / "cache"))
+    warnings: list[str] = []
+    monkeypatch.setattr(bench_module.console, "warn", warnings.append)
+    bench(tiny, threads=1, tune=0.01)
+    assert len(started) == 1
+    (warning,) = warnings
+    assert "not tuned" in warning

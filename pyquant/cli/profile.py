@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
@@ -24,7 +23,7 @@ def command(
     precision: str,
     as_json: bool,
 ) -> None:
-    """Show how long each step of a run takes, which kernel does it, and which others could.
+    """Show how long each step of a run takes, and which kernel does it; with --tune, how long other kernels take.
 
     GMAC/s are the multiply-accumulates of the dense layer, and their part of the peak is that of fp32 multiply-adds in
     registers: kernels that save multiplications can exceed it.
@@ -46,24 +45,28 @@ def command(
     rows = [
         [
             step["name"],
-            step["op"],
             step["kernel"],
             f"{step['ms']:.3f}",
             f"{step['share']:.1%}",
             "" if step["gmacs"] is None else f"{step['gmacs']:.1f}",
             "" if step["of_peak"] is None else f"{step['of_peak']:.0%}",
-            _others(step),
         ]
         for step in result["steps"]
     ]
-    console.print_table(["step", "op", "kernel", "ms>", "share>", "GMAC/s>", "of peak>", "other kernels"], rows)
+    console.print_table(["step", "kernel", "ms>", "share>", "GMAC/s>", "of peak>"], rows)
     print(
         f"{sum(step['ms'] for step in result['steps']):.2f} ms in all; {model.isa}, peak {result['peak_gmacs']:.0f} "
         f"GMAC/s on {model.threads} thread{'s' if model.threads > 1 else ''}"
     )
+    if measured:
+        _show_candidates(measured)
 
 
-def _others(step: dict[str, Any]) -> str:
-    """Return the kernels that were not chosen, with their times where they were measured."""
-    others = {kernel: ms for kernel, ms in step["candidates"].items() if kernel != step["kernel"]}
-    return ", ".join(kernel if ms is None else f"{kernel} {ms:.3f}" for kernel, ms in others.items())
+def _show_candidates(measured: dict[str, dict[str, float]]) -> None:
+    """Print what each kernel took that a layer could have."""
+    kernels = list(dict.fromkeys(kernel for times in measured.values() for kernel in times))
+    rows = [
+        [layer, *(f"{times[kernel]:.3f}" if kernel in times else "" for kernel in kernels)]
+        for layer, times in measured.items()
+    ]
+    console.print_table(["candidates, ms", *(f"{kernel}>" for kernel in kernels)], rows)
