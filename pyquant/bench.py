@@ -61,8 +61,8 @@ def bench(
         threads: of each engine; None: as many as this process may use.
         precision: of pyquant.
         tune: seconds for measuring pyquant's kernels before, in a process of its own; the fastest are remembered, see
-            `pyquant.tuning`. With 0, or where the cache directory cannot be written (there is a warning), those run that
-            are remembered or estimated to be the fastest.
+            `pyquant.tuning`. With 0, or where the cache directory cannot be written (there is a warning), those run
+            that are remembered or estimated to be the fastest.
         calibration: a folder or .zip file of pictures. All engines then run on some of them, in place of random
             numbers, and engines in int8 need them for the ranges of their activations.
 
