@@ -37,6 +37,8 @@ def layer_key(node: Node, inputs: Sequence[Shape]) -> str:
 
 def remembered(isa: str, threads: int) -> Kernels:
     """Return what has been remembered for this machine."""
+    if not cache_folder().is_dir():  # the usual case of whoever never tuned: nothing to hash the core for
+        return {}
     try:
         found = json.loads(read_whole(_cache_file(isa, threads), limit=MAX_CACHE_BYTES))
     except (InputError, ValueError, RecursionError):

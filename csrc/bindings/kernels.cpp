@@ -28,7 +28,7 @@ void register_kernels(py::module_& m) {
         return py::dict("lanes"_a = kernels.lanes, "rows"_a = kernels.tile_rows, "pixels"_a = kernels.tile_pixels,
                         "table_pixels"_a = kernels.table_pixels);
       },
-      "isa"_a, "Lanes of a vector, and the rows, pixels and blocks that the kernels of an instruction set take.");
+      "isa"_a, "Lanes of a vector, and the rows and pixels that the kernels of an instruction set take.");
 
   m.def(
       "pack_rows",

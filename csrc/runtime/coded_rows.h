@@ -11,9 +11,8 @@ namespace pyquant {
 // of their centroids is a centroid of one joint codebook.
 bool has_joint_codebook(const Weight& weight);
 
-// The codebook [K, d] of such a weight, and the number K of its centroids.
+// The codebook [K, d] of such a weight.
 AlignedBuffer<float> joint_codebook(const Weight& weight);
-int64_t joint_centroids(const Weight& weight);
 
 // Codes in that codebook as [groups, row tiles of a group, J, tile_rows]; rows behind the last of a group have code 0.
 AlignedBuffer<uint16_t> joint_codes(const Weight& weight, int64_t groups, int64_t tile_rows);
