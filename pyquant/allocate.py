@@ -111,9 +111,13 @@ def allocate(
             size = size_of(choices)
             if lowest <= size <= target_bytes:
                 return choices
-            # The header has grown or shrunk with the choices, or bytes were rounded: move the window by as much.
-            high -= max(0, size - target_bytes)
-            low += max(0, lowest - size)
+            # The header has grown or shrunk with the choices, or bytes were rounded: move the window by as much, and at
+            # least past what was picked, lest the same is picked again.
+            total = sum(option.bytes for option in picked)
+            if size > target_bytes:
+                high = min(high - (size - target_bytes), total - 1)
+            else:
+                low = max(low + (lowest - size), total + 1)
     raise ConfigError(
         f"no choice of codecs gives a file of {lowest:,} to {target_bytes:,} bytes; try another size between {least:,} "
         f"and {most:,}"
