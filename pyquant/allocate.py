@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pyquant.choose import CODEBOOK_BYTES, Choice, Recipe, block_count, clamped_centroids, coded_bytes
 from pyquant.codecs import CodecConfig, DenseConfig, ProductConfig
 from pyquant.codecs.product import CODEBOOK_DTYPES, INT8_MAX, as_conv_shape, codebook_tensors, packed_bytes
+from pyquant.container import ALIGNMENT
 from pyquant.errors import ConfigError
 from pyquant.graph import Graph, Network, Weight
 from pyquant.sensitivity import Block, Curve, Curves
@@ -101,15 +102,16 @@ def allocate(
     shortest, longest = sorted(
         (least - sum(some[0].bytes for some in options), most - sum(some[-1].bytes for some in options))
     )
-    # Options that cost more bytes for no less error fill a gap where the others leave one.
-    for lists in ([_frontier(some) for some in options], options):
-        low, high = lowest - longest, target_bytes - shortest
+    # Options that cost more bytes for no less error fill a gap where the others leave one. Where there is a choice, the
+    # file stays large enough if its header then needs a step less than was expected.
+    for least_size, lists in product((lowest + ALIGNMENT, lowest), ([_frontier(some) for some in options], options)):
+        low, high = least_size - longest, target_bytes - shortest
         for _ in range(MAX_ROUNDS):
             if (picked := _least_error(lists, low, high)) is None:
                 break
             choices = _choices(network, recipe, picked)
             size = size_of(choices)
-            if lowest <= size <= target_bytes:
+            if least_size <= size <= target_bytes:
                 return choices
             # The header has grown or shrunk with the choices, or bytes were rounded: move the window by as much, and at
             # least past what was picked, lest the same is picked again.
@@ -117,7 +119,7 @@ def allocate(
             if size > target_bytes:
                 high = min(high - (size - target_bytes), total - 1)
             else:
-                low = max(low + (lowest - size), total + 1)
+                low = max(low + (least_size - size), total + 1)
     raise ConfigError(
         f"no choice of codecs gives a file of {lowest:,} to {target_bytes:,} bytes; try another size between {least:,} "
         f"and {most:,}"

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from pyquant.errors import FormatError
 
-_ALIGNMENT = 64
+ALIGNMENT = 64  # of the first tensor: to this the header is padded
 _START = b'{"__metadata__":{"digest":"'
 _DIGEST = slice(8 + len(_START), 8 + len(_START) + 64)
 PREFIX_BYTES = _DIGEST.stop
@@ -56,7 +56,7 @@ def pack(metadata: Mapping[str, str], tensors: Mapping[str, NDArray[Any]]) -> by
         chunks.append(array.reshape(-1).view(np.uint8).data)
         offset = end
     text = compact_json(header).encode()
-    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
     start = bytearray(len(text).to_bytes(8, "little") + text)
     digest = hashlib.sha256(start)
     for chunk in chunks:
@@ -101,7 +101,7 @@ def check_prefix(start: bytes, file_bytes: int) -> int:
     if len(start) < PREFIX_BYTES or start[8 : _DIGEST.start] != _START:
         raise FormatError("not a .pqmodel file, or one that is truncated")
     length = int.from_bytes(start[:8], "little")
-    if length > MAX_HEADER_BYTES or (8 + length) % _ALIGNMENT:
+    if length > MAX_HEADER_BYTES or (8 + length) % ALIGNMENT:
         raise FormatError(f"a header of {length:,} bytes is not possible: the file is damaged")
     if 8 + length > file_bytes:
         raise FormatError(f"the header needs {8 + length:,} bytes, the file has {file_bytes:,}: it is truncated")
