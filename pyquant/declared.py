@@ -15,14 +15,15 @@ from pyquant.codecs.product import packed_bytes, unpack_codes
 from pyquant.container import dtype_name
 from pyquant.errors import FormatError, InputError
 from pyquant.graph import Graph, Network, Weight
-from pyquant.layers import CODECS, OPS, Tensor
+from pyquant.layers import ACTIVATION_RANGES, CODECS, NETWORK_TENSORS, OPS, RANGE_WIDTHS, Tensor
 
 MAX_ELEMENTS = 2**31 - 1  # of a weight, and of any value at the default input shape
+MAX_NAMED = 5  # values that one message names
 
 
 @dataclass(frozen=True, slots=True)
 class DeclaredTensor:
-    """A tensor that a layer must have: its dtypes (safetensors' names) and its shape in numbers."""
+    """A tensor that a network must or may have: its dtypes (safetensors' names) and its shape in numbers."""
 
     name: str
     dtypes: tuple[str, ...]
@@ -73,7 +74,7 @@ def weight_dimensions(weight: Weight) -> dict[str, int]:
 
 
 def dimension(word: str, dims: Mapping[str, int]) -> int:
-    """Return the value of one word of a declared shape: "2", "K", "M*O*J", or "packed(M*O*J)", in bytes."""
+    """Return the value of one word of a declared shape: "2", "V", "K", "M*O*J", or "packed(M*O*J)", in bytes."""
     if word.startswith("packed("):
         return packed_bytes(dimension(word[len("packed(") : -1], dims), dims["bits"])
     return prod(int(factor) if factor.isdigit() else dims[factor] for factor in word.split("*"))
@@ -84,9 +85,10 @@ def check_tensors(network: Network) -> None:
 
     Raises:
         FormatError: listing all tensors that are missing, unknown or of another dtype or shape, or else all that hold
-            codes of no centroid, or numbers that are not finite.
+            codes of no centroid, numbers that are not finite, or ranges that 8 bits cannot hold.
     """
     declared, tensors = declared_tensors(network.graph), network.tensors
+    declared |= {name: tensor for name, tensor in _network_tensors(network.graph).items() if name in tensors}
     faults = []
     if missing := sorted(declared.keys() - tensors.keys()):
         faults.append(f"missing tensors: {', '.join(missing)}")
@@ -115,6 +117,8 @@ def _content_faults(network: Network) -> Iterator[str]:
                 yield f"tensor '{weight.tensor('codebook_scale')}' is too large: centroids are not finite"
             name = weight.tensor("codes")
             yield from _code_faults(name, network.tensors[name], weight.codec, weight_dimensions(weight))
+    if (ranges := network.activation_ranges) is not None and np.isfinite(ranges).all():
+        yield from _range_faults(network.graph, ranges)
 
 
 def _code_faults(name: str, packed: NDArray[Any], config: ProductConfig, dims: Mapping[str, int]) -> Iterator[str]:
@@ -126,6 +130,25 @@ def _code_faults(name: str, packed: NDArray[Any], config: ProductConfig, dims: M
         largest = int(unpack_codes(packed, config.code_bits, count).max())
         if largest >= config.centroids:
             yield f"tensor '{name}': code {largest} for {config.centroids} centroids"
+
+
+def _range_faults(graph: Graph, ranges: NDArray[np.float32]) -> Iterator[str]:
+    low, high = ranges.astype(np.float64).T
+    narrowest, widest = RANGE_WIDTHS
+    right = (low <= 0) & (high >= 0) & (high - low >= narrowest) & (high - low <= widest)
+    if len(wrong := np.flatnonzero(~right)):
+        named = ", ".join(f"'{graph.values()[v]}' has [{low[v]:g}, {high[v]:g}]" for v in wrong[:MAX_NAMED])
+        more = f" and {len(wrong) - MAX_NAMED} more" if len(wrong) > MAX_NAMED else ""
+        yield (
+            f"tensor '{ACTIVATION_RANGES}': expected ranges that hold 0 and are {narrowest:.0e} to {widest:.0e} wide, "
+            f"but {named}{more}"
+        )
+
+
+def _network_tensors(graph: Graph) -> dict[str, DeclaredTensor]:
+    """Return the tensors that a whole network may have, by name."""
+    dims = {"V": len(graph.values())}
+    return {name: DeclaredTensor(name, spec.dtypes, _shape(spec, dims, ())) for name, spec in NETWORK_TENSORS.items()}
 
 
 def _shape(tensor: Tensor, dims: Mapping[str, int], weight_shape: tuple[int, ...]) -> tuple[int, ...]:

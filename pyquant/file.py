@@ -1,6 +1,7 @@
 """The `.pqmodel` file: what it says about a network, read with every check and written whole or not at all.
 
-The bytes are described in `pyquant.container`, the tensors of each layer in `pyquant.layers`. `__metadata__` holds:
+The bytes are described in `pyquant.container`, the tensors of each layer and of the network in `pyquant.layers`.
+`__metadata__` holds:
 
     format_version   "major.minor"; a newer major version is refused, a newer minor one may hold further entries
     features         what a reader must understand, separated by commas; an unknown one is refused by name
@@ -9,7 +10,8 @@ The bytes are described in `pyquant.container`, the tensors of each layer in `py
     classes          a line a class: folder name, blank, name to show
     provenance       how the file was made, JSON without times, paths or thread counts
 
-What fast inference needs to know of activations is the optional tensor `input_range` of each layer.
+What fast inference needs to know of activations is the optional tensor `activation_ranges` of the network: for each
+value the lowest and the highest number that its 8-bit form can stand for.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pyquant.codecs import CODEC_CONFIGS, CodecConfig, DenseConfig, ProductConfig
 from pyquant.codecs.product import codebook_values, decode, unpack_codes
 from pyquant.errors import ConfigError, FormatError, InputError
-from pyquant.layers import CODECS, OPS, canonical_attributes
+from pyquant.layers import ACTIVATION_RANGES, CODECS, OPS, canonical_attributes
 from pyquant.shapes import SHAPE_RULES, Shape
 
 
@@ -110,6 +110,10 @@ class Graph:
     def node(self, name: str) -> Node:
         """Return the layer called `name`."""
         return next(node for node in self.nodes if node.name == name)
+
+    def values(self) -> tuple[str, ...]:
+        """Return the names of all values in order: the inputs, then what each layer writes."""
+        return (*(declared.name for declared in self.inputs), *(name for node in self.nodes for name in node.outputs))
 
     def weighted(self) -> Iterator[tuple[Node, Weight]]:
         """Yield each layer that has a weight, in order; layers that share one are all yielded."""
@@ -250,6 +254,16 @@ class Network:
         """Return a layer's own tensor (`scale`, `bias`), or None where it has none."""
         return self.tensors[node.tensor(role)] if role in node.tensors else None
 
+    @property
+    def activation_ranges(self) -> NDArray[np.float32] | None:
+        """The lowest and highest number of each value's 8-bit form, `[V, 2]` as `graph.values()`, or None."""
+        return self.tensors.get(ACTIVATION_RANGES)
+
+    def with_activation_ranges(self, ranges: NDArray[np.float32] | None) -> Network:
+        """Return the same network with these ranges, float32 `[V, 2]`, or with none."""
+        tensors = {name: tensor for name, tensor in self.tensors.items() if name != ACTIVATION_RANGES}
+        return replace(self, tensors=tensors if ranges is None else {**tensors, ACTIVATION_RANGES: ranges})
+
     def decoded(self) -> Network:
         """Return the same network with every weight dense, in float32."""
         own = [node.tensor(role) for node in self.graph.nodes for role in node.tensors]
@@ -260,7 +274,8 @@ class Network:
                 tensors[node.weight.tensor("weight")] = self.weight(node.weight)
                 node = replace(node, weight=replace(node.weight, codec=DenseConfig()))
             nodes.append(node)
-        return Network(graph=replace(self.graph, nodes=tuple(nodes)), tensors=tensors)
+        network = Network(graph=replace(self.graph, nodes=tuple(nodes)), tensors=tensors)
+        return network.with_activation_ranges(self.activation_ranges)
 
 
 def _node_to_json(node: Node, before: tuple[str, ...]) -> dict[str, Any]:

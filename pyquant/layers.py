@@ -1,7 +1,7 @@
 """The declaration of what each kind of layer holds: its attributes, tensors and their shapes.
 
 Reader, writer, `inspect` and the damaged-file tests all use this one declaration. Dimensions: O outputs · C inputs of a
-layer · K centroids · d weights of a block · J blocks per output row · M additive codebooks.
+layer · K centroids · d weights of a block · J blocks per output row · M additive codebooks · V values of a graph.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Attribute:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tensor:
-    """One tensor of a layer: the dtypes it may have (safetensors names) and its shape in the dimensions above."""
+    """One tensor of a layer or network: the dtypes it may have (safetensors names), its shape in dimensions above."""
 
     dtypes: tuple[str, ...]
     shape: tuple[str, ...]
@@ -96,7 +96,6 @@ _WINDOW = {
 _EPILOGUE = {
     "scale": Tensor(dtypes=("F32",), shape=("O",), required=False),
     "bias": Tensor(dtypes=("F32",), shape=("O",), required=False),
-    "input_range": Tensor(dtypes=("F32",), shape=("2",), required=False),
 }
 
 OPS: dict[str, OpSpec] = {
@@ -169,6 +168,15 @@ CODECS: dict[str, CodecSpec] = {
             },
         },
     ),
+}
+
+# Tensors of a whole network. Row v of the ranges belongs to value v of `Graph.values()`: the lowest and the highest
+# number that its 8-bit form can stand for. Level q of 0..255 means scale * (q - zero), where scale = (high - low) / 255
+# and zero = round(-low / scale).
+ACTIVATION_RANGES = "activation_ranges"
+RANGE_WIDTHS = (2.0**-60, 2.0**60)  # of low <= 0 <= high: scales and their quotients stay numbers of fp32
+NETWORK_TENSORS: dict[str, Tensor] = {
+    ACTIVATION_RANGES: Tensor(dtypes=("F32",), shape=("V", "2"), required=False),
 }
 
 FEATURES: frozenset[str] = frozenset(spec.feature for spec in CODECS.values() if spec.feature)

@@ -15,7 +15,7 @@ from pyquant import _core, tuning
 from pyquant.codecs import ProductConfig
 from pyquant.errors import ConfigError, InputError
 from pyquant.file import ModelFile, read_model
-from pyquant.graph import Graph, GraphInput, Network, Node, Weight
+from pyquant.graph import GraphInput, Network, Node, Weight
 from pyquant.pictures import read_picture
 from pyquant.shapes import Shape
 
@@ -232,7 +232,7 @@ class Model:
     def _make_plan(self, shapes: Sequence[Shape], kernels: Mapping[str, str]) -> _core.Plan:
         """Make the plan for inputs of these shapes, with kernels by layer where they apply."""
         inferred = self._graph.infer_shapes(shapes)
-        return self._core.make_plan([inferred[name] for name in _value_names(self._graph)], dict(kernels))
+        return self._core.make_plan([inferred[name] for name in self._graph.values()], dict(kernels))
 
     def _remembered_kernels(self, shapes: Sequence[Shape]) -> dict[str, str]:
         if not (known := tuning.remembered(self.isa, self.threads)):
@@ -258,13 +258,9 @@ class Model:
         return [{"class": names[i].name if names else str(i), "probability": float(probabilities[i])} for i in best]
 
 
-def _value_names(graph: Graph) -> list[str]:
-    """Return every value of the graph; the core knows them by their position here."""
-    return [i.name for i in graph.inputs] + [value for node in graph.nodes for value in node.outputs]
-
-
 def _to_core(network: Network, threads: int, isa: str, kernel: str) -> _core.Model:
-    number = {name: i for i, name in enumerate(_value_names(network.graph))}
+    # The core knows a value by its position.
+    number = {name: i for i, name in enumerate(network.graph.values())}
     weights: dict[str, Weight] = {}
     for _, weight in network.graph.weighted():
         weights.setdefault(weight.name, weight)

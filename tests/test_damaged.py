@@ -240,6 +240,25 @@ def test_preprocessing(change: dict[str, object], message: str) -> None:
         ({"stem__weight": spoilt("stem.weight", np.nan)}, "tensor 'stem.weight' holds numbers that are not finite"),
         ({"fc__codebook": spoilt("fc.codebook", np.inf)}, "tensor 'fc.codebook' holds numbers that are not finite"),
         ({"fc__bias": spoilt("fc.bias", -np.inf)}, "tensor 'fc.bias' holds numbers that are not finite"),
+        (
+            {"activation_ranges": np.zeros((11, 2), np.float32)},
+            r"'activation_ranges': expected F32 \[12, 2\], got F32 \[11",
+        ),
+        ({"activation_ranges": np.zeros((12, 2), np.float16)}, r"'activation_ranges': expected F32 \[12, 2\], got F16"),
+        (
+            {"activation_ranges": spoilt("activation_ranges", np.inf)},
+            "'activation_ranges' holds numbers that are not fin",
+        ),
+        ({"activation_ranges": spoilt("activation_ranges", -0.1)}, r"that hold 0 .* but 'fc' has \[-0.5, -0.1\]$"),
+        (
+            {"activation_ranges": spoilt("activation_ranges", 1e30)},
+            r"are 9e-19 to 1e\+18 wide, but 'fc' has \[-0.5, 1e\+30\]",
+        ),
+        (
+            {"activation_ranges": np.zeros((12, 2), np.float32)},
+            r"but 'x' has \[0, 0\], 'stem' .*'spatial' .* and 7 more$",
+        ),
+        ({"input_range": np.ones(2, np.float32)}, "unknown tensors: input_range"),
     ],
 )
 def test_tensors(tensors: dict[str, np.ndarray | None], message: str) -> None:

@@ -9,6 +9,7 @@ from small_models import conv2d, golden_model, layer, linear
 
 from pyquant.codecs import DenseConfig, ProductConfig
 from pyquant.errors import FormatError, InputError
+from pyquant.export.folded import folded
 from pyquant.graph import Graph, GraphInput, Node, StateNames
 from pyquant.layers import OPS
 from pyquant.shapes import SHAPE_RULES
@@ -255,6 +256,20 @@ def test_decoded_network_has_dense_weights_and_the_same_layers() -> None:
     assert [node.name for node in decoded.graph.nodes] == [node.name for node in GRAPH.nodes]
     assert decoded.tensors["spatial.weight"].tolist() == network.weight(GRAPH.node("spatial").weight).tolist()
     assert decoded.graph.node("spatial").state == StateNames(norm="spatial_norm")
+
+
+def test_ranges_stay_with_a_network_that_is_decoded_or_folded() -> None:
+    network = golden_model().network
+    assert len(network.graph.values()) == 12
+    assert network.graph.values()[:2] == ("x", "stem")
+    ranges = network.activation_ranges
+    for dense in (network.decoded(), folded(network)):
+        assert dense.graph.values() == network.graph.values()
+        assert dense.activation_ranges is ranges
+    without = network.with_activation_ranges(None)
+    assert without.activation_ranges is None
+    assert without.decoded().activation_ranges is None
+    assert without.with_activation_ranges(ranges).tensors.keys() == network.tensors.keys()
 
 
 def test_weights_may_be_shared() -> None:

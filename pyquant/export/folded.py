@@ -36,4 +36,5 @@ def folded(network: Network) -> Network:
         roles = tuple(role for role in node.tensors if role == "bias")
         tensors.update({node.tensor(role): network.tensors[node.tensor(role)] for role in roles})
         nodes.append(replace(node, weight=weight, tensors=roles))
-    return Network(graph=replace(network.graph, nodes=tuple(nodes)), tensors=tensors)
+    dense = Network(graph=replace(network.graph, nodes=tuple(nodes)), tensors=tensors)
+    return dense.with_activation_ranges(network.activation_ranges)
