@@ -19,6 +19,7 @@ from pyquant.errors import FormatError, InputError
 from pyquant.file import ClassName, ModelFile, check_writable, dumps, loads, read_model, write_model
 from pyquant.graph import Graph, GraphInput, Network, Node
 from pyquant.preprocessing import Preprocessing
+from pyquant.ranges import unmeasured_ranges
 
 
 @st.composite
@@ -54,7 +55,8 @@ def networks(draw: st.DrawFn) -> Network:
         nodes.append(layer("flatten", "flat", source))
         nodes.append(linear("last", "flat", (draw(st.integers(1, 6)), channels * 20), draw(codecs())))
         source = "last"
-    return fill(Graph(inputs=inputs, nodes=tuple(nodes), outputs=(source,)))
+    network = fill(Graph(inputs=inputs, nodes=tuple(nodes), outputs=(source,)))
+    return network.with_activation_ranges(unmeasured_ranges(network.graph)) if draw(st.booleans()) else network
 
 
 words = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8).filter(
