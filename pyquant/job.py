@@ -25,6 +25,7 @@ from pyquant.errors import ConfigError, InputError
 from pyquant.file import ModelFile, check_classes, read_model, write_model
 from pyquant.graph import Network
 from pyquant.identity import circumstances, identity
+from pyquant.layers import ACTIVATION_RANGES
 from pyquant.learn.calibration import Calibration, Source, from_arrays, from_pictures, is_path, is_rereadable
 from pyquant.learn.effort import Effort
 from pyquant.learn.enough import warn_if_few
@@ -38,6 +39,7 @@ from pyquant.learn.workers import Workers
 from pyquant.module_state import norms_of, with_learnt
 from pyquant.planning import Plan, Planner
 from pyquant.preprocessing import Preprocessing
+from pyquant.ranges import CALIBRATED_INPUTS, measure_ranges, some_batches, unmeasured_ranges
 from pyquant.report import Report
 from pyquant.selfcheck import check_against_decoded, check_against_module
 from pyquant.settings import Settings, checked_shape
@@ -46,7 +48,8 @@ from pyquant.yardstick import Yardstick
 
 CHECKED_INPUTS = 4  # run by the self-check
 ALL = 2**31  # calibration inputs
-LEARNT, DONE = "learnt", "done"  # records: before fine-tuning, and after all
+LEARNT, DONE = "learnt", "done"  # records: before fine-tuning, and after it
+RANGES = "ranges"  # a record, the last one
 # The longest that fine-tuning writes about itself: what a size target leaves room for.
 FINETUNE_ENTRY = {"steps": 10**7, "learning_rates": [0.000123456789] * 3, "precision": "bfloat16", "pictures": 10**7}
 
@@ -174,7 +177,8 @@ class Job:
             choices = dict(self.plan(target_bytes).choices)
         records = self._records if target_bytes is None else self._records.part(str(target_bytes))
         learnt, how_tuned = load_learnt(records, DONE) or self._learn(choices, records)
-        model = self._model(learnt.network, choices, learnt.errors, target_bytes, how_tuned)
+        network = learnt.network.with_activation_ranges(self._ranges(learnt.network, records))
+        model = self._model(network, choices, learnt.errors, target_bytes, how_tuned)
         with checked_before_use(out) as path:
             written = write_model(path, model)
             if target_bytes is not None and written > target_bytes:
@@ -241,6 +245,17 @@ class Job:
         save_learnt(records, DONE, learnt, how_tuned)
         return learnt, how_tuned
 
+    def _ranges(self, network: Network, records: Records) -> NDArray[np.float32] | None:
+        """Return the activation ranges of the compressed network `[V, 2]`, None where there are no inputs."""
+        if self.inputs is None:
+            return None
+        if (record := records.load(RANGES)) is not None:
+            return record.arrays[ACTIVATION_RANGES]
+        batches = some_batches(self.inputs, CALIBRATED_INPUTS, self._progress)
+        ranges = measure_ranges(network, batches, threads=self._threads)
+        records.save(RANGES, {}, {ACTIVATION_RANGES: ranges})
+        return ranges
+
     def output_error(self, file: str | os.PathLike[str]) -> float | None:
         """Return the relative squared error of a file's outputs on calibration inputs, None where there are none."""
         if self.inputs is None:
@@ -256,7 +271,9 @@ class Job:
         errors: Mapping[str, float],
         target_bytes: int | None,
     ) -> ModelFile:
-        """Return the file that `network` would give: what fine-tuning will write about itself has its place kept."""
+        """Return the file that `network` would give, with room for ranges and what fine-tuning says of itself."""
+        if self.inputs is not None:
+            network = network.with_activation_ranges(unmeasured_ranges(network.graph))
         return self._model(network, choices, errors, target_bytes, FINETUNE_ENTRY if self._effort else {})
 
     def _model(

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from pyquant.choose import Choice, Recipe, parse_rule
 from pyquant.classes import ClassName
 from pyquant.codecs import DenseConfig, ProductConfig
 from pyquant.errors import ConfigError, InputError
-from pyquant.file import read_model
+from pyquant.file import dumps, read_model
 
 torch = pytest.importorskip("torch", reason="compressing needs PyTorch")
 pytest.importorskip("faiss", reason="compressing needs faiss")
@@ -35,6 +36,7 @@ from pyquant.cli import main  # noqa: E402
 from pyquant.compression import compress, plan  # noqa: E402
 from pyquant.graph import Network  # noqa: E402
 from pyquant.learn.workers import Workers  # noqa: E402
+from pyquant.planning import LONGEST_ERROR  # noqa: E402
 from pyquant.sensitivity import Curve, Curves, measure_curves  # noqa: E402
 
 SHAPE = (3, SIDE, SIDE)
@@ -94,6 +96,17 @@ def test_the_file_has_the_size_that_was_asked_for(inputs: np.ndarray, tmp_path: 
     provenance = read_model(out).provenance
     assert provenance["target_bytes"] == target
     assert "preset" not in provenance
+
+
+def test_the_size_includes_ranges(inputs: np.ndarray, tmp_path: Path) -> None:
+    out = tmp_path / "x.pqmodel"
+    recipe = Recipe(rules=(parse_rule("*=dense"),))  # leaves nothing to predict but ranges
+    planned = plan(network(), inputs, recipe=recipe).bytes
+    compress(network(), inputs, out=out, recipe=recipe)
+    file = read_model(out)
+    assert file.network.activation_ranges is not None
+    longest = {node.name: LONGEST_ERROR for node, _ in file.network.graph.weighted()}
+    assert planned == len(dumps(replace(file, provenance={**file.provenance, "errors": longest})))
 
 
 def test_the_size_includes_what_is_kept_besides_the_network(inputs: np.ndarray, tmp_path: Path) -> None:

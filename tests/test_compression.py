@@ -16,6 +16,7 @@ from pyquant.classes import ClassName
 from pyquant.errors import CaptureError, ConfigError, InputError, SelfCheckError
 from pyquant.file import read_model
 from pyquant.preprocessing import Preprocessing
+from pyquant.ranges import measure_ranges
 
 torch = pytest.importorskip("torch", reason="compressing needs PyTorch")
 faiss = pytest.importorskip("faiss", reason="compressing needs faiss")
@@ -49,8 +50,10 @@ def test_the_file_computes_what_the_module_with_decoded_weights_computes(inputs:
 
 def test_the_file_is_small(inputs: np.ndarray, out: Path) -> None:
     report = compress(tiny_networks.residual(), inputs, out=out)
-    tensors = sum(array.nbytes for array in read_model(out).network.tensors.values())
-    assert tensors == sum(layer.bytes for layer in report.layers)
+    network = read_model(out).network
+    tensors = sum(array.nbytes for array in network.tensors.values())
+    ranges = 2 * 4 * len(network.graph.values())
+    assert tensors == sum(layer.bytes for layer in report.layers) + ranges
     assert report.bytes < tensors + 4096  # graph, provenance and names
 
 
@@ -130,10 +133,20 @@ def test_preprocessing_gives_the_input_shape(pictures: Path, out: Path) -> None:
 
 def test_without_calibration(out: Path) -> None:
     report = compress(tiny_networks.residual(), None, out=out, input_shape=SHAPE)
+    assert read_model(out).network.activation_ranges is None
     provenance = read_model(out).provenance
     assert provenance["objective"] == "weights alone"
     assert provenance["samples"] == 0
     assert all(layer.relative_output_error is None for layer in report.layers)
+
+
+def test_the_file_has_the_ranges_of_its_own_activations(
+    inputs: np.ndarray, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "CALIBRATED_INPUTS", 8)
+    compress(tiny_networks.residual(), inputs, out=out)
+    network = read_model(out).network
+    np.testing.assert_array_equal(network.activation_ranges, measure_ranges(network, [[inputs[::3]]]))
 
 
 def test_provenance_tells_how_the_file_was_made(inputs: np.ndarray, out: Path) -> None:
