@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyquant.errors import PyquantError
 from pyquant.extras import missing_dependency
+from pyquant.ranges import calibrate
 from pyquant.runtime import Model, load
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ __all__ = [
     "Model",
     "PyquantError",
     "Settings",
+    "calibrate",
     "compress",
     "compress_sizes",
     "compress_within",

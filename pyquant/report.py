@@ -156,6 +156,7 @@ def inspect_json(path: AnyPath) -> dict[str, Any]:
         "bit_operations": bit_operations(graph),
         "input": {"name": first.name, "shape": list(first.shape), "default": list(first.default)},
         "classes": [entry.name for entry in model.classes],
+        "activation_ranges": model.network.activation_ranges is not None,
         "layers": [row.to_json() for row in layer_rows(model)],
     }
 

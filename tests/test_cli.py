@@ -139,13 +139,16 @@ def test_torchvision_name_warns_of_random_weights(cli: Callable[..., Output], tm
 def test_inspect(cli_json: Callable[..., Any], cli: Callable[..., Output], tiny_model: Path) -> None:
     found = cli_json("inspect", tiny_model)
     assert set(found) == {
-        "format_version", "features", "bytes", "ratio", "bit_operations", "input", "classes", "layers",
+        "format_version", "features", "bytes", "ratio", "bit_operations", "input", "classes", "activation_ranges",
+        "layers",
     }  # fmt: skip
     assert found["format_version"].split(".")[0] == "1"
     assert found["features"] == ["product"]
     assert len(found["classes"]) == 3
+    assert found["activation_ranges"] is True
     _, out, _ = cli("inspect", tiny_model)
     assert "block.conv1" in out
+    assert "activation ranges: yes" in out
     assert max(map(len, out.splitlines())) <= 80
 
 
@@ -332,6 +335,10 @@ def test_bad_input_is_one_line_and_leaves_nothing(case: str, cli: Callable[..., 
         (["profile", "{model}", "--input-shape", "4,32,32"], "expected shape"),
         (["bench", "{model}", "--against", "tensorrt"], "tensorrt"),
         (["bench", "{model}", "--input-shape", "1,8,8"], "expected shape"),
+        (["calibrate", "{model}", "gone", "--out", "{model}"], "gone: no such folder or zip file"),
+        (["calibrate", "{model}", "{model}", "--out", "{model}"], "is an input of this work"),
+        (["calibrate", "{model}", "pictures"], "--out"),
+        (["calibrate", "{model}", "pictures", "--out", "gone/x.pqmodel"], "there is no folder"),
         (["export", "{model}", "--out", "x.onx"], ".onnx"),
         (["export", "{model}", "--out", "{model}"], "overwritten"),
         (["inspect", "{model}", "--json", "--threads", "2"], "--threads"),

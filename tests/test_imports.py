@@ -56,6 +56,7 @@ def test_files_run_without_torch(without_torch: list[str], tiny_model: Path, pic
         "run": (tiny_model, picture, "--json"),
         "eval": (tiny_model, pictures, "--json"),
         "profile": (tiny_model, "--json"),
+        "calibrate": (tiny_model, pictures, "--out", "calibrated.pqmodel", "--json"),
     }.items():
         done = run(without_torch, command, *arguments, folder=tmp_path)
         assert done.returncode == 0, done.stderr
@@ -64,6 +65,7 @@ def test_files_run_without_torch(without_torch: list[str], tiny_model: Path, pic
     assert len(results["run"][0]["predictions"]) == 3
     assert results["eval"]["n"] == 12
     assert results["profile"]["steps"]
+    assert results["calibrate"]["pictures"] == 12
 
 
 def test_export_needs_no_torch(without_torch: list[str], tiny_model: Path, tmp_path: Path) -> None:

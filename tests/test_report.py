@@ -103,6 +103,7 @@ def test_inspect(tmp_path: Path) -> None:
         "bit_operations": bit_operations(GRAPH),
         "input": {"name": "x", "shape": [None, 3, None, None], "default": [3, 8, 8]},
         "classes": ["ant", "honey bee", 'crème "brûlée"'],
+        "activation_ranges": True,
         "layers": [row.to_json() for row in layer_rows(GOLDEN)],
     }
     with pytest.raises(InputError, match="no such file"):

@@ -18,6 +18,7 @@ from pyquant.extras import missing_dependency
 COMMANDS: dict[str, str] = {  # in the order of --help; each module has its command under the name `command`
     "compress": "pyquant.cli.compress",
     "import": "pyquant.cli.import_checkpoint",
+    "calibrate": "pyquant.cli.calibrate",
     "inspect": "pyquant.cli.inspect",
     "run": "pyquant.cli.run",
     "eval": "pyquant.cli.evaluate",

@@ -60,6 +60,7 @@ def show_inspection(inspection: Mapping[str, Any]) -> None:
     print(f"format {inspection['format_version']}, features: {features}")
     sizes = ", ".join("any" if size is None else str(size) for size in inspection["input"]["shape"])
     print(f"input '{inspection['input']['name']}': float32 [{sizes}]; {len(inspection['classes'])} class names")
+    print(f"activation ranges: {'yes' if inspection['activation_ranges'] else 'none'}")
     print(f"{console.bytes_text(inspection['bytes'])}, {inspection['ratio']:.1f} times smaller than dense")
     print(f"{inspection['bit_operations']:.3g} bit operations per input")
 
