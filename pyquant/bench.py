@@ -20,10 +20,11 @@ from pyquant import _core, console, tuning
 from pyquant.engines import ENGINES, OWN, Arrays, FileKind, check_engines
 from pyquant.engines.process import EngineProcess
 from pyquant.errors import ConfigError, EngineError, InputError
-from pyquant.file import ModelFile, read_model
+from pyquant.file import ModelFile, read_model, write_model
 from pyquant.graph import Graph, Network
 from pyquant.machine import machine_name
 from pyquant.pictures import find_pictures, load_batch, sample_pictures
+from pyquant.ranges import with_ranges
 from pyquant.runtime import check_options
 from pyquant.shapes import Shape
 from pyquant.storage import AnyPath
@@ -36,7 +37,7 @@ TURNS = (3, 20)  # at least and at most, whatever the time
 MAX_RUNS_PER_TURN = 300
 WARM_UP_RUNS = 2
 # From our outputs, relative to the largest, by precision; more means that the networks are not the same.
-MAX_DIFFERENCE = {"fp32": 1e-3, "bf16": 0.1, "int8": 0.5}
+MAX_DIFFERENCE = {"exact": 1e-3, "fp32": 1e-3, "bf16": 0.1, "int8": 0.5, "fast": 0.5}
 CALIBRATION_PICTURES = 128
 
 
@@ -64,7 +65,8 @@ def bench(
             `pyquant.tuning`. With 0, or where the cache directory cannot be written (there is a warning), those run
             that are remembered or estimated to be the fastest.
         calibration: a folder or .zip file of pictures. All engines then run on some of them, in place of random
-            numbers, and engines in int8 need them for the ranges of their activations.
+            numbers, and engines in int8 need them for the ranges of their activations. So does pyquant itself where it
+            is to be fast and the file has no ranges; the file stays as it is.
 
     Returns:
         `{machine, threads, batch, isa, rows: [{engine, precision, file_bytes, median_ms, p10_ms, p90_ms, load_ms,
@@ -95,6 +97,8 @@ def bench(
         np.savez(folder / INPUTS, *batches[0])
         files = _write_files(network, batches, [ENGINES[peer].file for peer in peers], folder)
         files["pqmodel"] = Path(path)
+        if precision == "fast" and calibration is not None and network.activation_ranges is None:
+            files["pqmodel"] = _write_calibrated(file, batches, folder, threads)
         if tune > 0 and _can_remember():
             with EngineProcess(OWN, threads, folder / "tune.log") as engine:
                 _load(engine, files, folder, threads, precision)
@@ -104,7 +108,7 @@ def bench(
         ]
         rows = [_load(engine, files, folder, threads, precision) for engine in engines]
         isa = rows[0].pop("isa")
-        _check_outputs(engines, folder)
+        _check_outputs(engines, folder, precision)
         for row, times in zip(rows, _take_turns(engines), strict=True):
             p10, middle, p90 = np.percentile(times, (10, 50, 90))
             row |= {"median_ms": float(middle), "p10_ms": float(p10), "p90_ms": float(p90)}
@@ -199,6 +203,13 @@ def _write_files(
     return files
 
 
+def _write_calibrated(file: ModelFile, batches: Sequence[Arrays], folder: Path, threads: int) -> Path:
+    """Write a .pqmodel with activation ranges that are measured on these batches; return its path."""
+    path = folder / "calibrated.pqmodel"
+    write_model(path, with_ranges(file, console.track(batches, "calibrating ranges"), threads=threads))
+    return path
+
+
 def _load(
     engine: EngineProcess, files: dict[FileKind, Path], folder: Path, threads: int, precision: str
 ) -> dict[str, Any]:
@@ -213,7 +224,7 @@ def _load(
     return {"engine": engine.engine, "precision": precision, "file_bytes": path.stat().st_size, **answer}
 
 
-def _check_outputs(engines: Sequence[EngineProcess], folder: Path) -> None:
+def _check_outputs(engines: Sequence[EngineProcess], folder: Path, precision: str) -> None:
     """Raise EngineError unless all engines compute what we compute: never compare the times of different networks."""
     ours = None
     for engine in engines:
@@ -228,7 +239,7 @@ def _check_outputs(engines: Sequence[EngineProcess], folder: Path) -> None:
             if one.shape != other.shape:
                 raise EngineError(f"{engine.engine}: expected an output of {list(one.shape)}, got {list(other.shape)}")
             difference = float(np.abs(one - other).max() / max(np.abs(one).max(), np.finfo(np.float32).tiny))
-            allowed = MAX_DIFFERENCE[ENGINES[engine.engine].precision]
+            allowed = max(MAX_DIFFERENCE[precision], MAX_DIFFERENCE[ENGINES[engine.engine].precision])
             if not difference <= allowed:
                 raise EngineError(
                     f"{engine.engine}: its outputs differ from pyquant's by {difference:.1e} of the largest "

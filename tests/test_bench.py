@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -103,6 +104,34 @@ def test_peer_in_lower_precision_runs_on_pictures(peer: str, tiny_model: Path, p
     result = bench(tiny_model, batch=2, against=(peer,), threads=1, tune=0, calibration=pictures)
     assert [row["engine"] for row in result["rows"]] == ["pyquant", peer]
     assert result["rows"][1]["precision"] == peer.rpartition("-")[2]
+
+
+@pytest.mark.usefixtures("quick")
+def test_fast_runs_a_calibrated_copy_of_a_file_without_ranges(
+    tiny_model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = read_model(tiny_model)
+    plain = tmp_path / "plain.pqmodel"
+    write_model(plain, replace(model, network=model.network.with_activation_ranges(None)))
+    before = plain.read_bytes()
+    loaded: list[tuple[bool, str]] = []
+    load = bench_module._load
+
+    def record(engine: EngineProcess, files: Any, folder: Path, threads: int, precision: str) -> dict[str, Any]:
+        loaded.append((read_model(files["pqmodel"]).network.activation_ranges is not None, precision))
+        return load(engine, files, folder, threads, "exact")  # whatever the core can do
+
+    monkeypatch.setattr(bench_module, "_load", record)
+    monkeypatch.setattr(bench_module, "check_options", lambda threads, precision: None)
+    for path, precision, calibration in (
+        (plain, "fast", pictures),
+        (plain, "fast", None),
+        (plain, "exact", pictures),
+        (tiny_model, "fast", None),
+    ):
+        bench(path, threads=1, tune=0, precision=precision, calibration=calibration)
+    assert loaded == [(True, "fast"), (False, "fast"), (False, "exact"), (True, "fast")]
+    assert plain.read_bytes() == before
 
 
 def test_calibration_that_does_not_fit(

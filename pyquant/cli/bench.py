@@ -23,7 +23,8 @@ from pyquant.cli.show import show_bench
     "--calibration",
     type=options.PATH,
     metavar="DATA",
-    help="Pictures to run on; engines in int8 need them for the ranges of their activations.",
+    help="Pictures to run on; engines in int8 need them for the ranges of their activations, and so does pyquant in "
+    "8 bits for a file without ranges.",
 )
 @options.tune(5)
 @options.run_of_file

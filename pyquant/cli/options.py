@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from pyquant.runtime import PRECISIONS
+
 if TYPE_CHECKING:
     from pyquant.preprocessing import Preprocessing
 
@@ -68,8 +70,14 @@ threads = click.option(
     help="Threads to use [default: the processors this process may use].",
 )
 
+PRECISION_HELP = {"exact": "float32 throughout", "fast": "activations in 8 bits, by the ranges in the file"}
+
 precision = click.option(
-    "--precision", type=click.Choice(["exact"]), default="exact", show_default=True, help="exact: float32 throughout."
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default="exact",
+    show_default=True,
+    help="; ".join(f"{name}: {PRECISION_HELP[name]}" for name in PRECISIONS) + ".",
 )
 
 out = click.option("--out", type=PATH, required=True, metavar="FILE", help="The file to write.")
