@@ -11,6 +11,8 @@
 #if defined(__x86_64__)
 #include "kernels/avx2.h"
 #include "kernels/avx512.h"
+#elif defined(__aarch64__)
+#include "kernels/neon.h"
 #endif
 
 namespace pyquant {
@@ -35,6 +37,8 @@ constexpr InstructionSet kInstructionSets[] = {
               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
      },
      &improve_with_avx512},
+#elif defined(__aarch64__)
+    {"neon", [] { return true; }, &improve_with_neon},
 #endif
 };
 
