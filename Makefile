@@ -12,6 +12,7 @@ INSTALL := -m pip --disable-pip-version-check install --quiet -c .ci/constraints
 PIP     := $(VENV)/bin/python $(INSTALL)
 
 CXX_FILES     := $(shell find csrc -name '*.cpp' -o -name '*.h')
+NATIVE_TESTS  := $(wildcard tests/native/*)
 PYTHON_FILES  := $(shell find pyquant -name '*.py')
 BUILD_INPUTS  := $(CXX_FILES) CMakeLists.txt pyproject.toml .ci/constraints.txt
 BUILD_TOOLS   := 'scikit-build-core>=0.11' 'pybind11>=3.0' 'cmake>=3.26' 'ninja>=1.11'
@@ -29,13 +30,13 @@ test: lint $(MINIMAL)/.installed
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
-	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_FILES)
+	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_FILES) $(NATIVE_TESTS)
 	$(VENV)/bin/mypy
 
 format: $(VENV)/.dev
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
-	$(VENV)/bin/clang-format -i $(CXX_FILES)
+	$(VENV)/bin/clang-format -i $(CXX_FILES) $(NATIVE_TESTS)
 
 clean:
 	rm -rf $(VENV) $(MINIMAL) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks

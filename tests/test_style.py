@@ -11,7 +11,8 @@ PYTHON = sorted((REPOSITORY / "pyquant").rglob("*.py"))
 HEADERS = sorted((REPOSITORY / "csrc").rglob("*.h"))
 # A source file is described by the header of the same name; one without a header speaks for itself.
 CXX = [*HEADERS, *sorted(p for p in (REPOSITORY / "csrc").rglob("*.cpp") if p.with_suffix(".h") not in HEADERS)]
-TESTS = sorted([*(REPOSITORY / "tests").rglob("*.py"), *(REPOSITORY / "benchmarks").rglob("*.py")])
+NATIVE = sorted((REPOSITORY / "tests" / "native").iterdir())
+TESTS = [*sorted([*(REPOSITORY / "tests").rglob("*.py"), *(REPOSITORY / "benchmarks").rglob("*.py")]), *NATIVE]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 MAX_LINES = 450
 

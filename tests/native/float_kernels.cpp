@@ -1,0 +1,334 @@
+// The tests of the kernels that compute with floats.
+#include <algorithm>
+#include <iterator>
+#include <limits>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "check.h"
+#include "kernel_tests.h"
+
+namespace pyquant {
+namespace {
+
+constexpr int64_t kDims[] = {1, 2, 3, 4, 8, 9, 18};
+constexpr int64_t kCentroids = 19;
+
+void test_pack_rows(const KernelTable& tested, const KernelTable& reference, Random& random) {
+  for (const int64_t step : {1, 2, 3}) {
+    for (const int64_t size : kAwkward) {
+      begin_case({{"step", step}, {"size", size}});
+      const int64_t plane = 1 + (size - 1) * step + 1, pitch = size + 8;
+      const Guarded<float> in = random.array<float>(3 * plane);
+      const PanelRun runs[] = {{.to = 0, .size = 2, .from = PanelRun::kZero},
+                               {.to = 3, .size = size, .from = 1},
+                               {.to = size + 4, .size = 1, .from = 0},
+                               {.to = size + 5, .size = 1, .from = PanelRun::kZero}};
+      const PanelRow rows[] = {{.row = 3, .channel = 0}, {.row = 1, .channel = 2}};
+      const auto pack = [&](const KernelTable& kernels) {
+        Guarded<float> panel(3 * pitch + size + 6, kUnsetOutput, kExact);
+        kernels.pack_rows(runs, std::size(runs), step, in.data(), plane, rows, std::size(rows), panel.data(), pitch);
+        return panel;
+      };
+      const Guarded<float> got = pack(tested), expected = pack(reference);
+      expect_rows(got, {1, got.size(), got.size(), got.size()}, dense(expected, 1, got.size(), got.size()));
+    }
+  }
+}
+
+// The reference's product [tile_rows, pixels] of a tile of another table's size, which it computes in its own pieces.
+std::vector<float> reference_gemm(const KernelTable& reference, const Guarded<uint16_t>& codes, int64_t tile_rows,
+                                  const float* codebook, int64_t dim, int64_t blocks, const Guarded<float>& panel,
+                                  int64_t pitch, int64_t pixels) {
+  const int64_t rows = reference.tile_rows, columns = reference.tile_pixels;
+  std::vector<float> expected(static_cast<size_t>(tile_rows * pixels));
+  std::vector<uint16_t> part(static_cast<size_t>(blocks * rows));
+  std::vector<float> out(static_cast<size_t>(rows * columns));
+  for (int64_t row = 0; row < tile_rows; row += rows) {
+    const int64_t num_rows = std::min(rows, tile_rows - row);
+    for (int64_t j = 0; j < blocks; ++j) {
+      std::copy_n(codes.data() + j * tile_rows + row, num_rows, part.begin() + j * rows);
+    }
+    for (int64_t pixel = 0; pixel < pixels; pixel += columns) {
+      const int64_t count = std::min(columns, pixels - pixel);
+      reference.gemm_tile(part.data(), codebook, dim, blocks, panel.data() + pixel, pitch, out.data(), columns, count);
+      for (int64_t r = 0; r < num_rows; ++r) {
+        std::copy_n(out.begin() + r * columns, count, expected.begin() + (row + r) * pixels + pixel);
+      }
+    }
+  }
+  return expected;
+}
+
+void test_gemm_tile(const KernelTable& tested, const KernelTable& reference, Random& random) {
+  for (const int64_t dim : kDims) {
+    for (const int64_t blocks : {1, 2, 7, 33}) {
+      const int64_t depth = dim * blocks, most = tested.tile_pixels;
+      const Guarded<uint16_t> codes = random.codes(1, blocks * tested.tile_rows, blocks * tested.tile_rows, kCentroids);
+      const Guarded<float> codebook = random.array<float>(kCentroids * dim);
+      const Guarded<float> whole_panel = random.rows<float>(depth, most, most);
+      std::vector<float> whole;  // of all pixels
+      for (int64_t pixels = most; pixels > 0; --pixels) {
+        begin_case({{"dim", dim}, {"blocks", blocks}, {"pixels", pixels}});
+        const int64_t pitch = pixels + 3;
+        Guarded<float> panel((depth - 1) * pitch + pixels, kUnsetInput);
+        for (int64_t k = 0; k < depth; ++k) std::copy_n(&whole_panel[k * most], pixels, &panel[k * pitch]);
+        const Rows shape{tested.tile_rows, pixels, round_up(pixels, tested.lanes), most + 5};
+        Guarded<float> out = output<float>(shape);
+        tested.gemm_tile(codes.data(), codebook.data(), dim, blocks, panel.data(), pitch, out.data(), shape.pitch,
+                         pixels);
+        const std::vector<float> expected =
+            reference_gemm(reference, codes, tested.tile_rows, codebook.data(), dim, blocks, panel, pitch, pixels);
+        expect_rows(out, shape, expected, tolerance(expected, depth));
+        if (whole.empty()) whole = dense(out, shape.rows, pixels, shape.pitch);
+        std::vector<float> part;
+        for (int64_t r = 0; r < shape.rows; ++r) {
+          part.insert(part.end(), whole.begin() + r * most, whole.begin() + r * most + pixels);
+        }
+        expect_rows(out, shape, part);  // the same bits however pixels are split
+      }
+    }
+  }
+}
+
+void test_decode_rows(const KernelTable& tested, const KernelTable& reference, Random& random) {
+  for (const int64_t dim : {1, 2, 3, 4, 5, 8, 9, 12, 16, 18, 25, 33, 49}) {
+    for (const auto& [rows, blocks] : {std::pair{1, 1}, {1, 7}, {3, 5}, {8, 16}}) {
+      for (const bool accumulate : {false, true}) {
+        begin_case({{"dim", dim}, {"rows", rows}, {"blocks", blocks}, {"accumulate", accumulate}});
+        const int64_t code_pitch = blocks + 2;
+        const Guarded<uint16_t> codes = random.codes(rows, blocks, code_pitch, kCentroids);
+        const Guarded<float> codebook = random.array<float>(kCentroids * dim);
+        const Rows shape{rows, blocks * dim, blocks * dim + 3, blocks * dim + 3};
+        const Guarded<float> start = random.rows<float>(rows, shape.count, shape.pitch);
+        const auto decode = [&](const KernelTable& kernels) {
+          Guarded<float> out = output<float>(shape);
+          if (accumulate) copy_rows(start, shape, out);
+          kernels.decode_rows(codes.data(), code_pitch, codebook.data(), dim, out.data(), shape.pitch, rows, blocks,
+                              accumulate);
+          return out;
+        };
+        expect_rows(decode(tested), shape, dense(decode(reference), rows, shape.count, shape.pitch));
+      }
+    }
+  }
+}
+
+void test_dot_rows(const KernelTable& tested, const KernelTable& reference, Random& random) {
+  for (const int64_t depth : {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 47, 577}) {
+    for (const auto& [rows, columns] : {std::pair{1, 1}, {7, 3}, {8, 1}, {9, 2}, {17, 1}}) {
+      begin_case({{"depth", depth}, {"rows", rows}, {"columns", columns}});
+      const int64_t a_pitch = depth + 3, x_pitch = depth + 1;
+      const Guarded<float> a = random.rows<float>(rows, depth, a_pitch);
+      const Guarded<float> x = random.rows<float>(columns, depth, x_pitch);
+      const Rows shape{rows, columns, columns, columns + 2};
+      const auto dot = [&](const KernelTable& kernels) {
+        Guarded<float> out = output<float>(shape, kExact);
+        kernels.dot_rows(a.data(), a_pitch, x.data(), x_pitch, out.data(), shape.pitch, rows, columns, depth);
+        return out;
+      };
+      const std::vector<float> expected = dense(dot(reference), rows, columns, shape.pitch);
+      expect_rows(dot(tested), shape, expected, tolerance(expected, depth));
+    }
+  }
+}
+
+void test_winograd_input(const WinogradKernels& tested, const WinogradKernels& reference, int64_t lanes, int64_t m,
+                         Random& random) {
+  const int64_t side = m + 2;
+  for (const int64_t tiles : kAwkward) {
+    begin_case({{"tiles", tiles}});
+    const int64_t line_pitch = m * tiles + 1;
+    const Guarded<float> lines = random.rows<float>(side, m * tiles, line_pitch);
+    Guarded<float> next_lines((side - 1) * line_pitch + m * tiles, kUnsetInput);
+    for (int64_t y = 0; y < side; ++y) {
+      for (int64_t t = 0; t < tiles; ++t) {
+        for (const int64_t x : {0, 1}) next_lines[y * line_pitch + m * t + x] = random.value<float>();
+      }
+    }
+    const Rows shape{side * side, tiles, round_up(tiles, lanes), round_up(tiles, lanes) + 3};
+    const auto transform = [&](const WinogradKernels& kernels) {
+      Guarded<float> out = output<float>(shape);
+      kernels.input(lines.data(), next_lines.data(), line_pitch, tiles, out.data(), shape.pitch);
+      return out;
+    };
+    const std::vector<float> expected = dense(transform(reference), shape.rows, tiles, shape.pitch);
+    expect_rows(transform(tested), shape, expected, tolerance(expected, side * side));
+  }
+}
+
+void test_winograd_output(const WinogradKernels& tested, const WinogradKernels& reference, int64_t lanes, int64_t m,
+                          Random& random) {
+  const int64_t side = m + 2;
+  for (const int64_t tiles : kAwkward) {
+    begin_case({{"tiles", tiles}});
+    const Guarded<float> in = random.rows<float>(side * side, tiles, tiles + 1);
+    const Rows shape{m, m * tiles, m * round_up(tiles, lanes), m * round_up(tiles, lanes) + 3};
+    const auto transform = [&](const WinogradKernels& kernels) {
+      Guarded<float> out = output<float>(shape);
+      kernels.output(in.data(), tiles + 1, tiles, out.data(), shape.pitch);
+      return out;
+    };
+    const std::vector<float> expected = dense(transform(reference), m, m * tiles, shape.pitch);
+    expect_rows(transform(tested), shape, expected, tolerance(expected, side * side));
+  }
+}
+
+void test_winograd2_input(const KernelTable& tested, const KernelTable& reference, Random& random) {
+  test_winograd_input(tested.winograd2, reference.winograd2, tested.lanes, 2, random);
+}
+
+void test_winograd2_output(const KernelTable& tested, const KernelTable& reference, Random& random) {
+  test_winograd_output(tested.winograd2, reference.winograd2, tested.lanes, 2, random);
+}
+
+void test_winograd4_input(const KernelTable& tested, const KernelTable& reference, Random& random) {
+  test_winograd_input(tested.winograd4, reference.winograd4, tested.lanes, 4, random);
+}
+
+void test_winograd4_output(const KernelTable& tested, const KernelTable& reference, Random& random) {
+  test_winograd_output(tested.winograd4, reference.winograd4, tested.lanes, 4, random);
+}
+
+// Columns [first, first + columns) of rows that are table_pixels of another table long, or fewer where the rows end.
+std::vector<float> columns_of(const Guarded<float>& rows, int64_t pitch, int64_t first, int64_t columns) {
+  std::vector<float> part(static_cast<size_t>(ceil_div(rows.size(), pitch) * columns));
+  for (int64_t i = 0; i < static_cast<int64_t>(part.size()); ++i) {
+    if (first + i % columns < pitch) part[static_cast<size_t>(i)] = rows[i / columns * pitch + first + i % columns];
+  }
+  return part;
+}
+
+// Call compute(first pixel, pixels, out) for pieces of table_pixels of the reference; its out [rows, table_pixels] are
+// the columns of what is returned, [rows, pixels].
+template <typename Compute>
+std::vector<float> in_pieces(const KernelTable& reference, int64_t rows, int64_t pixels, const Compute& compute) {
+  const int64_t columns = reference.table_pixels;
+  std::vector<float> expected(static_cast<size_t>(rows * pixels));
+  for (int64_t first = 0; first < pixels; first += columns) {
+    const int64_t count = std::min(columns, pixels - first);
+    std::vector<float> out(static_cast<size_t>(rows * columns));
+    compute(first, count, out);
+    for (int64_t r = 0; r < rows; ++r) {
+      std::copy_n(out.begin() + r * columns, count, expected.begin() + r * pixels + first);
+    }
+  }
+  return expected;
+}
+
+// Rows of table_pixels values, of which kernels write pairs of vectors.
+Rows table_rows(const KernelTable& tested, int64_t rows, int64_t pixels) {
+  const int64_t writable = std::min(round_up(pixels, 2 * tested.lanes), tested.table_pixels);
+  return {rows, pixels, writable, tested.table_pixels};
+}
+
+void test_table_build(const KernelTable& tested, const KernelTable& reference, Random& random) {
+  const int64_t pitch = tested.table_pixels;
+  for (const int64_t dim : kDims) {
+    for (const int64_t centroids : {1, 3, 16, 19}) {
+      for (int64_t pixels = 1; pixels <= pitch; ++pixels) {
+        begin_case({{"dim", dim}, {"centroids", centroids}, {"pixels", pixels}});
+        const Guarded<float> codebook = random.array<float>(centroids * dim);
+        const Guarded<float> panel = random.rows<float>(dim, pixels, pitch, kAligned);
+        const Rows shape = table_rows(tested, centroids, pixels);
+        Guarded<float> table = output<float>(shape, kAligned);
+        tested.table_build(codebook.data(), centroids, dim, panel.data(), pixels, table.data());
+        const std::vector<float> expected =
+            in_pieces(reference, centroids, pixels, [&](int64_t first, int64_t count, std::vector<float>& out) {
+              const std::vector<float> part = columns_of(panel, pitch, first, reference.table_pixels);
+              reference.table_build(codebook.data(), centroids, dim, part.data(), count, out.data());
+            });
+        expect_rows(table, shape, expected, tolerance(expected, dim));
+      }
+    }
+  }
+}
+
+void test_table_sum(const KernelTable& tested, const KernelTable& reference, Random& random) {
+  const int64_t pitch = tested.table_pixels;
+  for (const auto& [outputs, positions] : {std::pair{1, 1}, {2, 3}, {31, 4}, {3, 18}}) {
+    for (const bool accumulate : {false, true}) {
+      for (int64_t pixels = 1; pixels <= pitch; ++pixels) {
+        begin_case({{"outputs", outputs}, {"positions", positions}, {"accumulate", accumulate}, {"pixels", pixels}});
+        const Guarded<uint16_t> codes = random.codes(outputs, positions, positions, kCentroids);
+        const Guarded<float> tables = random.rows<float>(positions * kCentroids, pixels, pitch, kAligned);
+        const Guarded<float> start = random.rows<float>(outputs, pixels, pitch);
+        const Rows shape = table_rows(tested, outputs, pixels);
+        Guarded<float> sums = output<float>(shape, kAligned);
+        if (accumulate) copy_rows(start, shape, sums);
+        tested.table_sum(codes.data(), positions, tables.data(), kCentroids, sums.data(), outputs, pixels, accumulate);
+        const std::vector<float> expected =
+            in_pieces(reference, outputs, pixels, [&](int64_t first, int64_t count, std::vector<float>& out) {
+              const std::vector<float> part = columns_of(tables, pitch, first, reference.table_pixels);
+              if (accumulate) out = columns_of(start, pitch, first, reference.table_pixels);
+              reference.table_sum(codes.data(), positions, part.data(), kCentroids, out.data(), outputs, count,
+                                  accumulate);
+            });
+        expect_rows(sums, shape, expected);  // added up in the same order: the same bits
+      }
+    }
+  }
+}
+
+void test_finish_tile(const KernelTable& tested, const KernelTable& reference, Random& random) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  constexpr std::pair<float, float> kBounds[] = {
+      {-1.0f, 1.25f}, {0.0f, 6.0f}, {0.0f, kInfinity}, {-kInfinity, kInfinity}};
+  constexpr float kSpecial[] = {std::numeric_limits<float>::quiet_NaN(), kInfinity, -kInfinity};
+  constexpr int64_t kRows = 3;
+  for (const int64_t count : kAwkward) {
+    for (size_t bounds = 0; bounds < std::size(kBounds); ++bounds) {
+      for (const bool with_residual : {false, true}) {
+        begin_case({{"count", count}, {"bounds", static_cast<int64_t>(bounds)}, {"residual", with_residual}});
+        const Rows shape{kRows, count, count, count + 2};
+        const int64_t in_pitch = count + 1;
+        Guarded<float> in = random.rows<float>(kRows, count, in_pitch, kExact);
+        Guarded<float> residual = random.rows<float>(kRows, count, shape.pitch, kExact);
+        const Guarded<float> scale = random.array<float>(kRows, kExact), bias = random.array<float>(kRows, kExact);
+        for (const float special : kSpecial) {  // anywhere in a row, its last value included
+          in[random.below(kRows) * in_pitch + random.below(count)] = special;
+          residual[random.below(kRows) * shape.pitch + random.below(count)] = special;
+        }
+        in[(kRows - 1) * in_pitch + count - 1] = kSpecial[0];
+        const auto finish = [&](const KernelTable& kernels) {
+          Guarded<float> out = output<float>(shape, kExact);
+          kernels.finish_tile(in.data(), in_pitch, scale.data(), bias.data(), with_residual ? residual.data() : nullptr,
+                              kBounds[bounds].first, kBounds[bounds].second, out.data(), shape.pitch, kRows, count);
+          return out;
+        };
+        const std::vector<float> expected = dense(finish(reference), kRows, count, shape.pitch);
+        expect_rows(finish(tested), shape, expected, tolerance(expected, 3));
+      }
+    }
+  }
+}
+
+void test_peak(const KernelTable& tested, const KernelTable&, Random& random) {
+  begin_case({});
+  Guarded<float> sink = random.array<float>(kMostTilePixels, kExact);
+  if (const int64_t macs = tested.peak(3, sink.data()); macs < tested.lanes) {
+    throw Failure("expected at least a vector of multiply-adds per step, got " + std::to_string(macs));
+  }
+}
+
+constexpr KernelTest kTests[] = {
+    {"pack_rows", &test_pack_rows},
+    {"gemm_tile", &test_gemm_tile},
+    {"decode_rows", &test_decode_rows},
+    {"dot_rows", &test_dot_rows},
+    {"winograd2.input", &test_winograd2_input},
+    {"winograd2.output", &test_winograd2_output},
+    {"winograd4.input", &test_winograd4_input},
+    {"winograd4.output", &test_winograd4_output},
+    {"table_build", &test_table_build},
+    {"table_sum", &test_table_sum},
+    {"finish_tile", &test_finish_tile},
+    {"peak", &test_peak},
+};
+
+}  // namespace
+
+std::span<const KernelTest> float_kernel_tests() { return kTests; }
+
+}  // namespace pyquant
