@@ -15,11 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import click
-from figures import PARTS, Setting
+from figures import PARTS as MOST_PARTS
+from figures import Setting
+from precision import measure_precision
+from speed import SPEED_PARTS
 
 from pyquant import _core, console
 from pyquant.machine import machine_name
 from pyquant.storage import write_whole
+
+PARTS = {**MOST_PARTS, "precision": measure_precision, **SPEED_PARTS}
 
 
 @click.command()

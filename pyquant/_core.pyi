@@ -5,7 +5,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 def available_isas() -> list[str]: ...
-def kernel_names() -> list[str]: ...
+def kernel_names(fast: bool) -> list[str]: ...
 def default_threads() -> int: ...
 def peak_gmacs(isa: str) -> float: ...
 def kernel_tile(isa: str) -> dict[str, int]: ...
@@ -14,11 +14,12 @@ def pack_rows(
     step: int,
     inputs: NDArray[np.float32],
     rows: NDArray[np.int64],
+    outside: int,
     panel: NDArray[np.float32],
     isa: str,
 ) -> NDArray[np.float32]: ...
 def gemm_tile(
-    codes: NDArray[np.uint16], codebook: NDArray[np.float32], panel: NDArray[np.float32], isa: str
+    at: NDArray[np.uint16] | None, codebook: NDArray[np.float32], panel: NDArray[np.float32], isa: str
 ) -> NDArray[np.float32]: ...
 def dot_rows(a: NDArray[np.float32], x: NDArray[np.float32], isa: str) -> NDArray[np.float32]: ...
 def winograd_input(lines: NDArray[np.float32], next_lines: NDArray[np.float32], isa: str) -> NDArray[np.float32]: ...
@@ -28,7 +29,7 @@ def table_build(
     codebook: NDArray[np.float32], panel: NDArray[np.float32], pixels: int, isa: str
 ) -> NDArray[np.float32]: ...
 def table_sum(
-    codes: NDArray[np.uint16],
+    at: NDArray[np.uint16],
     tables: NDArray[np.float32],
     sums: NDArray[np.float32] | None,
     pixels: int,
@@ -44,6 +45,39 @@ def finish_tile(
     isa: str,
 ) -> NDArray[np.float32]: ...
 
+def gemm_tile8(
+    at: NDArray[np.uint16] | None, codebook: NDArray[np.uint32], panel: NDArray[np.uint32], isa: str
+) -> NDArray[np.int32]: ...
+def decode_quads(
+    codes: NDArray[np.uint16], spread: NDArray[np.uint32], taps: int, n: int, isa: str
+) -> NDArray[np.uint32]: ...
+def turn_quads(inputs: NDArray[np.uint32], pixels: int, isa: str) -> NDArray[np.uint32]: ...
+def table_sums8(
+    at: NDArray[np.uint16],
+    codebook: NDArray[np.uint32],
+    panel: NDArray[np.uint32],
+    pixels: int,
+    shift: int,
+    before: NDArray[np.int32] | None,
+    isa: str,
+) -> NDArray[np.int32]: ...
+def finish_tile8(
+    inputs: NDArray[np.int32],
+    scale: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    residual: NDArray[np.uint32] | None,
+    residual_scale: float,
+    low: int,
+    high: int,
+    out: NDArray[np.uint32],
+    isa: str,
+) -> NDArray[np.uint32]: ...
+def quantize(inputs: NDArray[np.float32], inverse_scale: float, zero: float, isa: str) -> NDArray[np.uint32]: ...
+def dequantize(
+    inputs: NDArray[np.uint32], rows: int, scale: float, zero: float, isa: str
+) -> NDArray[np.float32]: ...
+def max_row8(inputs: NDArray[np.uint32], step: int, out: NDArray[np.uint32], isa: str) -> NDArray[np.uint32]: ...
+
 class Plan:
     @property
     def arena_bytes(self) -> int: ...
@@ -56,6 +90,8 @@ class Model:
         inputs: list[int],
         outputs: list[int],
         num_values: int,
+        fast: bool,
+        ranges: NDArray[np.float32] | None,
         threads: int,
         isa: str,
         kernel: str,

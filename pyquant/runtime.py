@@ -19,7 +19,7 @@ from pyquant.graph import GraphInput, Network, Node, Weight
 from pyquant.pictures import read_picture
 from pyquant.shapes import Shape
 
-PRECISIONS = ("exact",)
+PRECISIONS = ("exact", "fast")
 MAX_THREADS = 1024
 TUNING_TURNS = 2  # in which every kernel is measured once: a machine's speed drifts
 
@@ -30,7 +30,8 @@ def load(path: str | os.PathLike[str], threads: int | None = None, precision: st
     Args:
         path: the file.
         threads: threads of one run; by default as many as the process may use (affinity and control group).
-        precision: "exact", fp32 throughout.
+        precision: "exact", fp32 throughout, or "fast", layers in 8-bit integers where that is faster. Ranges of
+            activations are those of the file; without any, they are measured in each run, which takes time.
 
     Raises:
         InputError: the file cannot be read.
@@ -66,9 +67,9 @@ class Model:
         Args:
             file: the contents of a `.pqmodel`.
             threads: threads of one run; None for all that the process may use.
-            precision: "exact", fp32 throughout.
+            precision: "exact" or "fast", see `load`.
             isa: one of `_core.available_isas()`; None for the one that PYQUANT_ISA names, else the best.
-            kernel: one of `_core.kernel_names()`, to restrict layers to it where they have it, for tests and
+            kernel: one of `_core.kernel_names(precision == "fast")`, to restrict layers to it where they have it, for tests and
                 benchmarks; None for the fastest of each layer, as far as it is known.
 
         Raises:
@@ -78,11 +79,18 @@ class Model:
         check_options(threads, precision)
         self.file = file
         self.precision = precision
-        if kernel is not None and kernel not in _core.kernel_names():
-            raise ConfigError(f"kernel: expected one of {', '.join(_core.kernel_names())}, got '{kernel}'")
+        known = _core.kernel_names(precision == "fast")
+        if kernel is not None and kernel not in known:
+            raise ConfigError(f"kernel: expected one of {', '.join(known)}, got '{kernel}'")
         self._graph = file.network.graph
         self._kernel = kernel
-        self._core = _to_core(file.network, threads or _core.default_threads(), isa or "", kernel or "")
+        self._core = _to_core(
+            file.network,
+            fast=precision == "fast",
+            threads=threads or _core.default_threads(),
+            isa=isa or "",
+            kernel=kernel or "",
+        )
 
     @property
     def inputs(self) -> tuple[GraphInput, ...]:
@@ -157,7 +165,7 @@ class Model:
             `candidates` are the kernels that could have been chosen; `share` is the part of the whole run, 0 to 1;
             `gmacs` are the multiply-accumulates of the dense layer, in 1e9 a second, and `of_peak` is their part of
             `peak_gmacs`, what fp32 multiply-adds in registers reach on all threads. Both are None for steps without a
-            weight; kernels that save multiplications can exceed the peak.
+            weight; kernels that save multiplications, or are in integers, can exceed the peak.
         """
         plan, arrays = self._prepare(inputs)
         self._core.run(plan, arrays)
@@ -194,7 +202,7 @@ class Model:
         _, arrays = self._prepare(inputs)
         shapes = [array.shape for array in arrays]
         times: dict[str, dict[str, float]] = {}
-        kernels = _core.kernel_names()
+        kernels = _core.kernel_names(self.precision == "fast")
         for turn in range(TUNING_TURNS * len(kernels)):
             plan = self._make_plan(shapes, dict.fromkeys(self._weighted(), kernels[turn % len(kernels)]))
             end = monotonic() + seconds / (TUNING_TURNS * len(kernels))
@@ -209,7 +217,7 @@ class Model:
         fastest = {name: min(layer, key=layer.__getitem__) for name, layer in times.items()}
         self._make_plan(shapes, fastest)
         keys = self._tuning_keys(shapes)
-        tuning.remember(self.isa, self.threads, {keys[name]: kernel for name, kernel in fastest.items()})
+        tuning.remember(self.isa, self.threads, self.precision, {keys[name]: kernel for name, kernel in fastest.items()})
         return [{"name": name, "kernel": fastest[name], "ms": layer} for name, layer in times.items()]
 
     def _prepare(self, inputs: Sequence[ArrayLike]) -> tuple[_core.Plan, list[NDArray[np.float32]]]:
@@ -235,7 +243,7 @@ class Model:
         return self._core.make_plan([inferred[name] for name in self._graph.values()], dict(kernels))
 
     def _remembered_kernels(self, shapes: Sequence[Shape]) -> dict[str, str]:
-        if not (known := tuning.remembered(self.isa, self.threads)):
+        if not (known := tuning.remembered(self.isa, self.threads, self.precision)):
             return {}
         return {name: known[key] for name, key in self._tuning_keys(shapes).items() if key in known}
 
@@ -258,7 +266,7 @@ class Model:
         return [{"class": names[i].name if names else str(i), "probability": float(probabilities[i])} for i in best]
 
 
-def _to_core(network: Network, threads: int, isa: str, kernel: str) -> _core.Model:
+def _to_core(network: Network, *, fast: bool, threads: int, isa: str, kernel: str) -> _core.Model:
     # The core knows a value by its position.
     number = {name: i for i, name in enumerate(network.graph.values())}
     weights: dict[str, Weight] = {}
@@ -284,6 +292,8 @@ def _to_core(network: Network, threads: int, isa: str, kernel: str) -> _core.Mod
         inputs=[number[i.name] for i in network.graph.inputs],
         outputs=[number[name] for name in network.graph.outputs],
         num_values=len(number),
+        fast=fast,
+        ranges=network.activation_ranges if fast else None,
         threads=threads,
         isa=isa,
         kernel=kernel,

@@ -1,6 +1,6 @@
 """Which kernel was the fastest for a layer, remembered in the user's cache directory.
 
-There is a file for each build of the core, processor, instruction set and number of threads; in it, a kernel for each
+There is a file for each build of the core, processor, instruction set, number of threads and precision; in it, a kernel for each
 layer and input shape. The folder is PYQUANT_CACHE, else `pyquant` in XDG_CACHE_HOME or ~/.cache. What is in it may be
 deleted at any time; what cannot be read counts as not there.
 """
@@ -35,12 +35,12 @@ def layer_key(node: Node, inputs: Sequence[Shape]) -> str:
     return json.dumps([described, dict(node.attributes), inputs], sort_keys=True)
 
 
-def remembered(isa: str, threads: int) -> Kernels:
+def remembered(isa: str, threads: int, precision: str) -> Kernels:
     """Return what has been remembered for this machine."""
     if not cache_folder().is_dir():  # the usual case of whoever never tuned: nothing to hash the core for
         return {}
     try:
-        found = json.loads(read_whole(_cache_file(isa, threads), limit=MAX_CACHE_BYTES))
+        found = json.loads(read_whole(_cache_file(isa, threads, precision), limit=MAX_CACHE_BYTES))
     except (InputError, ValueError, RecursionError):
         return {}
     if not isinstance(found, dict):
@@ -48,7 +48,7 @@ def remembered(isa: str, threads: int) -> Kernels:
     return {key: kernel for key, kernel in found.items() if isinstance(kernel, str)}
 
 
-def remember(isa: str, threads: int, kernels: Mapping[str, str]) -> None:
+def remember(isa: str, threads: int, precision: str, kernels: Mapping[str, str]) -> None:
     """Keep kernels for later processes, beside those that are kept already.
 
     Two processes may do so at once: the file is always whole, and holds at least what one of them added.
@@ -57,8 +57,8 @@ def remember(isa: str, threads: int, kernels: Mapping[str, str]) -> None:
         InputError: the file cannot be written.
     """
     check_folder()
-    known = {**remembered(isa, threads), **kernels}
-    write_whole(_cache_file(isa, threads), json.dumps(known, indent=1, sort_keys=True).encode())
+    known = {**remembered(isa, threads, precision), **kernels}
+    write_whole(_cache_file(isa, threads, precision), json.dumps(known, indent=1, sort_keys=True).encode())
 
 
 def check_folder() -> None:
@@ -83,8 +83,8 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "pyquant"
 
 
-def _cache_file(isa: str, threads: int) -> Path:
-    machine = f"{_build()} {processor_name()} {isa} {threads}"
+def _cache_file(isa: str, threads: int, precision: str) -> Path:
+    machine = f"{_build()} {processor_name()} {isa} {threads} {precision}"
     return cache_folder() / f"kernels-{sha256(machine.encode()).hexdigest()[:32]}.json"
 
 

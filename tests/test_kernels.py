@@ -22,12 +22,13 @@ def test_pack_rows_writes_its_runs_alone(isa: str, step: int, size: int, rng: np
     inputs = rng.standard_normal((3, 1 + step * size)).astype(np.float32)
     panel = rng.standard_normal((4, size + 5)).astype(np.float32)
     runs = np.array([[0, 2, -1], [3, size, 1]])
+    outside = 0x7F8000FF  # any bits: no number is computed with
     expected = panel.copy()
     for row, channel in [(3, 0), (1, 2)]:
-        expected[row, :2] = 0
+        expected.view(np.uint32)[row, :2] = outside
         expected[row, 3 : 3 + size] = inputs[channel, 1::step][:size]
-    got = _core.pack_rows(runs, step, inputs, np.array([[3, 0], [1, 2]]), panel, isa=isa)
-    np.testing.assert_array_equal(got, expected)
+    got = _core.pack_rows(runs, step, inputs, np.array([[3, 0], [1, 2]]), outside, panel, isa=isa)
+    np.testing.assert_array_equal(got.view(np.uint32), expected.view(np.uint32))
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -39,8 +40,16 @@ def test_gemm_tile(isa: str, dim: int, blocks: int, rng: np.random.Generator) ->
     weights = codebook[codes].transpose(1, 0, 2).reshape(tile["rows"], blocks * dim)
     for pixels in sorted({min(p, tile["pixels"]) for p in (*AWKWARD, tile["pixels"])}):
         panel = rng.standard_normal((blocks * dim, pixels)).astype(np.float32)
-        got = _core.gemm_tile(codes, codebook, panel, isa=isa)[:, :pixels]
+        got = _core.gemm_tile(codes * np.uint16(dim), codebook, panel, isa=isa)[:, :pixels]
         assert_close(got, weights.astype(np.float64) @ panel, terms=blocks * dim)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_gemm_tile_of_a_matrix(isa: str, rng: np.random.Generator) -> None:
+    tile = _core.kernel_tile(isa)
+    matrix = rng.standard_normal((tile["rows"], 77)).astype(np.float32)
+    panel = rng.standard_normal((77, tile["pixels"])).astype(np.float32)
+    assert_close(_core.gemm_tile(None, matrix, panel, isa=isa), matrix.astype(np.float64) @ panel, terms=77)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -124,7 +133,8 @@ def test_table_sum(isa: str, outputs: int, positions: int, accumulate: bool, rng
     for q in range(positions):  # in the kernel's order: the sums are the same bits
         expected += tables[q][codes[:, q]]
     for pixels in sorted({min(p, columns) for p in AWKWARD}):
-        got = _core.table_sum(codes, tables, sums if accumulate else None, pixels, isa=isa)
+        at = ((np.arange(positions) * tables.shape[1] + codes) * columns * 4 // 8).astype(np.uint16)
+        got = _core.table_sum(at, tables, sums if accumulate else None, pixels, isa=isa)
         np.testing.assert_array_equal(got[:, :pixels], expected[:, :pixels])
 
 

@@ -49,7 +49,7 @@ def test_fastest_kernel_is_chosen_and_remembered(file: ModelFile, x: np.ndarray)
     assert layer["kernel"] == min(layer["ms"], key=layer["ms"].__getitem__)
     assert kernel_of(model, x) == layer["kernel"]
     np.testing.assert_allclose(model(x), before, atol=1e-4)
-    assert list(tuning.remembered(model.isa, model.threads).values()) == [layer["kernel"]]
+    assert list(tuning.remembered(model.isa, model.threads, "exact").values()) == [layer["kernel"]]
     assert kernel_of(Model(file), x) == layer["kernel"]
 
 
@@ -57,7 +57,7 @@ def test_fastest_kernel_is_chosen_and_remembered(file: ModelFile, x: np.ndarray)
 def test_what_is_remembered_is_used(kernel: str, file: ModelFile, x: np.ndarray) -> None:
     model = Model(file, threads=1)
     (node,) = file.network.graph.nodes
-    tuning.remember(model.isa, 1, {tuning.layer_key(node, [SHAPE]): kernel})
+    tuning.remember(model.isa, 1, "exact", {tuning.layer_key(node, [SHAPE]): kernel})
     assert kernel_of(model, x) == kernel
     assert kernel_of(model, np.concatenate([x, x])) == kernel_of(Model(file, threads=2), np.concatenate([x, x]))
 
@@ -65,25 +65,26 @@ def test_what_is_remembered_is_used(kernel: str, file: ModelFile, x: np.ndarray)
 def test_other_layers_and_threads_are_kept_apart(file: ModelFile) -> None:
     (node,) = file.network.graph.nodes
     assert tuning.layer_key(node, [SHAPE]) != tuning.layer_key(node, [(2, 4, 9, 9)])
-    tuning.remember("avx2", 1, {"a": "table"})
-    tuning.remember("avx2", 1, {"b": "dot"})
-    assert tuning.remembered("avx2", 1) == {"a": "table", "b": "dot"}
-    assert tuning.remembered("avx2", 2) == tuning.remembered("avx512", 1) == {}
+    tuning.remember("avx2", 1, "exact", {"a": "table"})
+    tuning.remember("avx2", 1, "exact", {"b": "dot"})
+    assert tuning.remembered("avx2", 1, "exact") == {"a": "table", "b": "dot"}
+    for other in [("avx2", 2, "exact"), ("avx512", 1, "exact"), ("avx2", 1, "fast")]:
+        assert tuning.remembered(*other) == {}
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b'{"a": 3}', b"[" * 100_000])
 def test_damaged_cache_counts_as_empty(content: bytes, cache: Path, file: ModelFile, x: np.ndarray) -> None:
-    tuning.remember(_core.available_isas()[-1], 1, {"a": "table"})
+    tuning.remember(_core.available_isas()[-1], 1, "exact", {"a": "table"})
     (remembered,) = cache.iterdir()
     remembered.write_bytes(content)
-    assert tuning.remembered(_core.available_isas()[-1], 1) == {}
+    assert tuning.remembered(_core.available_isas()[-1], 1, "exact") == {}
     Model(file, threads=1)(x)
 
 
 @pytest.mark.parametrize("kernel", ["dot", "of another age"])
 def test_direct_kernel_takes_the_place_of_one_that_does_not_apply(kernel: str, file: ModelFile, x: np.ndarray) -> None:
     (node,) = file.network.graph.nodes
-    tuning.remember(_core.available_isas()[-1], 1, {tuning.layer_key(node, [SHAPE]): kernel})
+    tuning.remember(_core.available_isas()[-1], 1, "exact", {tuning.layer_key(node, [SHAPE]): kernel})
     assert kernel_of(Model(file, threads=1), x) == "direct"
 
 

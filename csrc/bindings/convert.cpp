@@ -81,6 +81,20 @@ void check_node(const Node& node, int32_t num_values) {
 
 }  // namespace
 
+std::vector<std::optional<Quantization>> ranges_from_python(const std::optional<Array<float>>& ranges,
+                                                            int32_t num_values) {
+  std::vector<std::optional<Quantization>> result(num_values);
+  if (!ranges) return result;
+  if (ranges->ndim() != 2 || ranges->shape(0) != num_values || ranges->shape(1) != 2) {
+    throw Error("activation ranges: expected a lowest and a highest number for each of " + std::to_string(num_values) +
+                " values");
+  }
+  for (int32_t value = 0; value < num_values; ++value) {
+    result[value] = quantization_of(ranges->at(value, 0), ranges->at(value, 1));
+  }
+  return result;
+}
+
 Graph graph_from_python(const py::list& weights, const py::list& nodes, std::vector<ValueId> inputs,
                         std::vector<ValueId> outputs, int32_t num_values) {
   std::vector<std::shared_ptr<const Weight>> shared;

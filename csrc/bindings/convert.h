@@ -4,7 +4,10 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <optional>
+
 #include "runtime/graph.h"
+#include "runtime/quantization.h"
 
 namespace pyquant {
 
@@ -22,5 +25,9 @@ std::span<const T> as_span(const Array<T>& array) {
 // Build the graph that pyquant.runtime describes: see Model.__init__ in bindings/module.cpp.
 Graph graph_from_python(const py::list& weights, const py::list& nodes, std::vector<ValueId> inputs,
                         std::vector<ValueId> outputs, int32_t num_values);
+
+// How bytes stand for each value whose lowest and highest number [num_values, 2] are given.
+std::vector<std::optional<Quantization>> ranges_from_python(const std::optional<Array<float>>& ranges,
+                                                            int32_t num_values);
 
 }  // namespace pyquant

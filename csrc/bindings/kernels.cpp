@@ -25,14 +25,15 @@ void register_kernels(py::module_& m) {
       "kernel_tile",
       [](const std::string& isa) {
         const KernelTable kernels = select_kernels(isa);
-        return py::dict("lanes"_a = kernels.lanes, "rows"_a = kernels.tile_rows, "pixels"_a = kernels.tile_pixels,
-                        "table_pixels"_a = kernels.table_pixels);
+        return py::dict("lanes"_a = kernels.lanes, "rows"_a = kernels.tile.rows, "pixels"_a = kernels.tile.pixels,
+                        "table_pixels"_a = kernels.table_pixels, "rows8"_a = kernels.tile8.rows,
+                        "pixels8"_a = kernels.tile8.pixels, "table8_pixels"_a = kernels.table8_pixels);
       },
       "isa"_a, "Lanes of a vector, and the rows and pixels that the kernels of an instruction set take.");
 
   m.def(
       "pack_rows",
-      [](const Array<int64_t>& runs, int64_t step, const Array<float>& in, const Array<int64_t>& rows,
+      [](const Array<int64_t>& runs, int64_t step, const Array<float>& in, const Array<int64_t>& rows, uint32_t outside,
          const Array<float>& panel, const std::string& isa) {
         std::vector<PanelRun> pieces;
         for (int64_t i = 0; i < runs.shape(0); ++i) {
@@ -43,26 +44,27 @@ void register_kernels(py::module_& m) {
         const AlignedBuffer<float> input = copied(in);
         AlignedBuffer<float> out = copied(panel);
         select_kernels(isa).pack_rows(pieces.data(), runs.shape(0), step, input.data(), in.shape(1), targets.data(),
-                                      rows.shape(0), out.data(), panel.shape(1));
+                                      rows.shape(0), outside, out.data(), panel.shape(1));
         return to_array(out, {panel.shape(0), panel.shape(1)});
       },
-      "runs"_a, "step"_a, "inputs"_a, "rows"_a, "panel"_a, "isa"_a,
+      "runs"_a, "step"_a, "inputs"_a, "rows"_a, "outside"_a, "panel"_a, "isa"_a,
       "panel [D, pitch] with the runs (to, size, from) of its rows (row, channel) read from inputs [C, floats].");
 
   m.def(
       "gemm_tile",
-      [](const Array<uint16_t>& codes, const Array<float>& codebook, const Array<float>& panel,
+      [](const std::optional<Array<uint16_t>>& at, const Array<float>& codebook, const Array<float>& panel,
          const std::string& isa) {
         const KernelTable kernels = select_kernels(isa);
-        const int64_t pixels = panel.shape(1);
+        const int64_t pixels = panel.shape(1), blocks = at ? at->shape(0) : 1;
         const AlignedBuffer<float> centroids = copied(codebook), inputs = copied(panel);
-        AlignedBuffer<float> out(kernels.tile_rows * kernels.tile_pixels);
-        kernels.gemm_tile(codes.data(), centroids.data(), codebook.shape(1), codes.shape(0), inputs.data(), pixels,
-                          out.data(), kernels.tile_pixels, pixels);
-        return to_array(out, {kernels.tile_rows, kernels.tile_pixels});
+        AlignedBuffer<float> out(kernels.tile.rows * kernels.tile.pixels);
+        kernels.gemm_tile(at ? at->data() : nullptr, centroids.data(), panel.shape(0) / blocks, blocks, inputs.data(),
+                          pixels, out.data(), kernels.tile.pixels, pixels);
+        return to_array(out, {kernels.tile.rows, kernels.tile.pixels});
       },
-      "codes"_a, "codebook"_a, "panel"_a, "isa"_a,
-      "The product of the weights that codes [J, rows] name in codebook [K, d] and panel [J * d, pixels].");
+      "at"_a, "codebook"_a, "panel"_a, "isa"_a,
+      "The product of the d weights that begin at [J, rows] in a codebook, or of a matrix [rows, d], and panel [J * d, "
+      "pixels].");
 
   m.def(
       "dot_rows",
@@ -138,17 +140,17 @@ void register_kernels(py::module_& m) {
 
   m.def(
       "table_sum",
-      [](const Array<uint16_t>& codes, const Array<float>& tables, const std::optional<Array<float>>& sums,
-         int64_t pixels, const std::string& isa) {
+      [](const Array<uint16_t>& at, const Array<float>& tables, const std::optional<Array<float>>& sums, int64_t pixels,
+         const std::string& isa) {
         const AlignedBuffer<float> rows = copied(tables);
-        AlignedBuffer<float> out = sums ? copied(*sums) : AlignedBuffer<float>(codes.shape(0) * tables.shape(2));
-        select_kernels(isa).table_sum(codes.data(), codes.shape(1), rows.data(), tables.shape(1), out.data(),
-                                      codes.shape(0), pixels, sums.has_value());
-        return to_array(out, {codes.shape(0), tables.shape(2)});
+        AlignedBuffer<float> out = sums ? copied(*sums) : AlignedBuffer<float>(at.shape(0) * tables.shape(2));
+        select_kernels(isa).table_sum(at.data(), at.shape(1), rows.data(), out.data(), at.shape(0), pixels,
+                                      sums.has_value());
+        return to_array(out, {at.shape(0), tables.shape(2)});
       },
-      "codes"_a, "tables"_a, "sums"_a, "pixels"_a, "isa"_a,
-      "For each output, the rows of tables [positions, K, table_pixels] that codes [O, positions] name, added up; to "
-      "sums [O, table_pixels], unless that is None.");
+      "at"_a, "tables"_a, "sums"_a, "pixels"_a, "isa"_a,
+      "For each output, the rows of tables [positions, K, table_pixels] that begin at [O, positions], in steps of 8 "
+      "bytes, added up; to sums [O, table_pixels], unless that is None.");
 
   m.def(
       "finish_tile",

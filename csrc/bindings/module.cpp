@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include "base/cpu_count.h"
+#include "bindings/byte_kernels.h"
 #include "bindings/convert.h"
 #include "bindings/kernels.h"
 #include "runtime/model.h"
@@ -53,7 +54,8 @@ PYBIND11_MODULE(_core, m) {
   });
 
   m.def("available_isas", &available_isas, "Instruction sets that run here, best last; 'reference' is the first.");
-  m.def("kernel_names", &kernel_names, "Kernels of convolutions and linear layers, among which plans choose.");
+  m.def("kernel_names", &kernel_names, "fast"_a,
+        "Kernels of convolutions and linear layers among which plans choose, those in integers only if `fast`.");
   m.def("default_threads", &available_cpus, "Processors that this process may use.");
   m.def(
       "peak_gmacs",
@@ -64,6 +66,7 @@ PYBIND11_MODULE(_core, m) {
       },
       "isa"_a, "Measured fp32 multiply-accumulates per nanosecond of one core, in registers.");
   register_kernels(m);
+  register_byte_kernels(m);
 
   py::class_<Plan, std::shared_ptr<Plan>>(m, "Plan", "Everything decided before the first run, for given input shapes.")
       .def_property_readonly(
@@ -72,13 +75,15 @@ PYBIND11_MODULE(_core, m) {
 
   py::class_<Model>(m, "Model", "A network on the native kernels; pyquant.runtime.Model is its face.")
       .def(py::init([](const py::list& weights, const py::list& nodes, std::vector<ValueId> inputs,
-                       std::vector<ValueId> outputs, int32_t num_values, int threads, const std::string& isa,
+                       std::vector<ValueId> outputs, int32_t num_values, bool fast,
+                       const std::optional<Array<float>>& ranges, int threads, const std::string& isa,
                        const std::string& kernel) {
              return std::make_unique<Model>(
-                 graph_from_python(weights, nodes, std::move(inputs), std::move(outputs), num_values), threads, isa,
-                 kernel);
+                 graph_from_python(weights, nodes, std::move(inputs), std::move(outputs), num_values), fast,
+                 ranges_from_python(ranges, num_values), threads, isa, kernel);
            }),
-           "weights"_a, "nodes"_a, "inputs"_a, "outputs"_a, "num_values"_a, "threads"_a, "isa"_a, "kernel"_a)
+           "weights"_a, "nodes"_a, "inputs"_a, "outputs"_a, "num_values"_a, "fast"_a, "ranges"_a, "threads"_a, "isa"_a,
+           "kernel"_a)
       .def_property_readonly("isa", &Model::isa)
       .def_property_readonly("threads", &Model::threads)
       .def("find_plan", &Model::find_plan, "inputs"_a, "The plan for inputs of these shapes, or None.")

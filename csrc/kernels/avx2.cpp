@@ -1,10 +1,14 @@
 // Built with AVX2 and FMA enabled; reached only through select_kernels().
 //
 // Register tile 4 x 3: 12 sums, 3 inputs and 1 broadcast weight fill the 16 registers; 7 loads for 12 multiply-adds.
+//
+// Of quads it is 4 x 2: bytes are widened to 16 bits, the even and the odd ones apart, for vpmaddubsw would saturate:
+// 8 sums, 4 inputs, 2 weights. Two vpmaddwd and two additions multiply a vector of quads.
 #include "kernels/avx2.h"
 
 #include <immintrin.h>
 
+#include "kernels/vector_bytes.h"
 #include "kernels/vector_kernels.h"
 
 namespace pyquant {
@@ -60,10 +64,100 @@ struct Avx2 {
   static Half load_half(const float* p) { return _mm_loadu_ps(p); }
   static void store_half(float* p, Half v) { _mm_storeu_ps(p, v); }
   static Half multiply_add(Half a, Half b, Half c) { return _mm_fmadd_ps(a, b, c); }
+
+  using Int = __m256i;
+  using HalfInt = __m128i;
+  struct Inputs {  // bytes 0 and 2 of each quad as 16 bits, and bytes 1 and 3
+    Int even, odd;
+  };
+  struct HalfInputs {
+    HalfInt even, odd;
+  };
+  using Weights = Inputs;
+  struct PairInt {
+    Int first, second;
+  };
+  static constexpr int64_t kRows8 = 4;
+  static constexpr int64_t kVectors8 = 2;
+  static constexpr double kLeastVectors8 = 1.0;
+  static constexpr double kDotCost = 2.0;
+  static constexpr int64_t kTable8Vectors = 4;
+
+  static Int load_int(const void* p) { return _mm256_loadu_si256(static_cast<const Int*>(p)); }
+  static Int load_int_first(const void* p, int64_t count) {
+    return _mm256_maskload_epi32(static_cast<const int*>(p), first(count));
+  }
+  static void store_int(void* p, Int v) { _mm256_storeu_si256(static_cast<Int*>(p), v); }
+  static void store_int_first(void* p, int64_t count, Int v) {
+    _mm256_maskstore_epi32(static_cast<int*>(p), first(count), v);
+  }
+  static Int broadcast_int(uint32_t value) { return _mm256_set1_epi32(static_cast<int>(value)); }
+  static Inputs inputs(Int quads) {
+    const Int bytes = _mm256_set1_epi16(0xff);
+    return {_mm256_and_si256(quads, bytes), _mm256_srli_epi16(quads, 8)};
+  }
+  static HalfInputs inputs(HalfInt quads) {
+    const HalfInt bytes = _mm_set1_epi16(0xff);
+    return {_mm_and_si128(quads, bytes), _mm_srli_epi16(quads, 8)};
+  }
+  static Weights weights(Int quads) {
+    return {_mm256_srai_epi16(_mm256_slli_epi16(quads, 8), 8), _mm256_srai_epi16(quads, 8)};
+  }
+  static Int dot(Weights weights, Inputs inputs, Int sums) {
+    sums = _mm256_add_epi32(sums, _mm256_madd_epi16(weights.even, inputs.even));
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(weights.odd, inputs.odd));
+  }
+  static HalfInt dot(Weights weights, HalfInputs inputs, HalfInt sums) {
+    sums = _mm_add_epi32(sums, _mm_madd_epi16(low_half_int(weights.even), inputs.even));
+    return _mm_add_epi32(sums, _mm_madd_epi16(low_half_int(weights.odd), inputs.odd));
+  }
+  static Int bit_and(Int a, Int b) { return _mm256_and_si256(a, b); }
+  static Int bit_or(Int a, Int b) { return _mm256_or_si256(a, b); }
+  template <int count>
+  static Int shift_left(Int v) {
+    return _mm256_slli_epi32(v, count);
+  }
+  template <int count>
+  static Int shift_right(Int v) {
+    return _mm256_srli_epi32(v, count);
+  }
+  static Int shift_right_signed(Int v, int count) { return _mm256_sra_epi32(v, _mm_cvtsi32_si128(count)); }
+  static Int add_int(Int a, Int b) { return _mm256_add_epi32(a, b); }
+  static Int add_short(Int a, Int b) { return _mm256_add_epi16(a, b); }
+  static Int max_bytes(Int a, Int b) { return _mm256_max_epu8(a, b); }
+  static Int min_bytes(Int a, Int b) { return _mm256_min_epu8(a, b); }
+  static Int broadcast_byte(uint8_t value) { return _mm256_set1_epi8(static_cast<char>(value)); }
+  static Int byte_of(Int quads, int i) {
+    // Byte i of each quad; what is negative becomes zero.
+    const __m128i from =
+        _mm_add_epi32(_mm_setr_epi32(-0x7f7f8000, -0x7f7f7ffc, -0x7f7f7ff8, -0x7f7f7ff4), _mm_set1_epi32(i));
+    return _mm256_shuffle_epi8(quads, _mm256_broadcastsi128_si256(from));
+  }
+  // Each half of a register holds four bytes of each vector; then one of each vector side by side.
+  static Int to_quads(Int a, Int b, Int c, Int d) {
+    const Int order = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    const Int bytes = _mm256_packus_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
+    return _mm256_shuffle_epi8(bytes, order);
+  }
+  static Int pack(Int a, Int b) { return _mm256_packs_epi32(a, b); }
+  static PairInt unpack(Int v) {
+    return {_mm256_srai_epi32(_mm256_unpacklo_epi16(v, v), 16), _mm256_srai_epi32(_mm256_unpackhi_epi16(v, v), 16)};
+  }
+  static Float to_float(Int v) { return _mm256_cvtepi32_ps(v); }
+  static Int to_int(Float v) { return _mm256_cvtps_epi32(v); }
+  static PairInt split_int(Int a, Int b) {
+    const Pair pair = split(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b));
+    return {_mm256_castps_si256(pair.first), _mm256_castps_si256(pair.second)};
+  }
+  static HalfInt low_half_int(Int v) { return _mm256_castsi256_si128(v); }
+  static HalfInt load_half_int(const void* p) { return _mm_loadu_si128(static_cast<const HalfInt*>(p)); }
+  static void store_half_int(void* p, HalfInt v) { _mm_storeu_si128(static_cast<HalfInt*>(p), v); }
 };
 
 }  // namespace
 
-KernelTable improve_with_avx2(KernelTable table) { return VectorKernels<Avx2>::improve(table, "avx2"); }
+KernelTable improve_with_avx2(KernelTable table) {
+  return ByteKernels<Avx2>::improve(VectorKernels<Avx2>::improve(table, "avx2"), "avx2");
+}
 
 }  // namespace pyquant

@@ -15,6 +15,11 @@
 //   dot       where there are few pixels, each with its inputs side by side: decode_rows() writes the weights of some
 //             outputs, dot_rows() multiplies, and the lanes are inputs.
 //
+// In 8 bits, an activation is an unsigned byte q that stands for scale * (q - zero), a weight a signed byte. Four
+// channels of a pixel, or four weights, are a quad: one uint32_t, the first in its lowest byte. A plane of quads takes
+// the place of four planes; spare bytes of the last one hold `zero`. The direct path then multiplies quads with quads,
+// the table path has tables of int16. Integer kernels compute the same bits on every instruction set.
+//
 // Kernels neither allocate, throw, lock nor read globals. They load and store whole vectors: arrays need kSlackBytes of
 // readable (outputs: writable) memory behind them. Results of one table are the same bits for any split of the work.
 #pragma once
@@ -23,12 +28,12 @@
 
 namespace pyquant {
 
-// Pixels [to, to + size) of a panel row are read from `from` on, every `step`-th float of the input, or are zero.
+// Pixels [to, to + size) of a panel row are read from `from` on, every `step`-th of the input, or lie outside of it.
 struct PanelRun {
   int64_t to;
   int64_t size;
   int64_t from;
-  static constexpr int64_t kZero = -1;
+  static constexpr int64_t kOutside = -1;
 };
 
 // A row of a panel and the input channel that it is read from.
@@ -37,19 +42,21 @@ struct PanelRow {
   int64_t channel;
 };
 
-// panel[rows.row][run.to + i] = in[rows.channel * plane + run.from + i * step] for each row, each run and i < run.size.
-// Nothing else is written.
-using PackRowsFn = void (*)(const PanelRun* runs, int64_t num_runs, int64_t step, const float* in, int64_t plane,
-                            const PanelRow* rows, int64_t num_rows, float* panel, int64_t pitch) noexcept;
+// panel[rows.row][run.to + i] = in[rows.channel * plane + run.from + i * step] for each row, each run and i < run.size,
+// `outside` where the run lies there. Values have four bytes, whatever they mean: all sizes count those. Nothing else
+// is written.
+using PackRowsFn = void (*)(const PanelRun* runs, int64_t num_runs, int64_t step, const void* in, int64_t plane,
+                            const PanelRow* rows, int64_t num_rows, uint32_t outside, void* panel,
+                            int64_t pitch) noexcept;
 
-// out[r][p] = sum over j < blocks, i < dim of codebook[codes[j][r]][i] * panel[j * dim + i][p], in this order.
-//   codes     [blocks, tile_rows], each < K: the output rows' codes side by side
+// out[r][p] = sum over j < blocks, i < dim of codebook[at[j][r] + i] * panel[j * dim + i][p], in this order.
+//   at        [blocks, tile_rows]: where each row's centroid begins, so that K * dim <= 2^16
 //   codebook  [K, dim]
 //   panel     [blocks * dim, pitch]   1 <= pixels <= tile_pixels; half vectors are read up to the next multiple
 //   out       [tile_rows, out_pitch]  whole vectors are written
-// A matrix [tile_rows, depth] is a codebook of one block, with codes 0, 1, 2...
-using GemmTileFn = void (*)(const uint16_t* codes, const float* codebook, int64_t dim, int64_t blocks,
-                            const float* panel, int64_t pitch, float* out, int64_t out_pitch, int64_t pixels) noexcept;
+// Where `at` is null, the codebook is a matrix [tile_rows, dim], and there is one block.
+using GemmTileFn = void (*)(const uint16_t* at, const float* codebook, int64_t dim, int64_t blocks, const float* panel,
+                            int64_t pitch, float* out, int64_t out_pitch, int64_t pixels) noexcept;
 
 // out[r][j * dim ..] = codebook[codes[r][j]] for rows r < rows and blocks j < blocks; added to out if `accumulate`.
 //   codes     [rows, code_pitch], each < K
@@ -93,13 +100,14 @@ struct WinogradKernels {
 using TableBuildFn = void (*)(const float* codebook, int64_t centroids, int64_t dim, const float* panel, int64_t pixels,
                               float* table) noexcept;
 
-// sums[o][p] = sum over q < positions of tables[q][codes[o][q]][p], in order of q; added to sums if `accumulate`.
-//   codes   [outputs, positions], each < K
+// sums[o][p] = sum over q < positions of row at[o][q] of the tables, in order of q; added to sums if `accumulate`.
+//   at      [outputs, positions]: where a row begins, in steps of kTableStep bytes
 //   tables  [positions, K, table_pixels]
 //   sums    [outputs, table_pixels]        pixels as above
 // Tables and sums are aligned to a vector.
-using TableSumFn = void (*)(const uint16_t* codes, int64_t positions, const float* tables, int64_t centroids,
-                            float* sums, int64_t outputs, int64_t pixels, bool accumulate) noexcept;
+using TableSumFn = void (*)(const uint16_t* at, int64_t positions, const float* tables, float* sums, int64_t outputs,
+                            int64_t pixels, bool accumulate) noexcept;
+constexpr int64_t kTableStep = 8;  // the largest by which an address is computed for nothing
 
 // out[r][p] = min(max(in[r][p] * scale[r] + bias[r] + residual[r][p], low), high) for r < rows, p < count; NaN stays
 // NaN.
@@ -110,19 +118,94 @@ using FinishTileFn = void (*)(const float* in, int64_t in_pitch, const float* sc
                               const float* residual, float low, float high, float* out, int64_t out_pitch, int64_t rows,
                               int64_t count) noexcept;
 
+// out[r][p] = sum over j < blocks, i < dim of codebook[at[j][r] + i] · panel[j * dim + i][p], products of quads.
+//   at        [blocks, tile_rows], or null, as above
+//   codebook  [K, dim] quads of weights
+//   panel     [blocks * dim, pitch] quads   1 <= pixels <= tile_pixels; half vectors are read up to the next multiple
+//   out       [tile_rows, out_pitch]        whole vectors are written
+using GemmTile8Fn = void (*)(const uint16_t* at, const uint32_t* codebook, int64_t dim, int64_t blocks,
+                             const uint32_t* panel, int64_t pitch, int32_t* out, int64_t out_pitch,
+                             int64_t pixels) noexcept;
+
+// Decode blocks that are one or two channels deep into quads of four channels: for rows r < rows, quads q < quads and
+// taps t < taps
+//   out[r][q][t] = the bytes of spread[codes[r][n * q + i]][t], shifted by 32 / n * i bits, for i < n, or-ed
+//   codes   [rows, code_pitch], each < K
+//   spread  [K, width], width the taps rounded up to kSpreadTaps   bytes of a block's channels at a tap, the rest zero
+//   out     [rows, quads, width]   whole rows of `width` are written
+// n is 4 blocks of one channel or 2 of two.
+using DecodeQuadsFn = void (*)(const uint16_t* codes, int64_t code_pitch, const uint32_t* spread, int64_t taps,
+                               int64_t n, uint32_t* out, int64_t rows, int64_t quads) noexcept;
+constexpr int64_t kSpreadTaps = 16;
+
+// Turn quads of channels into quads of taps: byte i of out[c * groups + g][p] is byte c of in[4 * g + i][p], for
+// c < 4 and g < groups = taps / 4, rounded up; 0 where 4 * g + i >= taps.
+//   in   [taps, pitch]
+//   out  [4 * groups, pitch]   1 <= pixels <= pitch; whole vectors are read and written
+using TurnQuadsFn = void (*)(const uint32_t* in, int64_t pitch, int64_t taps, int64_t pixels, uint32_t* out) noexcept;
+
+// table[k][p] = round(sum over i < dim of codebook[k][i] · panel[i][p] / 2^shift), halves upwards, which must fit.
+//   codebook  [centroids, dim] quads of weights
+//   panel     [dim, table8_pixels] quads
+//   table     [centroids, table8_pixels]   in an order of pixels that table_sum8() knows
+using TableBuild8Fn = void (*)(const uint32_t* codebook, int64_t centroids, int64_t dim, const uint32_t* panel,
+                               int64_t pixels, int64_t shift, int16_t* table) noexcept;
+
+// As table_sum, of tables [positions, K, table8_pixels]. The sum of one call must fit int16_t.
+using TableSum8Fn = void (*)(const uint16_t* at, int64_t positions, const int16_t* tables, int32_t* sums,
+                             int64_t outputs, int64_t pixels, bool accumulate) noexcept;
+
+// The outputs of an integer layer. v = in * scale + bias is rounded once, and again with the residual's byte * its
+// factor added; then it is rounded to the nearest, halves to even, and clamped to low..high.
+struct Finish8 {
+  const float* scale;        // [rows]
+  const float* bias;         // [rows]
+  const uint32_t* residual;  // [rows / 4, out_pitch], or null
+  float residual_scale;
+  uint8_t low;
+  uint8_t high;
+};
+
+// Byte i of out[c][p] is made of in[4 * c + i][p], for c < rows / 4 and p < count.
+//   in    [rows, in_pitch], rows a multiple of 4
+//   out   [rows / 4, out_pitch]   nothing behind the count of a row is read or written
+using FinishTile8Fn = void (*)(const int32_t* in, int64_t in_pitch, const Finish8& finish, uint32_t* out,
+                               int64_t out_pitch, int64_t rows, int64_t count) noexcept;
+
+// Bytes of fp32: byte i of out[p] is in[i][p] * inverse_scale + zero, rounded once, clamped to 0..255 (NaN: 0) and
+// rounded to the nearest, halves to even, for i < rows <= 4 and p < count; `zero` where i >= rows.
+//   in  [rows, in_pitch]
+using QuantizeFn = void (*)(const float* in, int64_t in_pitch, int64_t rows, float inverse_scale, float zero,
+                            uint32_t* out, int64_t count) noexcept;
+
+// And back: out[i][p] = (byte i of in[p] - zero) * scale, for i < rows <= 4 and p < count.
+using DequantizeFn = void (*)(const uint32_t* in, float scale, float zero, float* out, int64_t out_pitch, int64_t rows,
+                              int64_t count) noexcept;
+
+// The larger byte: out[p] = max(out[p], in[p * step]) for p < count.
+using MaxRow8Fn = void (*)(const uint32_t* in, int64_t step, uint32_t* out, int64_t count) noexcept;
+
 // Multiply-add registers with each other, `steps` times, without touching memory; returns the multiply-adds per step.
 using PeakFn = int64_t (*)(int64_t steps, float* sink) noexcept;
 
-// No table's tile_pixels and table_pixels are larger: callers keep arrays of this size.
+// No tile and table row has more pixels: callers keep arrays of this size.
 constexpr int64_t kMostTilePixels = 64;
+
+// The outputs and pixels that gemm_tile, or gemm_tile8, computes in one call.
+struct Tile {
+  int64_t rows;
+  int64_t pixels;        // at most; a multiple of lanes
+  double least_vectors;  // a tile narrower than so many vectors is no faster: loads of weights bound it
+  double step_cost;      // of multiplying a vector with a weight or a quad, in fp32 multiply-adds
+};
 
 struct KernelTable {
   const char* isa;
-  int64_t lanes;         // fp32 values of a vector
-  int64_t tile_rows;     // outputs that gemm_tile computes in one call
-  int64_t tile_pixels;   // pixels that it computes at most in one call, a multiple of lanes
-  double least_vectors;  // a tile narrower than so many vectors is no faster: loads of weights bound it
-  int64_t table_pixels;  // pixels of a table row
+  int64_t lanes;  // values of four bytes of a vector
+  Tile tile;
+  Tile tile8;
+  int64_t table_pixels;   // pixels of a table row
+  int64_t table8_pixels;  // of one of int16
   PackRowsFn pack_rows;
   GemmTileFn gemm_tile;
   DecodeRowsFn decode_rows;
@@ -132,6 +215,15 @@ struct KernelTable {
   TableBuildFn table_build;
   TableSumFn table_sum;
   FinishTileFn finish_tile;
+  GemmTile8Fn gemm_tile8;
+  DecodeQuadsFn decode_quads;
+  TurnQuadsFn turn_quads;
+  TableBuild8Fn table_build8;
+  TableSum8Fn table_sum8;
+  FinishTile8Fn finish_tile8;
+  QuantizeFn quantize;
+  DequantizeFn dequantize;
+  MaxRow8Fn max_row8;
   PeakFn peak;
 };
 

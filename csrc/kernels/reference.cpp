@@ -1,5 +1,7 @@
 #include "kernels/reference.h"
 
+#include <cstring>
+
 #include "kernels/winograd.h"
 
 namespace pyquant {
@@ -8,25 +10,29 @@ namespace {
 constexpr int64_t kTableColumns = 8;
 constexpr int64_t kTileRows = 4;
 
-void pack_rows_reference(const PanelRun* runs, int64_t num_runs, int64_t step, const float* in, int64_t plane,
-                         const PanelRow* rows, int64_t num_rows, float* panel, int64_t pitch) noexcept {
+void pack_rows_reference(const PanelRun* runs, int64_t num_runs, int64_t step, const void* in, int64_t plane,
+                         const PanelRow* rows, int64_t num_rows, uint32_t outside, void* panel,
+                         int64_t pitch) noexcept {
+  constexpr int64_t kBytes = sizeof(uint32_t);
   for (const PanelRow* row = rows; row < rows + num_rows; ++row) {
     for (const PanelRun* run = runs; run < runs + num_runs; ++run) {
       for (int64_t i = 0; i < run->size; ++i) {
-        panel[row->row * pitch + run->to + i] =
-            run->from == PanelRun::kZero ? 0.0f : in[row->channel * plane + run->from + i * step];
+        const int64_t from = row->channel * plane + run->from + i * step;
+        const void* value = &outside;
+        if (run->from != PanelRun::kOutside) value = static_cast<const char*>(in) + from * kBytes;
+        std::memcpy(static_cast<char*>(panel) + (row->row * pitch + run->to + i) * kBytes, value, kBytes);
       }
     }
   }
 }
 
-void gemm_tile_reference(const uint16_t* codes, const float* codebook, int64_t dim, int64_t blocks, const float* panel,
+void gemm_tile_reference(const uint16_t* at, const float* codebook, int64_t dim, int64_t blocks, const float* panel,
                          int64_t pitch, float* out, int64_t out_pitch, int64_t pixels) noexcept {
   for (int64_t r = 0; r < kTileRows; ++r) {
     for (int64_t p = 0; p < pixels; ++p) {
       float sum = 0;
       for (int64_t j = 0; j < blocks; ++j) {
-        const float* centroid = codebook + codes[j * kTileRows + r] * dim;
+        const float* centroid = codebook + (at == nullptr ? r * dim : at[j * kTileRows + r]);
         for (int64_t i = 0; i < dim; ++i) sum += centroid[i] * panel[(j * dim + i) * pitch + p];
       }
       out[r * out_pitch + p] = sum;
@@ -106,14 +112,13 @@ void table_build_reference(const float* codebook, int64_t centroids, int64_t dim
   }
 }
 
-void table_sum_reference(const uint16_t* codes, int64_t positions, const float* tables, int64_t centroids, float* sums,
-                         int64_t outputs, int64_t pixels, bool accumulate) noexcept {
+void table_sum_reference(const uint16_t* at, int64_t positions, const float* tables, float* sums, int64_t outputs,
+                         int64_t pixels, bool accumulate) noexcept {
+  constexpr int64_t kStep = kTableStep / sizeof(float);
   for (int64_t o = 0; o < outputs; ++o) {
     for (int64_t p = 0; p < pixels; ++p) {
       float sum = accumulate ? sums[o * kTableColumns + p] : 0;
-      for (int64_t q = 0; q < positions; ++q) {
-        sum += tables[(q * centroids + codes[o * positions + q]) * kTableColumns + p];
-      }
+      for (int64_t q = 0; q < positions; ++q) sum += tables[at[o * positions + q] * kStep + p];
       sums[o * kTableColumns + p] = sum;
     }
   }
@@ -148,22 +153,22 @@ int64_t peak_reference(int64_t steps, float* sink) noexcept {
 }  // namespace
 
 KernelTable reference_kernels() {
-  return {.isa = "reference",
-          .lanes = 1,
-          .tile_rows = kTileRows,
-          .tile_pixels = 16,
-          .least_vectors = 1,
-          .table_pixels = kTableColumns,
-          .pack_rows = &pack_rows_reference,
-          .gemm_tile = &gemm_tile_reference,
-          .decode_rows = &decode_rows_reference,
-          .dot_rows = &dot_rows_reference,
-          .winograd2 = kWinogradReference<kWinograd2x2>,
-          .winograd4 = kWinogradReference<kWinograd4x4>,
-          .table_build = &table_build_reference,
-          .table_sum = &table_sum_reference,
-          .finish_tile = &finish_tile_reference,
-          .peak = &peak_reference};
+  KernelTable table = with_reference_bytes({});
+  table.isa = "reference";
+  table.lanes = 1;
+  table.tile = {.rows = kTileRows, .pixels = 16, .least_vectors = 1, .step_cost = 1};
+  table.table_pixels = kTableColumns;
+  table.pack_rows = &pack_rows_reference;
+  table.gemm_tile = &gemm_tile_reference;
+  table.decode_rows = &decode_rows_reference;
+  table.dot_rows = &dot_rows_reference;
+  table.winograd2 = kWinogradReference<kWinograd2x2>;
+  table.winograd4 = kWinogradReference<kWinograd4x4>;
+  table.table_build = &table_build_reference;
+  table.table_sum = &table_sum_reference;
+  table.finish_tile = &finish_tile_reference;
+  table.peak = &peak_reference;
+  return table;
 }
 
 }  // namespace pyquant

@@ -7,4 +7,7 @@ namespace pyquant {
 
 KernelTable reference_kernels();
 
+// Return `table` with its integer kernels.
+KernelTable with_reference_bytes(KernelTable table);
+
 }  // namespace pyquant

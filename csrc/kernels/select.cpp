@@ -11,6 +11,7 @@
 #if defined(__x86_64__)
 #include "kernels/avx2.h"
 #include "kernels/avx512.h"
+#include "kernels/avx512vnni.h"
 #elif defined(__aarch64__)
 #include "kernels/neon.h"
 #endif
@@ -37,6 +38,8 @@ constexpr InstructionSet kInstructionSets[] = {
               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
      },
      &improve_with_avx512},
+    {"avx512vnni", [] { return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vnni"); },
+     &improve_with_avx512vnni},
 #elif defined(__aarch64__)
     {"neon", [] { return true; }, &improve_with_neon},
 #endif

@@ -45,30 +45,39 @@ struct VectorKernels {
     if (i < size) V::store_first(to + i, size - i, next(i));
   }
 
-  static void pack_rows(const PanelRun* runs, int64_t num_runs, int64_t step, const float* in, int64_t plane,
-                        const PanelRow* rows, int64_t num_rows, float* panel, int64_t pitch) noexcept {
-    for (const PanelRow* row = rows; row < rows + num_rows; ++row) {
-      const float* const channel = in + row->channel * plane;
-      float* const out = panel + row->row * pitch;
-      for (const PanelRun* run = runs; run < runs + num_runs; ++run) {
-        float* const to = out + run->to;
-        if (run->from == PanelRun::kZero) {
-          for (int64_t i = 0; i < run->size; ++i) to[i] = 0.0f;
-        } else if (step == 1) {
-          copy_run<false>(channel + run->from, to, run->size);
-        } else if (step == 2) {
-          copy_run<true>(channel + run->from, to, run->size);
-        } else {
-          for (int64_t i = 0; i < run->size; ++i) to[i] = channel[run->from + i * step];
+  // Whatever a value means: loads and stores of vectors leave its bits alone, and so does this.
+  static void copy_value(const void* from, void* to) noexcept { std::memcpy(to, from, sizeof(float)); }
+
+  static void pack_rows(const PanelRun* runs, int64_t num_runs, int64_t step, const void* in, int64_t plane,
+                        const PanelRow* rows, int64_t num_rows, uint32_t outside, void* panel, int64_t pitch) noexcept {
+    // All rows of a run together: its size decides the branches, the same for each.
+    for (const PanelRun* run = runs; run < runs + num_runs; ++run) {
+      const auto for_rows = [&](auto copy) {
+        for (const PanelRow* row = rows; row < rows + num_rows; ++row) {
+          copy(static_cast<const float*>(in) + row->channel * plane + run->from,
+               static_cast<float*>(panel) + row->row * pitch + run->to, run->size);
         }
+      };
+      if (run->from == PanelRun::kOutside) {
+        for_rows([&](const float*, float* to, int64_t size) {
+          for (int64_t i = 0; i < size; ++i) copy_value(&outside, to + i);
+        });
+      } else if (step == 1) {
+        for_rows(&copy_run<false>);
+      } else if (step == 2) {
+        for_rows(&copy_run<true>);
+      } else {
+        for_rows([&](const float* from, float* to, int64_t size) {
+          for (int64_t i = 0; i < size; ++i) copy_value(from + i * step, to + i);
+        });
       }
     }
   }
 
   // One register tile: its sums stay in registers for the whole depth. A step loads the inputs and broadcasts kRows
   // weights, straight from the codebook: they need no decoding. `fixed` is a dim known to the compiler, or 0.
-  template <int64_t halves, int64_t fixed>
-  static void gemm_registers(const uint16_t* codes, const float* codebook, int64_t any_dim, int64_t blocks,
+  template <int64_t halves, int64_t fixed, bool is_matrix>
+  static void gemm_registers(const uint16_t* at, const float* codebook, int64_t any_dim, int64_t blocks,
                              const float* panel, int64_t pitch, float* out, int64_t out_pitch) noexcept {
     constexpr int64_t vectors = halves / 2;
     constexpr bool with_half = halves % 2 != 0;
@@ -82,10 +91,10 @@ struct VectorKernels {
       for (int64_t v = 0; v < vectors; ++v) sums[r][v] = V::broadcast(0.0f);
       if constexpr (with_half) half_sums[r] = V::low_half(V::broadcast(0.0f));
     }
-    for (int64_t j = 0; j < blocks; ++j, codes += V::kRows) {
+    for (int64_t j = 0; j < blocks; ++j, at += is_matrix ? 0 : V::kRows) {
       const float* centroids[V::kRows];
 #pragma GCC unroll 8
-      for (int64_t r = 0; r < V::kRows; ++r) centroids[r] = codebook + codes[r] * dim;
+      for (int64_t r = 0; r < V::kRows; ++r) centroids[r] = codebook + (is_matrix ? r * dim : at[r]);
       for (int64_t i = 0; i < dim; ++i, panel += pitch) {
         Float inputs[vectors + 1];
         Half half_input;
@@ -109,24 +118,24 @@ struct VectorKernels {
     }
   }
 
-  using RegistersFn = void (*)(const uint16_t*, const float*, int64_t, int64_t, const float*, int64_t, float*,
-                               int64_t) noexcept;
+  using RegistersFn = decltype(&gemm_registers<1, 0, false>);
 
-  template <int64_t fixed, int64_t... halves>
+  template <int64_t fixed, bool is_matrix, int64_t... halves>
   static RegistersFn registers_for(int64_t wanted, std::integer_sequence<int64_t, halves...>) noexcept {
-    static constexpr RegistersFn kTiles[] = {&gemm_registers<halves + 1, fixed>...};
+    static constexpr RegistersFn kTiles[] = {&gemm_registers<halves + 1, fixed, is_matrix>...};
     return kTiles[wanted - 1];
   }
 
-  static void gemm_tile(const uint16_t* codes, const float* codebook, int64_t dim, int64_t blocks, const float* panel,
+  static void gemm_tile(const uint16_t* at, const float* codebook, int64_t dim, int64_t blocks, const float* panel,
                         int64_t pitch, float* out, int64_t out_pitch, int64_t pixels) noexcept {
     constexpr auto kAll = std::make_integer_sequence<int64_t, 2 * V::kVectors>{};
     const int64_t halves = ceil_div(pixels, kLanes / 2);
     // Winograd's blocks are this short.
-    const RegistersFn tile = dim == 1   ? registers_for<1>(halves, kAll)
-                             : dim == 2 ? registers_for<2>(halves, kAll)
-                                        : registers_for<0>(halves, kAll);
-    tile(codes, codebook, dim, blocks, panel, pitch, out, out_pitch);
+    const RegistersFn tile = at == nullptr ? registers_for<0, true>(halves, kAll)
+                             : dim == 1    ? registers_for<1, false>(halves, kAll)
+                             : dim == 2    ? registers_for<2, false>(halves, kAll)
+                                           : registers_for<0, false>(halves, kAll);
+    tile(at, codebook, dim, blocks, panel, pitch, out, out_pitch);
   }
 
   // A centroid is copied with moves of a fixed width that may run over its end: the next block overwrites what is too
@@ -282,19 +291,17 @@ struct VectorKernels {
     for (; k < centroids; ++k) build_rows<1>(codebook + k * dim, dim, panel, vectors, table + k * kTablePixels);
   }
 
-  // One look-up of a code serves `vectors` loads; the sums of an output stay in registers for all positions.
+  // One look-up serves `vectors` loads; the sums of an output stay in registers for all positions.
   template <int64_t vectors>
-  static void sum_rows(const uint16_t* codes, int64_t positions, const float* tables, int64_t centroids, float* sums,
-                       int64_t outputs, bool accumulate) noexcept {
-    const int64_t stride = centroids * kTablePixels;
-    for (int64_t o = 0; o < outputs; ++o, codes += positions, sums += kTablePixels) {
+  static void sum_rows(const uint16_t* at, int64_t positions, const float* tables, float* sums, int64_t outputs,
+                       bool accumulate) noexcept {
+    for (int64_t o = 0; o < outputs; ++o, at += positions, sums += kTablePixels) {
       Float sum[vectors];
 #pragma GCC unroll 4
       for (int64_t v = 0; v < vectors; ++v) sum[v] = accumulate ? V::load(sums + v * kLanes) : V::broadcast(0.0f);
-      const float* table = tables;
 #pragma GCC unroll 4
-      for (int64_t q = 0; q < positions; ++q, table += stride) {
-        const float* row = table + codes[q] * kTablePixels;
+      for (int64_t q = 0; q < positions; ++q) {
+        const float* row = tables + at[q] * (kTableStep / static_cast<int64_t>(sizeof(float)));
 #pragma GCC unroll 4
         for (int64_t v = 0; v < vectors; ++v) sum[v] = V::add(sum[v], V::load(row + v * kLanes));
       }
@@ -303,7 +310,7 @@ struct VectorKernels {
     }
   }
 
-  using SumRowsFn = void (*)(const uint16_t*, int64_t, const float*, int64_t, float*, int64_t, bool) noexcept;
+  using SumRowsFn = decltype(&sum_rows<1>);
 
   template <int64_t... vectors>
   static SumRowsFn sum_rows_for(int64_t wanted, std::integer_sequence<int64_t, vectors...>) noexcept {
@@ -311,10 +318,10 @@ struct VectorKernels {
     return kWidths[wanted - 1];
   }
 
-  static void table_sum(const uint16_t* codes, int64_t positions, const float* tables, int64_t centroids, float* sums,
-                        int64_t outputs, int64_t pixels, bool accumulate) noexcept {
+  static void table_sum(const uint16_t* at, int64_t positions, const float* tables, float* sums, int64_t outputs,
+                        int64_t pixels, bool accumulate) noexcept {
     const SumRowsFn sum = sum_rows_for(ceil_div(pixels, kLanes), std::make_integer_sequence<int64_t, kTableVectors>{});
-    sum(codes, positions, tables, centroids, sums, outputs, accumulate);
+    sum(at, positions, tables, sums, outputs, accumulate);
   }
 
   template <bool has_residual>
@@ -369,9 +376,7 @@ struct VectorKernels {
   static KernelTable improve(KernelTable table, const char* isa) noexcept {
     table.isa = isa;
     table.lanes = kLanes;
-    table.tile_rows = V::kRows;
-    table.tile_pixels = V::kVectors * kLanes;
-    table.least_vectors = V::kLeastVectors;
+    table.tile = {.rows = V::kRows, .pixels = V::kVectors * kLanes, .least_vectors = V::kLeastVectors, .step_cost = 1};
     table.table_pixels = kTablePixels;
     table.pack_rows = &pack_rows;
     table.gemm_tile = &gemm_tile;

@@ -7,14 +7,15 @@
 
 namespace pyquant {
 
-// Whether a weight's additive codebooks, if it has several, are few enough to be summed in advance: every combination
-// of their centroids is a centroid of one joint codebook.
+// Whether a coded weight has a joint codebook that gemm_tile can read: every combination of the centroids of its
+// codebooks, of which one alone stays as it is, is a centroid of it.
 bool has_joint_codebook(const Weight& weight);
 
-// The codebook [K, d] of such a weight.
-AlignedBuffer<float> joint_codebook(const Weight& weight);
+// The joint codebook [K, d] of such a weight, of its own codebooks [M, K, d] or of others that its codes are to name.
+AlignedBuffer<float> joint_codebook(const Weight& weight, const AlignedBuffer<float>& codebooks);
 
-// Codes in that codebook as [groups, row tiles of a group, J, tile_rows]; rows behind the last of a group have code 0.
-AlignedBuffer<uint16_t> joint_codes(const Weight& weight, int64_t groups, int64_t tile_rows);
+// Codes in that codebook, times `step`, as [groups, row tiles of a group, J, tile_rows]; rows behind the last of a
+// group have code 0.
+AlignedBuffer<uint16_t> joint_codes(const Weight& weight, int64_t groups, int64_t tile_rows, int64_t step);
 
 }  // namespace pyquant

@@ -26,15 +26,24 @@ struct Block {
   int64_t dim() const { return channels * rows * columns; }
 };
 
-// The weight of a convolution [O, C, kernel_rows, kernel_columns]; a linear layer's kernel is 1x1. An output row is a
-// sequence of J blocks of d weights: block positions by channels, kernel rows, kernel columns; so are weights within
-// one.
-struct Weight {
-  int64_t outputs = 0;
+// In which order the weights of an output are stored: a sequence of J blocks of d weights, block positions by channels,
+// kernel rows, kernel columns; so are weights within one. A linear layer's kernel is 1x1.
+struct WeightOrder {
   int64_t channels = 0;
   int64_t kernel_rows = 1;
   int64_t kernel_columns = 1;
-  Block block;
+  Block block = {};
+
+  int64_t blocks_per_row() const {
+    return ceil_div(channels, block.channels) * ceil_div(kernel_rows, block.rows) *
+           ceil_div(kernel_columns, block.columns);
+  }
+  int64_t depth() const { return blocks_per_row() * block.dim(); }
+};
+
+// The weight of a convolution [O, C, kernel_rows, kernel_columns].
+struct Weight : WeightOrder {
+  int64_t outputs = 0;
 
   // Dense weights are their own single codebook, with no codes: dense [O, J * d].
   AlignedBuffer<float> dense;
@@ -45,11 +54,6 @@ struct Weight {
   AlignedBuffer<float> codebook;  // [M, K, d]
 
   bool is_dense() const { return codebooks == 0; }
-  int64_t blocks_per_row() const {
-    return ceil_div(channels, block.channels) * ceil_div(kernel_rows, block.rows) *
-           ceil_div(kernel_columns, block.columns);
-  }
-  int64_t depth() const { return blocks_per_row() * block.dim(); }
 };
 
 using Attribute = std::variant<bool, int64_t, double, std::string, std::vector<int64_t>, std::vector<double>>;

@@ -13,12 +13,17 @@ constexpr size_t kMostPlans = 4;
 
 }  // namespace
 
-Model::Model(Graph graph, int threads, const std::string& isa, std::string kernel)
+Model::Model(Graph graph, bool fast, std::vector<std::optional<Quantization>> ranges, int threads,
+             const std::string& isa, std::string kernel)
     : graph_(std::move(graph)),
+      fast_(fast),
+      ranges_(std::move(ranges)),
       kernels_(select_kernels(isa)),
       isa_(kernels_.isa),
       kernel_(std::move(kernel)),
-      pool_(threads) {}
+      pool_(threads) {
+  ranges_.resize(graph_.num_values);
+}
 
 std::shared_ptr<Plan> Model::find_plan(const std::vector<Shape>& inputs) {
   const std::lock_guard lock(mutex_);
@@ -31,11 +36,15 @@ std::shared_ptr<Plan> Model::find_plan(const std::vector<Shape>& inputs) {
 std::shared_ptr<Plan> Model::make_plan(std::vector<Shape> values, KernelChoices choices) {
   std::vector<Shape> inputs;
   for (const ValueId input : graph_.inputs) inputs.push_back(values.at(input));
+  const size_t num_values = values.size();
   const PlanContext context{.kernels = &kernels_,
+                            .fast = fast_,
                             .default_kernel = kernel_,
                             .choices = std::move(choices),
                             .threads = pool_.threads(),
-                            .shapes = std::move(values)};
+                            .shapes = std::move(values),
+                            .formats = std::vector(num_values, Format::kFloats),
+                            .ranges = ranges_};
   auto plan = std::make_shared<Plan>(graph_, context);
   const std::lock_guard lock(mutex_);
   plans_.remove_if([&](const Entry& entry) { return entry.inputs == inputs; });
@@ -70,6 +79,8 @@ std::unique_ptr<Model::Session> Model::take_session(const Plan& plan) {
   session->shared = AlignedBuffer<float>(plan.shared_floats);
   std::fill_n(session->shared.data(), session->shared.size(), 0.0f);
   session->state.shared = session->shared.data();
+  session->quantization = plan.quantization;
+  session->state.quantization = session->quantization.data();
   session->state.pool = &pool_;
   return session;
 }
@@ -99,7 +110,7 @@ void Model::run(const Plan& plan, std::span<const float* const> inputs, std::spa
     if (!step_ms.empty()) step_ms[i] = std::chrono::duration<double, std::milli>(Clock::now() - start).count();
   }
   for (size_t i = 0; i < outputs.size(); ++i) {
-    const ValueId value = graph_.outputs[i];
+    const ValueId value = plan.outputs[i];
     std::copy_n(state.values[value], checked_product(plan.shapes[value]), outputs[i]);
   }
   give_back(plan, std::move(session));

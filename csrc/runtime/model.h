@@ -3,6 +3,7 @@
 
 #include <list>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -16,8 +17,11 @@ namespace pyquant {
 
 class Model {
  public:
-  // isa: as select_kernels() takes it; threads >= 1; kernel: wanted for every layer, "" for the cheapest by estimate.
-  Model(Graph graph, int threads, const std::string& isa, std::string kernel);
+  // fast: whether integer kernels may run; ranges: of the graph's values as bytes, by ValueId, as far as they are
+  // known; isa: as select_kernels() takes it; threads >= 1; kernel: wanted for every layer, "" for the cheapest by
+  // estimate.
+  Model(Graph graph, bool fast, std::vector<std::optional<Quantization>> ranges, int threads, const std::string& isa,
+        std::string kernel);
 
   const std::string& isa() const { return isa_; }
   int threads() const { return pool_.threads(); }
@@ -41,6 +45,7 @@ class Model {
     AlignedBuffer<float> arena;
     AlignedBuffer<float> scratch;
     AlignedBuffer<float> shared;
+    std::vector<Quantization> quantization;
     RunState state;
   };
   struct Entry {
@@ -53,6 +58,8 @@ class Model {
   void give_back(const Plan& plan, std::unique_ptr<Session> session);
 
   Graph graph_;
+  bool fast_;
+  std::vector<std::optional<Quantization>> ranges_;
   KernelTable kernels_;
   std::string isa_;
   std::string kernel_;

@@ -29,19 +29,21 @@ struct ConvGeometry {
   int64_t pixels() const { return images * out_plane(); }
 };
 
+// Channels hold values of four bytes: a float, or a quad, which stands for four channels.
 class Patches {
  public:
-  // Floats between the rows of two channels of one image must be height * width.
-  Patches(const ConvGeometry& geometry, const Weight& weight, const KernelTable* kernels);
+  // Values between the rows of two channels of one image must be height * width.
+  Patches(const ConvGeometry& geometry, const WeightOrder& order, const KernelTable* kernels);
 
   // Rows of a panel: the weight's depth.
   int64_t depth() const { return depth_; }
 
-  // Write panel[k][p] = the input of the k-th weight for pixel first + p, p < count <= kMostTilePixels; zero outside
-  // the picture and for the padding of tail blocks. Rows are `pitch` floats apart; what lies behind their `count`
-  // stays. Of `parts` equal parts of a group's channels only `part` is written, so that threads can share the work.
-  void pack(const float* input, int64_t group, int64_t first, int64_t count, int64_t pitch, float* panel,
-            int64_t part = 0, int64_t parts = 1) const;
+  // Write panel[k][p] = the input of the k-th weight for pixel first + p, p < count <= kMostTilePixels; `outside` for
+  // what lies outside the picture and for the padding of tail blocks. Rows are `pitch` values apart; what lies behind
+  // their `count` stays. Of `parts` equal parts of a group's channels only `part` is written, so that threads can share
+  // the work.
+  void pack(const float* input, int64_t group, int64_t first, int64_t count, int64_t pitch, uint32_t outside,
+            float* panel, int64_t part = 0, int64_t parts = 1) const;
 
  private:
   // The panel rows whose inputs lie at one offset from a pixel's top left input: one for each channel, in order.
@@ -54,7 +56,7 @@ class Patches {
   const KernelTable* kernels_;
   int64_t depth_;
   std::vector<Tap> taps_;
-  std::vector<PanelRow> padding_;  // the rows of padded tail blocks: zero
+  std::vector<PanelRow> padding_;  // the rows of padded tail blocks
 };
 
 }  // namespace pyquant

@@ -4,16 +4,33 @@
 #include <numeric>
 #include <utility>
 
+#include "runtime/formats.h"
 #include "runtime/fuse.h"
 #include "runtime/ops/ops.h"
 
 namespace pyquant {
+namespace {
 
-Plan::Plan(const Graph& graph, PlanContext context) : shapes(context.shapes), storage(graph.num_values) {
+// The memory of a value, in values of four bytes.
+int64_t size_of(const Shape& shape, Format format) {
+  if (format == Format::kFloats) return checked_product(shape);
+  Shape quads = shape;
+  quads.at(1) = ceil_div(quads.at(1), 4);
+  return checked_product(quads);
+}
+
+}  // namespace
+
+Plan::Plan(const Graph& graph, PlanContext context) {
+  FormattedLayers formatted = assign_formats(fuse_layers(graph, context.shapes), graph, context);
+  outputs = std::move(formatted.outputs);
+  shapes = context.shapes;
+  for (const auto& range : context.ranges) quantization.push_back(range.value_or(Quantization{}));
+  storage.resize(shapes.size());
   std::iota(storage.begin(), storage.end(), 0);
-  std::vector<Lifetime> lifetimes(graph.num_values);
+  std::vector<Lifetime> lifetimes(shapes.size());
   const auto write = [&](ValueId value, int64_t step) {
-    lifetimes[value] = {.floats = checked_product(shapes[value]), .first = step, .last = step};
+    lifetimes[value] = {.floats = size_of(shapes[value], context.formats[value]), .first = step, .last = step};
   };
   const auto read = [&](ValueId value, int64_t step) {
     Lifetime& life = lifetimes[storage[value]];
@@ -21,21 +38,22 @@ Plan::Plan(const Graph& graph, PlanContext context) : shapes(context.shapes), st
   };
 
   for (const ValueId input : graph.inputs) write(input, -1);
-  for (const Layer& layer : fuse_layers(graph, shapes)) {
+  for (const Layer& layer : formatted.layers) {
     // Values are contiguous, so flattening only gives the same memory another shape.
-    if (layer.node->op == "flatten") {
+    if (layer.node != nullptr && layer.node->op == "flatten") {
       storage[layer.output] = storage[layer.inputs[0]];
       continue;
     }
     const auto step = static_cast<int64_t>(steps.size());
-    steps.push_back(planner_for(layer.node->op)(layer, context));
+    const PlanFn plan = layer.node == nullptr ? &plan_conversion : planner_for(layer.node->op);
+    steps.push_back(plan(layer, context));
     scratch_floats = std::max(scratch_floats, steps.back()->scratch_floats());
     shared_floats = std::max(shared_floats, steps.back()->shared_floats());
     for (const ValueId input : layer.inputs) read(input, step);
     if (layer.residual >= 0) read(layer.residual, step);
     write(layer.output, step);
   }
-  for (const ValueId output : graph.outputs) read(output, static_cast<int64_t>(steps.size()));
+  for (const ValueId output : outputs) read(output, static_cast<int64_t>(steps.size()));
   placement = place(lifetimes, kSlackBytes / static_cast<int64_t>(sizeof(float)));
 }
 

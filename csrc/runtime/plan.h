@@ -14,10 +14,12 @@ struct Plan {
   Plan(const Graph& graph, PlanContext context);
 
   std::vector<std::unique_ptr<Step>> steps;
-  std::vector<Shape> shapes;     // by ValueId
-  std::vector<ValueId> storage;  // by ValueId: the value whose memory it uses, itself except for views
-  Placement placement;           // by ValueId
-  int64_t scratch_floats = 0;    // per worker
+  std::vector<ValueId> outputs;            // of the graph, in floats
+  std::vector<Shape> shapes;               // by ValueId; values behind the graph's are conversions of these
+  std::vector<ValueId> storage;            // by ValueId: the value whose memory it uses, itself except for views
+  std::vector<Quantization> quantization;  // by ValueId: of values in bytes, where it is known
+  Placement placement;                     // by ValueId
+  int64_t scratch_floats = 0;              // per worker
   int64_t shared_floats = 0;
 };
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -12,14 +13,18 @@
 #include "kernels/kernels.h"
 #include "runtime/activation.h"
 #include "runtime/graph.h"
+#include "runtime/quantization.h"
 
 namespace pyquant {
 
 // Where the values of one run lie, and what it runs on.
 struct RunState {
-  std::vector<float*> values;   // by ValueId; null for values that no step needs
-  std::vector<float*> scratch;  // by worker: Plan::scratch_floats each
-  float* shared = nullptr;      // for all workers together: Plan::shared_floats
+  uint32_t* quads(ValueId value) const { return reinterpret_cast<uint32_t*>(values[value]); }
+
+  std::vector<float*> values;            // by ValueId; null for values that no step needs
+  Quantization* quantization = nullptr;  // by ValueId, of values in bytes: known before, or set by the step that writes
+  std::vector<float*> scratch;           // by worker: Plan::scratch_floats each
+  float* shared = nullptr;               // for all workers together: Plan::shared_floats
   ThreadPool* pool = nullptr;
 };
 
@@ -54,7 +59,7 @@ class Step {
 
 // An operation after fusion, with its shapes: what a step is planned from.
 struct Layer {
-  const Node* node = nullptr;
+  const Node* node = nullptr;  // null: a conversion between formats
   std::vector<ValueId> inputs;
   ValueId output = 0;
   ValueId residual = -1;  // added to the layer's output before the activation; -1: none
@@ -62,15 +67,21 @@ struct Layer {
   std::string op;  // as `profile` shows it, fused operations joined by "+"
 };
 
-// Kernels by the name of the layer that they are wanted for; where one does not apply, the direct one runs.
+// Kernels by the name of the layer that they are wanted for; where one does not apply, a direct one runs.
 using KernelChoices = std::map<std::string, std::string>;
+
+// How a value lies in memory: [N, C, P] floats, or [N, C / 4 rounded up, P] quads.
+enum class Format { kFloats, kBytes };
 
 struct PlanContext {
   const KernelTable* kernels = nullptr;
+  bool fast = false;           // whether integer kernels may be chosen
   std::string default_kernel;  // wanted for layers that `choices` does not name; "": the cheapest by estimate
   KernelChoices choices;
   int threads = 1;
-  std::vector<Shape> shapes;  // by ValueId
+  std::vector<Shape> shapes;                        // by ValueId
+  std::vector<Format> formats;                      // by ValueId
+  std::vector<std::optional<Quantization>> ranges;  // by ValueId: of those whose bytes are known before they are run
 
   const std::string& wanted(const std::string& layer) const {
     const auto found = choices.find(layer);

@@ -41,8 +41,31 @@ ConvGeometry geometry_of(const Layer& layer, const PlanContext& context) {
 }
 
 // The first always applies.
-std::array<Path, 5> all_paths() {
-  return {direct_path(), winograd2_path(), winograd4_path(), table_path(), dot_path()};
+std::array<Path, 7> all_paths() {
+  return {direct_path(), winograd2_path(), winograd4_path(), table_path(), dot_path(), direct8_path(), table8_path()};
+}
+
+struct Choice {
+  Path path;
+  std::vector<std::string> candidates;
+};
+
+Choice choose(const Convolution& convolution, const std::string& layer, const PlanContext& context) {
+  const std::string& wanted = context.wanted(layer);
+  Choice choice{.path = all_paths()[0], .candidates = {}};
+  double least = std::numeric_limits<double>::infinity();
+  for (const Path& path : all_paths()) {
+    if (path.reads == Format::kBytes && !context.fast) continue;
+    const double cost = path.cost(convolution, context.threads);
+    if (!std::isfinite(cost)) continue;
+    choice.candidates.emplace_back(path.kernel);
+    const bool is_best = wanted.empty() ? cost < least : wanted == path.kernel;
+    // Where the kernel that is wanted does not apply, a direct one runs: in integers, if it may.
+    const bool is_fallback = !wanted.empty() && std::isinf(least) && path.kernel == std::string("direct8");
+    if (is_best || is_fallback) choice.path = path;
+    if (is_best) least = cost;
+  }
+  return choice;
 }
 
 std::vector<float> or_filled(const std::vector<float>& values, int64_t size, float filler) {
@@ -65,6 +88,12 @@ Convolution::Convolution(const Layer& layer, const PlanContext& context)
 
 void Convolution::finish(const float* tile, int64_t pitch, int64_t first_output, int64_t rows, int64_t pixel,
                          int64_t count, const RunState& state) const {
+  finish(tile, pitch, &scale[first_output], &bias[first_output], first_output, rows, pixel, count, state);
+}
+
+void Convolution::finish(const float* tile, int64_t pitch, const float* row_scale, const float* row_bias,
+                         int64_t first_output, int64_t rows, int64_t pixel, int64_t count,
+                         const RunState& state) const {
   const Clamp clamp = clamp_of(activation);
   const int64_t plane = geometry.out_plane();
   while (count > 0) {
@@ -72,9 +101,8 @@ void Convolution::finish(const float* tile, int64_t pitch, int64_t first_output,
     const int64_t run = std::min(count, (image + 1) * plane - pixel);
     const int64_t at = (image * weight->outputs + first_output) * plane + pixel % plane;
     float* const out = state.values[output] + at;
-    kernels->finish_tile(tile, pitch, &scale[first_output], &bias[first_output],
-                         residual < 0 ? nullptr : state.values[residual] + at, clamp.low, clamp.high, out, plane, rows,
-                         run);
+    kernels->finish_tile(tile, pitch, row_scale, row_bias, residual < 0 ? nullptr : state.values[residual] + at,
+                         clamp.low, clamp.high, out, plane, rows, run);
     if (has_curve(activation)) {
       for (int64_t r = 0; r < rows; ++r) apply_curve(activation, out + r * plane, run);
     }
@@ -94,27 +122,24 @@ void Convolution::decode(int64_t first_output, int64_t rows, float* weights, int
   }
 }
 
-std::vector<std::string> kernel_names() {
+std::vector<std::string> kernel_names(bool fast) {
   std::vector<std::string> names;
-  for (const Path& path : all_paths()) names.emplace_back(path.kernel);
+  for (const Path& path : all_paths()) {
+    if (fast || path.reads == Format::kFloats) names.emplace_back(path.kernel);
+  }
   return names;
+}
+
+bool reads_bytes(const Layer& layer, const PlanContext& context) {
+  if (!context.fast || layer.node->weight == nullptr) return false;
+  return choose(Convolution(layer, context), layer.node->name, context).path.reads == Format::kBytes;
 }
 
 std::unique_ptr<Step> plan_convolution(const Layer& layer, const PlanContext& context) {
   const Convolution convolution(layer, context);
-  const std::string& wanted = context.wanted(layer.node->name);
-  const std::array paths = all_paths();
-  const Path* chosen = &paths[0];
-  double least = std::numeric_limits<double>::infinity();
-  std::vector<std::string> candidates;
-  for (const Path& path : paths) {
-    const double cost = path.cost(convolution, context.threads);
-    if (!std::isfinite(cost)) continue;
-    candidates.emplace_back(path.kernel);
-    if (wanted.empty() ? cost < least : wanted == path.kernel) least = cost, chosen = &path;
-  }
-  auto step = chosen->make(layer, convolution, context);
-  step->set_candidates(std::move(candidates));
+  Choice choice = choose(convolution, layer.node->name, context);
+  auto step = choice.path.make(layer, convolution, context);
+  step->set_candidates(std::move(choice.candidates));
   return step;
 }
 

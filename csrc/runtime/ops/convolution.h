@@ -20,6 +20,10 @@ struct Convolution {
   void finish(const float* tile, int64_t pitch, int64_t output, int64_t rows, int64_t pixel, int64_t count,
               const RunState& state) const;
 
+  // The same with another scale and bias for each row.
+  void finish(const float* tile, int64_t pitch, const float* row_scale, const float* row_bias, int64_t output,
+              int64_t rows, int64_t pixel, int64_t count, const RunState& state) const;
+
   // Write the weights of outputs [first_output, first_output + rows) of a coded layer as a matrix [rows, pitch].
   void decode(int64_t first_output, int64_t rows, float* weights, int64_t pitch) const;
 
@@ -38,6 +42,7 @@ struct Convolution {
 // A way to compute a convolution.
 struct Path {
   const char* kernel;  // its name in `profile`
+  Format reads;        // of the input
   // Estimated time in vector multiply-adds of the slowest thread; infinite where the path does not apply.
   double (*cost)(const Convolution& convolution, int threads);
   std::unique_ptr<Step> (*make)(const Layer& layer, const Convolution& convolution, const PlanContext& context);
@@ -48,5 +53,7 @@ Path winograd2_path();
 Path winograd4_path();
 Path table_path();
 Path dot_path();
+Path direct8_path();
+Path table8_path();
 
 }  // namespace pyquant

@@ -15,7 +15,8 @@ namespace {
 constexpr double kDecodeCost = 0.3;
 
 Tiling tiling_of(const Convolution& c, int threads) {
-  return Tiling(*c.kernels, c.geometry.groups, c.group_outputs(), c.geometry.pixels(), c.patches.depth(), threads);
+  return Tiling(*c.kernels, c.kernels->tile, c.geometry.groups, c.group_outputs(), c.geometry.pixels(),
+                c.patches.depth(), threads);
 }
 
 class DirectStep : public Step {
@@ -24,20 +25,15 @@ class DirectStep : public Step {
       : Step(layer.node->name, layer.op, "direct"), c_(convolution), t_(tiling_of(convolution, context.threads)) {
     const Weight& weight = *c_.weight;
     if (has_joint_codebook(weight)) {
-      codes_ = joint_codes(weight, c_.geometry.groups, t_.tile_rows);
-      if (weight.codebooks > 1) codebook_ = joint_codebook(weight);
+      at_ = joint_codes(weight, c_.geometry.groups, t_.tile_rows, weight.block.dim());
+      if (weight.codebooks > 1) codebook_ = joint_codebook(weight, weight.codebook);
       return;
     }
-    // Rows of a matrix are their own codebook: see gemm_tile.
-    codes_ = AlignedBuffer<uint16_t>(t_.row_tiles() * t_.tile_rows);
-    for (int64_t row = 0; row < codes_.size(); ++row) {
-      codes_[row] = static_cast<uint16_t>(row < t_.outputs ? row % t_.tile_rows : 0);
-    }
-    if (!weight.is_dense()) weights_floats_ = round_up(t_.tile_rows * weight.depth() + kSlackBytes / 4, 16);
+    weights_floats_ = round_up(t_.tile_rows * weight.depth() + kSlackBytes / 4, 16);
   }
 
   int64_t scratch_floats() const override {
-    return t_.own_panel_floats() + weights_floats_ + t_.tile_rows * c_.kernels->tile_pixels;
+    return t_.own_panel_floats() + weights_floats_ + t_.tile_rows * c_.kernels->tile.pixels;
   }
 
   int64_t shared_floats() const override { return t_.shared_floats(); }
@@ -46,7 +42,7 @@ class DirectStep : public Step {
     run_tiled(
         t_, state,
         [&](int64_t group, int64_t tile, int64_t part, int64_t parts, float* panel, float*) {
-          c_.patches.pack(state.values[c_.input], group, t_.begin(tile), t_.lanes_of(tile), t_.pitch, panel, part,
+          c_.patches.pack(state.values[c_.input], group, t_.begin(tile), t_.lanes_of(tile), t_.pitch, 0, panel, part,
                           parts);
         },
         [&](const TiledWork& work, float* scratch) { multiply(work, state, scratch); });
@@ -55,7 +51,7 @@ class DirectStep : public Step {
  private:
   // The weights of a tile of output rows, as gemm_tile takes them.
   struct Rows {
-    const uint16_t* codes;
+    const uint16_t* at;
     const float* codebook;
     int64_t dim;
     int64_t blocks;
@@ -70,41 +66,44 @@ class DirectStep : public Step {
       const Rows rows = rows_from(output, count, scratch);
       const float* panel = work.panels;
       for (int64_t tile = work.first_tile; tile < work.last_tile; ++tile, panel += t_.panel_floats()) {
-        kernels.gemm_tile(rows.codes, rows.codebook, rows.dim, rows.blocks, panel, t_.pitch, sums, kernels.tile_pixels,
+        kernels.gemm_tile(rows.at, rows.codebook, rows.dim, rows.blocks, panel, t_.pitch, sums, kernels.tile.pixels,
                           t_.lanes_of(tile));
-        c_.finish(sums, kernels.tile_pixels, output, count, t_.begin(tile), t_.lanes_of(tile), state);
+        c_.finish(sums, kernels.tile.pixels, output, count, t_.begin(tile), t_.lanes_of(tile), state);
       }
     }
   }
 
-  // The weights of `count` outputs from `output` on, the first of a row tile; decoded into `scratch` where they must
-  // be.
+  // The weights of `count` outputs from `output` on, the first of a row tile; written to `scratch` where they must be.
   Rows rows_from(int64_t output, int64_t count, float* scratch) const {
     const Weight& weight = *c_.weight;
-    const int64_t row_tile = output % t_.outputs / t_.tile_rows;
     const int64_t depth = weight.depth();
     const int64_t blocks = weight.blocks_per_row();
     const int64_t dim = weight.block.dim();
     if (has_joint_codebook(weight)) {
-      const int64_t tile = output / t_.outputs * t_.row_tiles() + row_tile;
-      return {.codes = codes_.data() + tile * blocks * t_.tile_rows,
+      const int64_t tile = output / t_.outputs * t_.row_tiles() + output % t_.outputs / t_.tile_rows;
+      return {.at = at_.data() + tile * blocks * t_.tile_rows,
               .codebook = codebook_.empty() ? weight.codebook.data() : codebook_.data(),
               .dim = dim,
               .blocks = blocks};
     }
-    const uint16_t* codes = codes_.data() + row_tile * t_.tile_rows;
-    if (weight.is_dense()) {
-      return {.codes = codes, .codebook = weight.dense.data() + output * depth, .dim = depth, .blocks = 1};
+    const float* const rows = weight.dense.data() + output * depth;
+    if (weight.is_dense() && count == t_.tile_rows) {
+      return {.at = nullptr, .codebook = rows, .dim = depth, .blocks = 1};
     }
-    c_.decode(output, count, scratch, depth);
-    return {.codes = codes, .codebook = scratch, .dim = depth, .blocks = 1};
+    // gemm_tile reads all rows of a tile, also where there are fewer.
+    if (weight.is_dense()) {
+      std::copy_n(rows, count * depth, scratch);
+    } else {
+      c_.decode(output, count, scratch, depth);
+    }
+    return {.at = nullptr, .codebook = scratch, .dim = depth, .blocks = 1};
   }
 
   Convolution c_;
   Tiling t_;
-  AlignedBuffer<uint16_t> codes_;
+  AlignedBuffer<uint16_t> at_;     // where a tile's rows are found in a codebook
   AlignedBuffer<float> codebook_;  // the joint one; empty: the weight's own
-  int64_t weights_floats_ = 0;     // of a row tile that has to be decoded
+  int64_t weights_floats_ = 0;     // of a row tile that is not read where it lies
 };
 
 double cost(const Convolution& c, int threads) {
@@ -113,7 +112,7 @@ double cost(const Convolution& c, int threads) {
   const double decoded =
       is_found || c.weight->is_dense() ? 0.0 : kDecodeCost * static_cast<double>(t.num_blocks * c.weight->codebooks);
   const auto weights = static_cast<double>(c.weight->outputs * c.patches.depth());
-  return weights * (t.vectors(*c.kernels, is_found) + decoded) / threads;
+  return weights * (t.vectors(is_found) + decoded) / threads;
 }
 
 std::unique_ptr<Step> make(const Layer& layer, const Convolution& convolution, const PlanContext& context) {
@@ -122,6 +121,6 @@ std::unique_ptr<Step> make(const Layer& layer, const Convolution& convolution, c
 
 }  // namespace
 
-Path direct_path() { return {.kernel = "direct", .cost = &cost, .make = &make}; }
+Path direct_path() { return {.kernel = "direct", .reads = Format::kFloats, .cost = &cost, .make = &make}; }
 
 }  // namespace pyquant

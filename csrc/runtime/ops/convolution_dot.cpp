@@ -72,6 +72,6 @@ std::unique_ptr<Step> make(const Layer& layer, const Convolution& convolution, c
 
 }  // namespace
 
-Path dot_path() { return {.kernel = "dot", .cost = &cost, .make = &make}; }
+Path dot_path() { return {.kernel = "dot", .reads = Format::kFloats, .cost = &cost, .make = &make}; }
 
 }  // namespace pyquant

@@ -34,7 +34,8 @@ Tiling tiling_of(const Convolution& c, const WinogradMatrices& matrices, int thr
   const int64_t m = matrices.outputs;
   const int64_t tiles = c.geometry.images * tile_rows_of(c.geometry, m) * tile_columns_of(c.geometry, m);
   const int64_t channels = c.weight->blocks_per_row() * c.weight->block.channels;
-  return Tiling(*c.kernels, c.geometry.groups, c.group_outputs(), tiles, matrices.frequencies() * channels, threads);
+  return Tiling(*c.kernels, c.kernels->tile, c.geometry.groups, c.group_outputs(), tiles,
+                matrices.frequencies() * channels, threads);
 }
 
 // The transform of a codebook [K, channels, 3, 3] as [F, K, channels].
@@ -68,8 +69,8 @@ class WinogradStep : public Step {
         channels_(blocks_ * c_.weight->block.channels),
         frequency_floats_(channels_ * t_.pitch),
         line_floats_(matrices.outputs * t_.pitch),
-        codes_(joint_codes(*c_.weight, c_.geometry.groups, t_.tile_rows)),
-        codebook_(transformed(joint_codebook(*c_.weight), matrices)) {}
+        at_(joint_codes(*c_.weight, c_.geometry.groups, t_.tile_rows, c_.weight->block.channels)),
+        codebook_(transformed(joint_codebook(*c_.weight, c_.weight->codebook), matrices)) {}
 
   int64_t scratch_floats() const override {
     const int64_t lines = std::max(2 * matrices_.side(), matrices_.outputs * t_.tile_rows);
@@ -119,11 +120,11 @@ class WinogradStep : public Step {
     const int64_t codebook_floats = codebook_.size() / matrices_.frequencies();
     for (int64_t row = work.first_output; row < work.last_output; row += t_.tile_rows) {
       const int64_t row_tile = work.group * t_.row_tiles() + row / t_.tile_rows;
-      const uint16_t* const codes = codes_.data() + row_tile * blocks_ * t_.tile_rows;
+      const uint16_t* const at = at_.data() + row_tile * blocks_ * t_.tile_rows;
       const float* panel = work.panels;
       for (int64_t tile = work.first_tile; tile < work.last_tile; ++tile, panel += t_.panel_floats()) {
         for (int64_t f = 0; f < matrices_.frequencies(); ++f) {
-          c_.kernels->gemm_tile(codes, codebook_.data() + f * codebook_floats, c_.weight->block.channels, blocks_,
+          c_.kernels->gemm_tile(at, codebook_.data() + f * codebook_floats, c_.weight->block.channels, blocks_,
                                 panel + f * frequency_floats_, t_.pitch, products + f * t_.tile_rows * t_.pitch,
                                 t_.pitch, t_.lanes_of(tile));
         }
@@ -145,7 +146,7 @@ class WinogradStep : public Step {
       float* const out = panel + c * t_.pitch;
       if (c < real) {
         const PanelRow all_lines{.row = 0, .channel = group * real + c};
-        c_.kernels->pack_rows(runs, num_runs, 1, input, g.plane(), &all_lines, 1, lines, 0);
+        c_.kernels->pack_rows(runs, num_runs, 1, input, g.plane(), &all_lines, 1, 0, lines, 0);
         kernels_.input(lines, next_lines, line_floats_, t_.lanes_of(tile), out, frequency_floats_);
       } else {
         for (int64_t f = 0; f < matrices_.frequencies(); ++f) std::fill_n(out + f * frequency_floats_, t_.pitch, 0.0f);
@@ -172,9 +173,9 @@ class WinogradStep : public Step {
         const int64_t begin = outside ? size : std::clamp<int64_t>(-x, 0, size);
         const int64_t end = outside ? size : std::clamp(g.width - x, begin, size);
         const int64_t from = (s.image * g.channels * g.height + y) * g.width + x + begin;
-        if (begin > 0) runs[num_runs++] = {.to = to, .size = begin, .from = PanelRun::kZero};
+        if (begin > 0) runs[num_runs++] = {.to = to, .size = begin, .from = PanelRun::kOutside};
         if (end > begin) runs[num_runs++] = {.to = to + begin, .size = end - begin, .from = from};
-        if (size > end) runs[num_runs++] = {.to = to + end, .size = size - end, .from = PanelRun::kZero};
+        if (size > end) runs[num_runs++] = {.to = to + end, .size = size - end, .from = PanelRun::kOutside};
       }
     });
     return num_runs;
@@ -205,7 +206,7 @@ class WinogradStep : public Step {
   int64_t channels_;          // D
   int64_t frequency_floats_;  // of a panel's rows of one frequency
   int64_t line_floats_;
-  AlignedBuffer<uint16_t> codes_;
+  AlignedBuffer<uint16_t> at_;
   AlignedBuffer<float> codebook_;  // [F, K, channels of a block]
 };
 
@@ -223,13 +224,14 @@ double cost(const Convolution& c, const Transform& transform, int threads) {
   const auto outputs = static_cast<double>(c.weight->outputs);
   const auto inputs = static_cast<double>(c.geometry.channels);
   const auto lane_vectors = static_cast<double>(t.halves) / 2;
-  const double products = static_cast<double>(t.rows) * outputs * t.vectors(*c.kernels, true);
+  const double products = static_cast<double>(t.rows) * outputs * t.vectors(true);
   return (products + lane_vectors * (transform.input_cost * inputs + transform.output_cost * outputs)) / threads;
 }
 
 template <const Transform& transform>
 Path winograd_path(const char* kernel) {
   return {.kernel = kernel,
+          .reads = Format::kFloats,
           .cost = [](const Convolution& c, int threads) { return cost(c, transform, threads); },
           .make = [](const Layer& layer, const Convolution& c, const PlanContext& context) -> std::unique_ptr<Step> {
             return std::make_unique<WinogradStep>(layer, c, context, transform.matrices);

@@ -14,8 +14,11 @@ PlanFn planner_for(const std::string& op);
 
 std::unique_ptr<Step> plan_convolution(const Layer& layer, const PlanContext& context);  // conv2d and linear
 
-// The kernels among which plan_convolution() chooses.
-std::vector<std::string> kernel_names();
+// The kernels among which plan_convolution() chooses, those in integers only if `fast`.
+std::vector<std::string> kernel_names(bool fast);
+
+// Whether it chooses one that reads its input in bytes.
+bool reads_bytes(const Layer& layer, const PlanContext& context);
 
 std::unique_ptr<Step> plan_affine(const Layer& layer, const PlanContext& context);
 std::unique_ptr<Step> plan_activation(const Layer& layer, const PlanContext& context);
@@ -23,6 +26,8 @@ std::unique_ptr<Step> plan_binary(const Layer& layer, const PlanContext& context
 std::unique_ptr<Step> plan_concat(const Layer& layer, const PlanContext& context);
 std::unique_ptr<Step> plan_pool(const Layer& layer, const PlanContext& context);  // max_pool2d and avg_pool2d
 std::unique_ptr<Step> plan_adaptive_pool(const Layer& layer, const PlanContext& context);
+// Between formats: the one of the input is the opposite of the output's.
+std::unique_ptr<Step> plan_conversion(const Layer& layer, const PlanContext& context);
 std::unique_ptr<Step> plan_upsample(const Layer& layer, const PlanContext& context);
 
 }  // namespace pyquant

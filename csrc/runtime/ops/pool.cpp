@@ -66,28 +66,62 @@ class MaxPoolStep : public WindowStep {
 
  protected:
   void run_plane(const float* in, float* out) const override {
+    constexpr float least = -std::numeric_limits<float>::infinity();
+    run_windows(in, out, least, [&](const float* from, float* to, int64_t count) {
+      // A NaN wins and stays.
+      for (int64_t x = 0; x < count; ++x) {
+        const float value = from[x * stride_x_];
+        to[x] = value > to[x] || std::isnan(value) ? value : to[x];
+      }
+    });
+  }
+
+  // out[y][x] = the largest of its window: take(from, to, count) takes one input of each of `count` outputs' windows,
+  // stride_x_ apart, into account.
+  template <typename T, typename Take>
+  void run_windows(const T* in, T* out, T least, const Take& take) const {
     for (int64_t y = 0; y < out_height_; ++y, out += out_width_) {
-      std::fill_n(out, out_width_, -std::numeric_limits<float>::infinity());
+      std::fill_n(out, out_width_, least);
       for (int64_t ky = 0; ky < kernel_y_; ++ky) {
         const int64_t in_y = y * stride_y_ - pad_y_ + ky * dilation_y_;
         if (in_y < 0 || in_y >= height_) continue;
-        for (int64_t kx = 0; kx < kernel_x_; ++kx) take_row(in + in_y * width_, kx * dilation_x_ - pad_x_, out);
+        for (int64_t kx = 0; kx < kernel_x_; ++kx) {
+          const int64_t offset = kx * dilation_x_ - pad_x_;
+          const int64_t begin = offset >= 0 ? 0 : ceil_div(-offset, stride_x_);
+          const int64_t end = std::min(out_width_, offset >= width_ ? 0 : ceil_div(width_ - offset, stride_x_));
+          if (end > begin) take(in + in_y * width_ + offset + begin * stride_x_, out + begin, end - begin);
+        }
       }
     }
   }
 
- private:
-  // The largest so far of each output pixel and the input at `offset` from its window's origin; a NaN wins and stays.
-  void take_row(const float* in, int64_t offset, float* out) const {
-    const int64_t begin = offset >= 0 ? 0 : ceil_div(-offset, stride_x_);
-    const int64_t end = std::min(out_width_, offset >= width_ ? 0 : ceil_div(width_ - offset, stride_x_));
-    for (int64_t x = begin; x < end; ++x) {
-      const float value = in[x * stride_x_ + offset];
-      out[x] = value > out[x] || std::isnan(value) ? value : out[x];
-    }
+  int64_t dilation_y_, dilation_x_;
+};
+
+// The same in bytes, which keep their meaning.
+class MaxPool8Step : public MaxPoolStep {
+ public:
+  MaxPool8Step(const Layer& layer, const PlanContext& context)
+      : MaxPoolStep(layer, context),
+        kernels_(context.kernels),
+        input_(layer.inputs[0]),
+        output_(layer.output),
+        planes_(context.shapes[output_].at(0) * ceil_div(context.shapes[output_].at(1), 4)) {}
+
+  void run(const RunState& state) const override {
+    state.quantization[output_] = state.quantization[input_];
+    state.pool->parallel_for(planes_, [&](int64_t plane, int) {
+      run_windows(
+          state.quads(input_) + plane * height_ * width_, state.quads(output_) + plane * out_height_ * out_width_,
+          uint32_t{0},
+          [&](const uint32_t* from, uint32_t* to, int64_t count) { kernels_->max_row8(from, stride_x_, to, count); });
+    });
   }
 
-  int64_t dilation_y_, dilation_x_;
+ private:
+  const KernelTable* kernels_;
+  ValueId input_, output_;
+  int64_t planes_;  // of quads
 };
 
 class AveragePoolStep : public WindowStep {
@@ -152,7 +186,10 @@ class AdaptiveAveragePoolStep : public PlaneStep {
 }  // namespace
 
 std::unique_ptr<Step> plan_pool(const Layer& layer, const PlanContext& context) {
-  if (layer.node->op == "max_pool2d") return std::make_unique<MaxPoolStep>(layer, context);
+  if (layer.node->op == "max_pool2d") {
+    if (context.formats[layer.output] == Format::kBytes) return std::make_unique<MaxPool8Step>(layer, context);
+    return std::make_unique<MaxPoolStep>(layer, context);
+  }
   return std::make_unique<AveragePoolStep>(layer, context);
 }
 

@@ -14,16 +14,17 @@ constexpr int64_t kFewestHalves = 4;
 
 }  // namespace
 
-Tiling::Tiling(const KernelTable& kernels, int64_t groups_, int64_t outputs_, int64_t count_, int64_t rows_,
-               int threads)
+Tiling::Tiling(const KernelTable& kernels, const Tile& tile, int64_t groups_, int64_t outputs_, int64_t count_,
+               int64_t rows_, int threads)
     : groups(groups_),
       outputs(outputs_),
-      tile_rows(kernels.tile_rows),
+      tile_rows(tile.rows),
+      least_vectors(tile.least_vectors),
       count(count_),
       rows(rows_),
       half(std::max<int64_t>(kernels.lanes / 2, 1)),
       halves(ceil_div(count, half)),
-      num_tiles(ceil_div(count, kernels.tile_pixels)) {
+      num_tiles(ceil_div(count, tile.pixels)) {
   int64_t takers = 1;  // threads that take tiles of their own
   const bool groups_suffice = groups >= kUnitsPerThread * threads || groups % threads == 0;
   if (!groups_suffice) {
@@ -46,10 +47,10 @@ Tiling::Tiling(const KernelTable& kernels, int64_t groups_, int64_t outputs_, in
   num_blocks = takers * blocks_each;
 }
 
-double Tiling::vectors(const KernelTable& kernels, bool is_coded) const {
+double Tiling::vectors(bool is_coded) const {
   const auto tiles = static_cast<double>(num_tiles);
   const double width = static_cast<double>(halves) / 2 / tiles;
-  return tiles * (std::max(width, kernels.least_vectors) + (is_coded ? kFindCost : 0.0));
+  return tiles * (std::max(width, least_vectors) + (is_coded ? kFindCost : 0.0));
 }
 
 }  // namespace pyquant

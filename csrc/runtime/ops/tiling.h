@@ -19,7 +19,8 @@ constexpr double kFindCost = 0.1;
 
 struct Tiling {
   // For `outputs` of each group on `count` lanes; a tile's panel has `rows` rows.
-  Tiling(const KernelTable& kernels, int64_t groups, int64_t outputs, int64_t count, int64_t rows, int threads);
+  Tiling(const KernelTable& kernels, const Tile& tile, int64_t groups, int64_t outputs, int64_t count, int64_t rows,
+         int threads);
 
   // Lanes [begin(tile), begin(tile + 1)) are those of a tile: a multiple of half a vector, but for the last.
   int64_t begin(int64_t tile) const { return std::min(half * (tile * halves / num_tiles), count); }
@@ -41,11 +42,12 @@ struct Tiling {
   int64_t own_panel_floats() const { return shared ? 0 : ceil_div(num_tiles, num_blocks) * panel_floats(); }
 
   // Vector multiply-adds of one weight for all tiles, with finding it where it is coded.
-  double vectors(const KernelTable& kernels, bool is_coded) const;
+  double vectors(bool is_coded) const;
 
   int64_t groups;
   int64_t outputs;  // of a group
   int64_t tile_rows;
+  double least_vectors;  // of a tile
   int64_t count;
   int64_t rows;
   int64_t half;  // of a vector, in lanes

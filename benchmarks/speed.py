@@ -1,0 +1,109 @@
+"""How fast a network is beside the engines that run it dense: both precisions, threads, batches."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from figures import CHECKPOINTS, Figure, Setting
+
+import pyquant
+from pyquant.bench import bench
+from pyquant.choose import Recipe
+from pyquant.export import export_safetensors
+from pyquant.file import read_model
+from pyquant.models import build_network
+from pyquant.preprocessing import Preprocessing
+from pyquant.ranges import calibrate
+
+CALIBRATION_PICTURES = 128
+SHAPE = (3, 224, 224)
+PEERS = {"exact": ("onnxruntime", "openvino"), "fast": ("onnxruntime-int8", "openvino-int8")}
+THREADS = (1, 2)
+BATCHES = (1, 8)
+
+# checkpoint: the ratios that are promised to the faster peer, of the import and of preset lut, by precision and batch
+PROMISED = {
+    "abgd_resnet50_large_blocks": {
+        "import": {("exact", 1): 0.80, ("exact", 8): 0.80, ("fast", 1): 1.05, ("fast", 8): 1.0},
+        "lut": {("exact", 1): 0.60, ("exact", 8): 0.60, ("fast", 1): 0.85, ("fast", 8): 0.85},
+    },
+    "abgd_resnet18_small_blocks": {"import": {}, "lut": {}},
+}
+
+
+def measure_speed(setting: Setting, *, threads: int, batch: int) -> list[Figure]:
+    """Run each network against its peers, engines taking turns: medians with their spread, and ratios."""
+    figures = []
+    for checkpoint, kinds in PROMISED.items():
+        for kind, promised in kinds.items():
+            path = with_ranges(setting, setting.imported(checkpoint) if kind == "import" else coded(setting, checkpoint))
+            for precision, peers in PEERS.items():
+                result = bench(
+                    path,
+                    against=peers,
+                    threads=threads,
+                    batch=batch,
+                    precision=precision,
+                    calibration=setting.data / "imagenet500.zip",
+                )
+                rows = {row["engine"]: row for row in result["rows"]}
+                name = f"{checkpoint} {kind} {precision}, batch {batch}, {threads} thread{'s' if threads > 1 else ''}"
+                figures += [
+                    Figure(
+                        name=f"{name}, {engine}",
+                        value=row["median_ms"],
+                        unit="ms",
+                        threads=threads,
+                        low=row["p10_ms"],
+                        high=row["p90_ms"],
+                    )
+                    for engine, row in rows.items()
+                ]
+                ratio = rows["pyquant"]["median_ms"] / min(rows[peer]["median_ms"] for peer in peers)
+                most = promised.get((precision, batch))
+                figures.append(
+                    Figure(
+                        name=f"{name}, ratio",
+                        value=ratio,
+                        unit="x the faster peer",
+                        threads=threads,
+                        target=f"≤ {most:g}" if most else "",
+                        met=ratio <= most if most else None,
+                    )
+                )
+    return figures
+
+
+SPEED_PARTS = {
+    f"speed-batch{batch}-threads{threads}": partial(measure_speed, threads=threads, batch=batch)
+    for batch in BATCHES
+    for threads in THREADS
+}
+
+
+def coded(setting: Setting, checkpoint: str) -> Path:
+    """Return the .pqmodel of an imported network's weights coded with the preset lut, made if it is not there yet."""
+    out = setting.folder / f"{checkpoint}_lut.pqmodel"
+    if not out.exists():
+        weights = setting.folder / f"{checkpoint}.safetensors"
+        export_safetensors(read_model(setting.imported(checkpoint)), weights)
+        module = build_network(CHECKPOINTS[checkpoint][0], weights=weights)
+        pyquant.compress(
+            module,
+            None,
+            out=out,
+            recipe=Recipe(preset="lut"),
+            input_shape=SHAPE,
+            preprocessing=Preprocessing.default_for(SHAPE),
+        )
+        weights.unlink()
+    return out
+
+
+def with_ranges(setting: Setting, path: Path) -> Path:
+    """Return the same network with activation ranges."""
+    out = path.with_name(f"{path.stem}_ranges.pqmodel")
+    if not out.exists():
+        calibrate(path, setting.data / "imagenet500.zip", out=out, samples=CALIBRATION_PICTURES)
+    return out

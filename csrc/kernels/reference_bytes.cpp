@@ -1,0 +1,164 @@
+#include <algorithm>
+#include <cmath>
+
+#include "base/sizes.h"
+#include "kernels/reference.h"
+
+namespace pyquant {
+namespace {
+
+constexpr int64_t kTableColumns = 8;
+constexpr int64_t kTileRows = 4;
+
+// Byte i of a quad.
+uint32_t byte_of(uint32_t quad, int64_t i) { return quad >> (8 * i) & 0xff; }
+
+// Weights are signed, inputs unsigned.
+int32_t dot(uint32_t weights, uint32_t inputs) {
+  int32_t sum = 0;
+  for (int64_t i = 0; i < 4; ++i) {
+    sum += static_cast<int8_t>(byte_of(weights, i)) * static_cast<int32_t>(byte_of(inputs, i));
+  }
+  return sum;
+}
+
+// Written so that a NaN becomes 0.
+uint32_t rounded(float value) {
+  if (!(value > 0.0f)) value = 0.0f;
+  if (value > 255.0f) value = 255.0f;
+  return static_cast<uint32_t>(std::nearbyint(value));
+}
+
+void gemm_tile8_reference(const uint16_t* at, const uint32_t* codebook, int64_t dim, int64_t blocks,
+                          const uint32_t* panel, int64_t pitch, int32_t* out, int64_t out_pitch,
+                          int64_t pixels) noexcept {
+  for (int64_t r = 0; r < kTileRows; ++r) {
+    for (int64_t p = 0; p < pixels; ++p) {
+      int32_t sum = 0;
+      for (int64_t j = 0; j < blocks; ++j) {
+        const uint32_t* centroid = codebook + (at == nullptr ? r * dim : at[j * kTileRows + r]);
+        for (int64_t i = 0; i < dim; ++i) sum += dot(centroid[i], panel[(j * dim + i) * pitch + p]);
+      }
+      out[r * out_pitch + p] = sum;
+    }
+  }
+}
+
+void decode_quads_reference(const uint16_t* codes, int64_t code_pitch, const uint32_t* spread, int64_t taps, int64_t n,
+                            uint32_t* out, int64_t rows, int64_t quads) noexcept {
+  const int64_t width = round_up(taps, kSpreadTaps);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t q = 0; q < quads; ++q) {
+      for (int64_t t = 0; t < width; ++t) {
+        uint32_t quad = 0;
+        for (int64_t i = 0; i < n; ++i) quad |= spread[codes[r * code_pitch + n * q + i] * width + t] << (32 / n * i);
+        out[(r * quads + q) * width + t] = quad;
+      }
+    }
+  }
+}
+
+void turn_quads_reference(const uint32_t* in, int64_t pitch, int64_t taps, int64_t pixels, uint32_t* out) noexcept {
+  const int64_t groups = ceil_div(taps, 4);
+  for (int64_t c = 0; c < 4; ++c) {
+    for (int64_t g = 0; g < groups; ++g) {
+      for (int64_t p = 0; p < pixels; ++p) {
+        uint32_t quad = 0;
+        for (int64_t i = 0; i < 4 && 4 * g + i < taps; ++i) quad |= byte_of(in[(4 * g + i) * pitch + p], c) << (8 * i);
+        out[(c * groups + g) * pitch + p] = quad;
+      }
+    }
+  }
+}
+
+void table_build8_reference(const uint32_t* codebook, int64_t centroids, int64_t dim, const uint32_t* panel,
+                            int64_t pixels, int64_t shift, int16_t* table) noexcept {
+  for (int64_t k = 0; k < centroids; ++k) {
+    for (int64_t p = 0; p < pixels; ++p) {
+      int32_t sum = 1 << shift >> 1;
+      for (int64_t i = 0; i < dim; ++i) sum += dot(codebook[k * dim + i], panel[i * kTableColumns + p]);
+      table[k * kTableColumns + p] = static_cast<int16_t>(sum >> shift);
+    }
+  }
+}
+
+void table_sum8_reference(const uint16_t* at, int64_t positions, const int16_t* tables, int32_t* sums, int64_t outputs,
+                          int64_t pixels, bool accumulate) noexcept {
+  constexpr int64_t kStep = kTableStep / sizeof(int16_t);
+  for (int64_t o = 0; o < outputs; ++o) {
+    for (int64_t p = 0; p < pixels; ++p) {
+      int32_t sum = accumulate ? sums[o * kTableColumns + p] : 0;
+      for (int64_t q = 0; q < positions; ++q) sum += tables[at[o * positions + q] * kStep + p];
+      sums[o * kTableColumns + p] = sum;
+    }
+  }
+}
+
+void finish_tile8_reference(const int32_t* in, int64_t in_pitch, const Finish8& finish, uint32_t* out,
+                            int64_t out_pitch, int64_t rows, int64_t count) noexcept {
+  for (int64_t c = 0; c < rows / 4; ++c) {
+    for (int64_t p = 0; p < count; ++p) {
+      uint32_t quad = 0;
+      for (int64_t i = 0; i < 4; ++i) {
+        const int64_t r = 4 * c + i;
+        float value = std::fma(static_cast<float>(in[r * in_pitch + p]), finish.scale[r], finish.bias[r]);
+        if (finish.residual != nullptr) {
+          const auto byte = static_cast<float>(byte_of(finish.residual[c * out_pitch + p], i));
+          value = std::fma(byte, finish.residual_scale, value);
+        }
+        quad |= std::clamp<uint32_t>(rounded(value), finish.low, finish.high) << (8 * i);
+      }
+      out[c * out_pitch + p] = quad;
+    }
+  }
+}
+
+void quantize_reference(const float* in, int64_t in_pitch, int64_t rows, float inverse_scale, float zero, uint32_t* out,
+                        int64_t count) noexcept {
+  for (int64_t p = 0; p < count; ++p) {
+    out[p] = 0;
+    for (int64_t i = 0; i < 4; ++i) {
+      const float value = i < rows ? std::fma(in[i * in_pitch + p], inverse_scale, zero) : zero;
+      out[p] |= rounded(value) << (8 * i);
+    }
+  }
+}
+
+void dequantize_reference(const uint32_t* in, float scale, float zero, float* out, int64_t out_pitch, int64_t rows,
+                          int64_t count) noexcept {
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t p = 0; p < count; ++p) {
+      out[i * out_pitch + p] = (static_cast<float>(byte_of(in[p], i)) - zero) * scale;
+    }
+  }
+}
+
+void max_row8_reference(const uint32_t* in, int64_t step, uint32_t* out, int64_t count) noexcept {
+  for (int64_t p = 0; p < count; ++p) {
+    uint32_t quad = 0;
+    for (int64_t i = 0; i < 4; ++i) {
+      const uint32_t before = byte_of(out[p], i), next = byte_of(in[p * step], i);
+      quad |= (before > next ? before : next) << (8 * i);
+    }
+    out[p] = quad;
+  }
+}
+
+}  // namespace
+
+KernelTable with_reference_bytes(KernelTable table) {
+  table.tile8 = {.rows = kTileRows, .pixels = 16, .least_vectors = 1, .step_cost = 1};
+  table.table8_pixels = kTableColumns;
+  table.gemm_tile8 = &gemm_tile8_reference;
+  table.decode_quads = &decode_quads_reference;
+  table.turn_quads = &turn_quads_reference;
+  table.table_build8 = &table_build8_reference;
+  table.table_sum8 = &table_sum8_reference;
+  table.finish_tile8 = &finish_tile8_reference;
+  table.quantize = &quantize_reference;
+  table.dequantize = &dequantize_reference;
+  table.max_row8 = &max_row8_reference;
+  return table;
+}
+
+}  // namespace pyquant

@@ -1,0 +1,70 @@
+#include "runtime/formats.h"
+
+#include "runtime/ops/ops.h"
+
+namespace pyquant {
+namespace {
+
+constexpr ValueId kNone = -1;
+
+// Adds layers one by one, with the conversions that they need before them.
+class Converter {
+ public:
+  explicit Converter(PlanContext& context) : context_(context), other_(context.shapes.size(), kNone) {}
+
+  // The value `value` in a format; made by a layer of its own where it is there in the other one.
+  ValueId in(ValueId value, Format format) {
+    if (context_.formats[value] == format) return value;
+    if (other_[value] == kNone) {
+      other_[value] = static_cast<ValueId>(context_.shapes.size());
+      context_.shapes.push_back(context_.shapes[value]);
+      context_.formats.push_back(format);
+      context_.ranges.push_back(context_.ranges[value]);
+      layers_.push_back({.node = nullptr,
+                         .inputs = {value},
+                         .output = other_[value],
+                         .op = format == Format::kBytes ? "quantize" : "dequantize"});
+    }
+    return other_[value];
+  }
+
+  void add(Layer layer) { layers_.push_back(std::move(layer)); }
+  std::vector<Layer> layers() { return std::move(layers_); }
+
+ private:
+  PlanContext& context_;
+  std::vector<ValueId> other_;  // by value of the graph: the same value in the other format
+  std::vector<Layer> layers_;
+};
+
+}  // namespace
+
+FormattedLayers assign_formats(std::vector<Layer> layers, const Graph& graph, PlanContext& context) {
+  std::vector<bool> reads(layers.size());         // by layer: whether it reads bytes
+  std::vector<bool> is_wanted(graph.num_values);  // by value: whether one of its readers does
+  for (size_t i = layers.size(); i-- > 0;) {
+    const Layer& layer = layers[i];
+    const bool is_pool = layer.node->op == "max_pool2d";
+    reads[i] = is_pool ? is_wanted[layer.output] : reads_bytes(layer, context);
+    // A range that is not known before would have to be measured first.
+    const bool can_write = is_pool || (context.ranges[layer.output] && !has_curve(layer.activation));
+    if (!reads[i]) continue;
+    is_wanted[layer.inputs[0]] = true;
+    if (!is_wanted[layer.output] || !can_write) continue;
+    context.formats[layer.output] = Format::kBytes;
+    if (layer.residual >= 0) is_wanted[layer.residual] = true;
+  }
+  Converter converter(context);
+  for (size_t i = 0; i < layers.size(); ++i) {
+    Layer& layer = layers[i];
+    const Format format = reads[i] ? Format::kBytes : Format::kFloats;
+    for (ValueId& input : layer.inputs) input = converter.in(input, format);
+    if (layer.residual >= 0) layer.residual = converter.in(layer.residual, context.formats[layer.output]);
+    converter.add(std::move(layer));
+  }
+  std::vector<ValueId> outputs;
+  for (const ValueId output : graph.outputs) outputs.push_back(converter.in(output, Format::kFloats));
+  return {.layers = converter.layers(), .outputs = std::move(outputs)};
+}
+
+}  // namespace pyquant

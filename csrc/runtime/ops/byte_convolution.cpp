@@ -1,0 +1,101 @@
+#include "runtime/ops/byte_convolution.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace pyquant {
+namespace {
+
+constexpr int64_t kQuad = 4;
+
+ConvGeometry in_quads(ConvGeometry geometry) {
+  geometry.channels = ceil_div(geometry.channels, kQuad);
+  return geometry;
+}
+
+// What all outputs have in common, behind what an epilogue holds for each.
+enum Common { kLow, kHigh, kResidualScale, kNumCommon };
+
+}  // namespace
+
+ByteConvolution::ByteConvolution(const Convolution& convolution, const WeightOrder& order, const PlanContext& context)
+    : c(convolution),
+      patches(in_quads(convolution.geometry), order, convolution.kernels),
+      writes_bytes_(context.formats[convolution.output] == Format::kBytes) {}
+
+int64_t ByteConvolution::epilogue_floats() const { return 2 * padded_outputs() + kNumCommon; }
+
+int64_t ByteConvolution::finish_floats(int64_t pitch) const {
+  return writes_bytes_ ? 0 : kRows * pitch + kSlackBytes / 4;
+}
+
+void ByteConvolution::write_epilogue(int64_t shift, const RunState& state, float* epilogue) const {
+  const Quantization in = state.quantization[c.input];
+  const Quantization out = writes_bytes_ ? state.quantization[c.output] : Quantization{};
+  const double unshifted = std::ldexp(1.0, static_cast<int>(shift));
+  double residual_zero = 0;
+  if (writes_bytes_ && c.residual >= 0) {
+    const Quantization before = state.quantization[c.residual];
+    residual_zero = static_cast<double>(before.zero) * before.scale / out.scale;
+  }
+  float* const row_scale = epilogue;
+  float* const row_bias = epilogue + padded_outputs();
+  float* const common = epilogue + 2 * padded_outputs();
+  for (int64_t o = 0; o < c.weight->outputs; ++o) {
+    const double unit = static_cast<double>(in.scale) * weight_scale[o] * c.scale[o] / out.scale;
+    const double zeros = unit * static_cast<double>(weight_sums[o]) * in.zero;
+    row_scale[o] = static_cast<float>(unit * unshifted);
+    row_bias[o] = static_cast<float>(c.bias[o] / static_cast<double>(out.scale) - zeros + out.zero - residual_zero);
+  }
+  const auto nearest_byte = [&](float value) {
+    return std::nearbyint(std::clamp(value / out.scale + static_cast<float>(out.zero), 0.0f, 255.0f));
+  };
+  const Clamp clamp = clamp_of(c.activation);
+  common[kLow] = nearest_byte(clamp.low);
+  common[kHigh] = nearest_byte(clamp.high);
+  common[kResidualScale] = c.residual < 0 ? 0.0f : state.quantization[c.residual].scale / out.scale;
+  std::fill(row_scale + c.weight->outputs, row_bias, 0.0f);
+  std::fill(row_bias + c.weight->outputs, common, static_cast<float>(out.zero));
+}
+
+void ByteConvolution::finish(const int32_t* tile, int64_t pitch, int64_t output, int64_t rows, int64_t pixel,
+                             int64_t count, const float* epilogue, const RunState& state, float* scratch) const {
+  if (writes_bytes_) {
+    finish_bytes(tile, pitch, output, rows, pixel, count, epilogue, state);
+    return;
+  }
+  const float* const row_bias = epilogue + padded_outputs();
+  for (int64_t first = 0; first < rows; first += kRows) {
+    const int64_t some = std::min(kRows, rows - first);
+    for (int64_t r = 0; r < some; ++r) {
+      for (int64_t p = 0; p < count; ++p) scratch[r * pitch + p] = static_cast<float>(tile[(first + r) * pitch + p]);
+    }
+    c.finish(scratch, pitch, epilogue + output + first, row_bias + output + first, output + first, some, pixel, count,
+             state);
+  }
+}
+
+void ByteConvolution::finish_bytes(const int32_t* tile, int64_t pitch, int64_t output, int64_t rows, int64_t pixel,
+                                   int64_t count, const float* epilogue, const RunState& state) const {
+  const float* const common = epilogue + 2 * padded_outputs();
+  Finish8 finish{.scale = epilogue + output,
+                 .bias = epilogue + padded_outputs() + output,
+                 .residual = nullptr,
+                 .residual_scale = common[kResidualScale],
+                 .low = static_cast<uint8_t>(common[kLow]),
+                 .high = static_cast<uint8_t>(common[kHigh])};
+  const int64_t plane = c.geometry.out_plane();
+  const int64_t quads = ceil_div(c.weight->outputs, kQuad);
+  while (count > 0) {
+    const int64_t image = pixel / plane;
+    const int64_t run = std::min(count, (image + 1) * plane - pixel);
+    const int64_t at = (image * quads + output / kQuad) * plane + pixel % plane;
+    if (c.residual >= 0) finish.residual = state.quads(c.residual) + at;
+    c.kernels->finish_tile8(tile, pitch, finish, state.quads(c.output) + at, plane, round_up(rows, kQuad), run);
+    tile += run;
+    pixel += run;
+    count -= run;
+  }
+}
+
+}  // namespace pyquant

@@ -1,0 +1,45 @@
+// What the integer paths of a convolution share: inputs as panels of quads, and outputs in bytes or floats.
+#pragma once
+
+#include <vector>
+
+#include "runtime/byte_weights.h"
+#include "runtime/ops/convolution.h"
+
+namespace pyquant {
+
+class ByteConvolution {
+ public:
+  // Quads of a row in the order `order`.
+  ByteConvolution(const Convolution& convolution, const WeightOrder& order, const PlanContext& context);
+
+  // The weights of output o are scale[o] * bytes, which have this sum.
+  std::vector<float> weight_scale;   // [O]
+  std::vector<int64_t> weight_sums;  // [O]
+
+  // What a run multiplies sums with, and adds to them: written by write_epilogue(), read by finish(). Sums are to be
+  // multiplied by 2^shift.
+  int64_t epilogue_floats() const;
+  void write_epilogue(int64_t shift, const RunState& state, float* epilogue) const;
+
+  // As Convolution::finish(), for integer sums. Rows behind the last output, up to a multiple of four, are read too.
+  // `scratch` has finish_floats() for tiles of this pitch.
+  int64_t finish_floats(int64_t pitch) const;
+  void finish(const int32_t* tile, int64_t pitch, int64_t output, int64_t rows, int64_t pixel, int64_t count,
+              const float* epilogue, const RunState& state, float* scratch) const;
+
+  Convolution c;
+  Patches patches;
+
+ private:
+  // Outputs that are converted to floats together.
+  static constexpr int64_t kRows = 8;
+
+  int64_t padded_outputs() const { return round_up(c.weight->outputs, 16); }
+  void finish_bytes(const int32_t* tile, int64_t pitch, int64_t output, int64_t rows, int64_t pixel, int64_t count,
+                    const float* epilogue, const RunState& state) const;
+
+  bool writes_bytes_;
+};
+
+}  // namespace pyquant

@@ -1,0 +1,205 @@
+// The direct path in integers: panels of quads are multiplied with quads of weights, a few outputs at a time.
+//
+// Where a quad is part of a centroid, weights are read from the codebook by way of their codes. Where it is put
+// together of several, the rows of a tile are decoded first.
+#include <algorithm>
+#include <limits>
+
+#include "runtime/coded_rows.h"
+#include "runtime/ops/byte_convolution.h"
+#include "runtime/ops/tiling.h"
+
+namespace pyquant {
+namespace {
+
+// Quads that 16 bits tell apart: see gemm_tile8.
+constexpr int64_t kMostFound = 1 << 16;
+
+// Of the rows of a tile, decoded.
+int64_t spread_quads_of(const Convolution& c, const WeightOrder& order) {
+  return c.kernels->tile8.rows * order.channels * round_up(order.block.dim(), kSpreadTaps);
+}
+
+// Decoding a quad, in vector multiply-adds.
+constexpr double kDecodeCost = 0.5;
+
+Tiling tiling_of(const Convolution& c, const WeightOrder& order, int threads) {
+  return Tiling(*c.kernels, c.kernels->tile8, c.geometry.groups, c.group_outputs(), c.geometry.pixels(), order.depth(),
+                threads);
+}
+
+class Direct8Step : public Step {
+ public:
+  Direct8Step(const Layer& layer, const Convolution& convolution, const PlanContext& context)
+      : Step(layer.node->name, layer.op, "direct8"),
+        source_(quad_source(*convolution.weight, convolution.geometry.groups)),
+        order_(quad_order(*convolution.weight, source_)),
+        b_(convolution, order_, context),
+        t_(tiling_of(convolution, order_, context.threads)) {
+    const Weight& weight = *b_.c.weight;
+    if (source_ == QuadSource::kDense) {
+      quads_ = AlignedBuffer<uint32_t>(weight.outputs * order_.depth());
+      for (int64_t o = 0; o < weight.outputs; ++o) {
+        const ByteRow row = write_byte_row(weight, o, quads_.data() + o * order_.depth());
+        b_.weight_scale.push_back(row.scale);
+        b_.weight_sums.push_back(row.sum);
+      }
+    } else {
+      const ByteCodebooks bytes = byte_codebooks(weight);
+      const AlignedBuffer<float> joint = joint_codebook(weight, bytes.values);
+      b_.weight_scale.assign(weight.outputs, bytes.scale);
+      b_.weight_sums = row_sums(weight, bytes.values);
+      quads_ =
+          source_ == QuadSource::kCentroid ? centroid_quads(joint) : spread_quads(joint, weight.block.channels, taps());
+    }
+    if (source_ == QuadSource::kCentroid) {
+      at_ = joint_codes(weight, b_.c.geometry.groups, t_.tile_rows, order_.block.dim());
+    }
+    if (source_ == QuadSource::kSpread) {
+      spread_codes();
+      at_ = AlignedBuffer<uint16_t>(order_.channels * t_.tile_rows);
+      for (int64_t i = 0; i < at_.size(); ++i) {
+        const int64_t quad = i / t_.tile_rows, row = i % t_.tile_rows;
+        at_[i] = static_cast<uint16_t>((row * order_.channels + quad) * spread_width());
+      }
+    }
+  }
+
+  int64_t scratch_floats() const override {
+    return t_.own_panel_floats() + decoded_quads() + sums_quads() + b_.finish_floats(b_.c.kernels->tile8.pixels);
+  }
+
+  int64_t shared_floats() const override { return t_.shared_floats() + b_.epilogue_floats(); }
+
+  void run(const RunState& state) const override {
+    b_.write_epilogue(0, state, epilogue(state));
+    const uint32_t outside = state.quantization[b_.c.input].zeros();
+    run_tiled(
+        t_, state,
+        [&](int64_t group, int64_t tile, int64_t part, int64_t parts, float* panel, float*) {
+          b_.patches.pack(state.values[b_.c.input], group, t_.begin(tile), t_.lanes_of(tile), t_.pitch, outside, panel,
+                          part, parts);
+        },
+        [&](const TiledWork& work, float* scratch) { multiply(work, state, scratch); });
+  }
+
+ private:
+  // The weights of a tile of output rows, as gemm_tile8 takes them.
+  struct Rows {
+    const uint16_t* at;
+    const uint32_t* codebook;
+    int64_t dim;
+    int64_t blocks;
+  };
+
+  float* epilogue(const RunState& state) const { return state.shared + t_.shared_floats(); }
+
+  int64_t taps() const { return b_.c.weight->kernel_rows * b_.c.weight->kernel_columns; }
+  int64_t spread_width() const { return round_up(taps(), kSpreadTaps); }
+  int64_t blocks_per_quad() const { return 4 / b_.c.weight->block.channels; }
+
+  // Of the rows of a tile that are not read where they lie.
+  int64_t decoded_quads() const {
+    switch (source_) {
+      case QuadSource::kCentroid:
+        return 0;
+      case QuadSource::kSpread:
+        return round_up(spread_quads_of(b_.c, order_) + kSlackBytes / 4, 16);
+      default:
+        return round_up(t_.tile_rows * order_.depth() + kSlackBytes / 4, 16);
+    }
+  }
+  int64_t sums_quads() const { return t_.tile_rows * b_.c.kernels->tile8.pixels; }
+
+  // Joint codes [O, quads of channels * blocks_per_quad()], those behind the last block of the centroid that is zero.
+  void spread_codes() {
+    const Weight& weight = *b_.c.weight;
+    const int64_t blocks = weight.blocks_per_row();
+    const auto zero = static_cast<uint16_t>(quads_.size() / spread_width() - 1);
+    const AlignedBuffer<uint16_t> joint = joint_codes(weight, 1, 1, 1);
+    code_pitch_ = order_.channels * blocks_per_quad();
+    row_codes_ = AlignedBuffer<uint16_t>(weight.outputs * code_pitch_);
+    for (int64_t o = 0; o < weight.outputs; ++o) {
+      for (int64_t j = 0; j < code_pitch_; ++j) {
+        row_codes_[o * code_pitch_ + j] = j < blocks ? joint[o * blocks + j] : zero;
+      }
+    }
+  }
+
+  void multiply(const TiledWork& work, const RunState& state, float* scratch) const {
+    const KernelTable& kernels = *b_.c.kernels;
+    auto* const decoded = reinterpret_cast<uint32_t*>(scratch);
+    auto* const sums = reinterpret_cast<int32_t*>(scratch + decoded_quads());
+    float* const rest = scratch + decoded_quads() + sums_quads();
+    for (int64_t row = work.first_output; row < work.last_output; row += t_.tile_rows) {
+      const int64_t output = work.group * t_.outputs + row;
+      const int64_t count = std::min(t_.tile_rows, work.last_output - row);
+      const Rows rows = rows_from(output, count, decoded);
+      const float* panel = work.panels;
+      for (int64_t tile = work.first_tile; tile < work.last_tile; ++tile, panel += t_.panel_floats()) {
+        kernels.gemm_tile8(rows.at, rows.codebook, rows.dim, rows.blocks, reinterpret_cast<const uint32_t*>(panel),
+                           t_.pitch, sums, kernels.tile8.pixels, t_.lanes_of(tile));
+        b_.finish(sums, kernels.tile8.pixels, output, count, t_.begin(tile), t_.lanes_of(tile), epilogue(state), state,
+                  rest);
+      }
+    }
+  }
+
+  // The weights of `count` outputs from `output` on, the first of a row tile; decoded where they must be.
+  Rows rows_from(int64_t output, int64_t count, uint32_t* decoded) const {
+    const int64_t depth = order_.depth();
+    if (source_ == QuadSource::kCentroid) {
+      const int64_t blocks = order_.blocks_per_row();
+      const int64_t tile = output / t_.outputs * t_.row_tiles() + output % t_.outputs / t_.tile_rows;
+      return {.at = at_.data() + tile * blocks * t_.tile_rows,
+              .codebook = quads_.data(),
+              .dim = order_.block.dim(),
+              .blocks = blocks};
+    }
+    const uint32_t* const rows = quads_.data() + output * depth;
+    if (source_ == QuadSource::kDense && count == t_.tile_rows) {
+      return {.at = nullptr, .codebook = rows, .dim = depth, .blocks = 1};
+    }
+    // gemm_tile8 reads all rows of a tile, also where there are fewer.
+    if (source_ == QuadSource::kDense) {
+      std::copy_n(rows, count * depth, decoded);
+      return {.at = nullptr, .codebook = decoded, .dim = depth, .blocks = 1};
+    }
+    b_.c.kernels->decode_quads(row_codes_.data() + output * code_pitch_, code_pitch_, quads_.data(), taps(),
+                               blocks_per_quad(), decoded, count, order_.channels);
+    return {.at = at_.data(), .codebook = decoded, .dim = taps(), .blocks = order_.channels};
+  }
+
+  QuadSource source_;
+  WeightOrder order_;
+  ByteConvolution b_;
+  Tiling t_;
+  AlignedBuffer<uint32_t> quads_;      // of a dense weight's rows, or of a codebook
+  AlignedBuffer<uint16_t> at_;         // where a tile's rows are found in a codebook
+  AlignedBuffer<uint16_t> row_codes_;  // as decode_quads takes them
+  int64_t code_pitch_ = 0;
+};
+
+double cost(const Convolution& c, int threads) {
+  const QuadSource source = quad_source(*c.weight, c.geometry.groups);
+  if (source == QuadSource::kNone) return std::numeric_limits<double>::infinity();
+  const WeightOrder order = quad_order(*c.weight, source);
+  if (source == QuadSource::kSpread && spread_quads_of(c, order) > kMostFound) {
+    return std::numeric_limits<double>::infinity();
+  }
+  const Tiling t = tiling_of(c, order, threads);
+  const double decoded = source == QuadSource::kSpread ? kDecodeCost * static_cast<double>(t.num_blocks) : 0.0;
+  const auto quads = static_cast<double>(c.weight->outputs * order.depth());
+  const double multiplied = c.kernels->tile8.step_cost * t.vectors(source == QuadSource::kCentroid);
+  return quads * (multiplied + decoded) / threads;
+}
+
+std::unique_ptr<Step> make(const Layer& layer, const Convolution& convolution, const PlanContext& context) {
+  return std::make_unique<Direct8Step>(layer, convolution, context);
+}
+
+}  // namespace
+
+Path direct8_path() { return {.kernel = "direct8", .reads = Format::kBytes, .cost = &cost, .make = &make}; }
+
+}  // namespace pyquant

@@ -1,0 +1,280 @@
+"""Networks in 8-bit integers: what they compute from bytes, and the same bits on every instruction set."""
+
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+from layer_networks import model_file, weighted_layer
+from numpy.typing import NDArray
+from test_runtime_layers import CONVOLUTIONS
+
+from pyquant import _core, reference
+from pyquant.codecs import DenseConfig, ProductConfig
+from pyquant.errors import ConfigError
+from pyquant.file import ModelFile
+from pyquant.graph import Graph, Network, Node, Weight
+from pyquant.runtime import Model
+
+ISAS = _core.available_isas()
+
+Floats = NDArray[np.float32]
+
+
+def as_bytes(x: Floats) -> Floats:
+    """Return the numbers that the bytes of `x` stand for, which reach from its smallest to its largest number."""
+    low, high = min(x.min(), np.float32(0)), max(x.max(), np.float32(0))
+    scale = (high - low) / np.float32(255)
+    zero = np.rint(-low / scale)
+    # Rounded where the kernel rounds: once, to float32, and then to a byte.
+    levels = (x.astype(np.float64) * (np.float32(1) / scale) + zero).astype(np.float32)
+    return ((np.clip(np.rint(levels), 0, 255) - zero) * scale).astype(np.float32)
+
+
+def weights_as_bytes(network: Network, weight: Weight) -> NDArray[np.float64]:
+    """Return the weights that signed bytes stand for: of one scale for a layer's codebooks, or for each dense row."""
+    codec = weight.codec
+    if isinstance(codec, DenseConfig):
+        rows = network.weight(weight).astype(np.float64)
+        scale = np.abs(rows).max(axis=tuple(range(1, rows.ndim)), keepdims=True) / 127
+        return np.rint(rows / scale) * scale
+    codebook = network.codebook(weight).astype(np.float64)
+    joint = sum(book[np.array(codes)] for book, codes in zip(codebook, _combinations(codec), strict=True))
+    most = max(np.abs(codebook).max(), np.abs(joint).max() if codec.centroids**codec.codebooks <= 1024 else 0)
+    scale = most / (127 - codec.codebooks // 2)
+    rounded = (np.rint(codebook / scale) * scale).astype(np.float32)
+    tensors = {weight.tensor("codes"): network.tensors[weight.tensor("codes")], weight.tensor("codebook"): rounded}
+    return Network(graph=network.graph, tensors=tensors).weight(weight).astype(np.float64)
+
+
+def _combinations(codec: ProductConfig) -> list[tuple[int, ...]]:
+    return list(zip(*product(range(codec.centroids), repeat=codec.codebooks), strict=True))
+
+
+def expected_outputs(file: ModelFile, x: Floats) -> NDArray[np.float64]:
+    """Return what the only layer of a network gives for the bytes of `x`, in numbers."""
+    (node,) = file.network.graph.nodes
+    assert node.weight is not None
+    dense = replace(node, weight=replace(node.weight, codec=DenseConfig()))
+    values = weights_as_bytes(file.network, node.weight)
+    tensors = {
+        **{node.tensor(role): file.network.tensors[node.tensor(role)] for role in node.tensors},
+        node.weight.tensor("weight"): values.astype(np.float32),
+    }
+    network = Network(graph=replace(file.network.graph, nodes=(dense,)), tensors=tensors)
+    (result,) = reference.run(network, as_bytes(x)).values()
+    return result.astype(np.float64)
+
+
+def run(file: ModelFile, x: Floats, **options: Any) -> Floats:
+    result = Model(file, precision="fast", **options)(x)
+    assert isinstance(result, np.ndarray)
+    return result
+
+
+def check_layer(file: ModelFile, x: Floats) -> None:
+    """Compare a layer's integer kernels with NumPy, on every instruction set and number of threads.
+
+    Outputs in floats are as close as fp32 gets; in bytes, all are the same.
+    """
+    expected = expected_outputs(file, x)
+    exact = Model(file, isa="reference")(x)
+    most = float(np.abs(expected).max())
+    # Wider than needed: zero is a byte, which moves the others by up to half a step.
+    low, high = 1.01 * min(float(expected.min()), 0), 1.01 * max(float(expected.max()), 0)
+    as_bytes = writing_bytes(file, x, low, high)
+    step = (high - low) / 255
+    for kernel in {"direct8", "table8"} & set(candidates(file, x)):
+        # Entries of tables are rounded to 16 bits.
+        error = 0.02 * most if kernel == "table8" else 0
+        first = run(as_bytes, x, isa="reference", kernel=kernel)
+        assert np.abs(first - expected).max() <= 0.51 * step + error
+        for isa, threads in product(ISAS, (1, 3)):
+            got = run(file, x, isa=isa, kernel=kernel, threads=threads)
+            assert np.abs(got - expected).max() <= 1e-5 * most + error
+            assert np.abs(got - exact).max() <= 0.1 * most
+            got = run(as_bytes, x, isa=isa, kernel=kernel, threads=threads)
+            np.testing.assert_array_equal(got, first, err_msg=f"{isa} {kernel}")
+
+
+def writing_bytes(file: ModelFile, x: Floats, low: float, high: float) -> ModelFile:
+    """Return the network with another layer behind its only one, which makes that one write bytes, low to high."""
+    (node,) = file.network.graph.nodes
+    assert node.weight is not None
+    outputs = node.weight.shape[0]
+    after = Node(
+        op=node.op,
+        name="after",
+        inputs=(node.output,),
+        outputs=("z",),
+        weight=Weight(name="after", shape=(4, outputs, 1, 1)[: len(node.weight.shape)]),
+    )
+    tensors = {**file.network.tensors, "after.weight": np.ones(after.weight.shape if after.weight else (), np.float32)}
+    network = Network(graph=replace(file.network.graph, nodes=(node, after)), tensors=tensors)
+    ranges = [(x.min(), x.max()), (low, high), (-1, 1)]
+    return replace(file, network=network.with_activation_ranges(np.array(ranges, np.float32)))
+
+
+def candidates(file: ModelFile, *inputs: Floats) -> list[str]:
+    """Return the kernels that the network's first layer with a weight could have."""
+    steps = Model(file, precision="fast").profile(*inputs)["steps"]
+    return next(step["candidates"] for step in steps if step["candidates"])
+
+
+@pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
+def test_convolutions(case: Any, rng: np.random.Generator) -> None:
+    shape, block, centroids, codebooks, attributes, plane = case
+    codec = DenseConfig()
+    if block is not None:
+        codec = ProductConfig(block=block, centroids=centroids, codebooks=codebooks)
+    node, tensors = weighted_layer(rng, shape, codec, **attributes)
+    x = rng.standard_normal((2, shape[1] * attributes.get("groups", 1), *plane)).astype(np.float32)
+    check_layer(model_file([node], tensors, x.shape), x)
+
+
+# (weight shape, block, K, M, attributes, plane), each of which has both integer kernels.
+INTEGERS: list[tuple[tuple[int, int, int, int], Any, int, int, dict[str, Any], tuple[int, int]]] = [
+    ((24, 16, 1, 1), (8, 1, 1), 16, 2, {}, (7, 7)),
+    ((17, 12, 1, 1), (4, 1, 1), 256, 1, {"stride": (2, 2)}, (15, 9)),
+    ((9, 32, 3, 3), (8, 1, 1), 64, 1, {"padding": (1, 1, 1, 1)}, (8, 11)),
+    ((12, 8, 3, 3), (1, 3, 3), 16, 2, {"padding": (1, 1, 1, 1), "stride": (2, 2)}, (13, 17)),
+    ((10, 12, 3, 3), (2, 3, 3), 32, 1, {"padding": (1, 1, 1, 1)}, (29, 31)),
+    ((6, 7, 3, 3), (1, 3, 3), 300, 1, {"padding": (2, 2, 2, 2), "dilation": (2, 2)}, (10, 10)),
+    ((5, 6, 5, 5), (1, 5, 5), 9, 1, {"padding": (2, 2, 2, 2)}, (3, 66)),
+]
+
+
+@pytest.mark.parametrize("case", INTEGERS, ids=str)
+def test_integer_kernels_of_codebooks(case: Any, rng: np.random.Generator) -> None:
+    shape, block, centroids, codebooks, attributes, plane = case
+    node, tensors = weighted_layer(
+        rng, shape, ProductConfig(block=block, centroids=centroids, codebooks=codebooks), **attributes
+    )
+    x = rng.uniform(-1, 3, size=(2, shape[1], *plane)).astype(np.float32)
+    file = model_file([node], tensors, x.shape)
+    assert {"direct8", "table8"} <= set(candidates(file, x))
+    check_layer(file, x)
+
+
+@pytest.mark.parametrize("codec", [DenseConfig(), ProductConfig(block=(4, 1, 1), centroids=32)], ids=["dense", "coded"])
+@pytest.mark.parametrize("images", [1, 5, 33])
+def test_linear(codec: Any, images: int, rng: np.random.Generator) -> None:
+    node, tensors = weighted_layer(rng, (19, 44), codec)
+    x = rng.standard_normal((images, 44)).astype(np.float32)
+    check_layer(model_file([node], tensors, x.shape), x)
+
+
+def test_largest_bytes_stay_within_tables(rng: np.random.Generator) -> None:
+    """Sums of a pass that are as large as they can be are not cut off."""
+    node, tensors = weighted_layer(rng, (8, 64, 1, 1), ProductConfig(block=(8, 1, 1), centroids=4))
+    tensors["layer.codebook"][:] = np.sign(rng.standard_normal(tensors["layer.codebook"].shape))
+    tensors["layer.codebook"][0, 0] = 1
+    tensors["layer.codebook"][0, 1] = -1
+    x = rng.choice([0, 1], size=(1, 64, 9, 9)).astype(np.float32)
+    x[0, :, 0, 0] = 1
+    check_layer(model_file([node], tensors, x.shape), x)
+
+
+def chain(rng: np.random.Generator) -> tuple[list[Node], dict[str, np.ndarray]]:
+    """Return layers of every way to hand bytes on: pooled, added, clamped, curved, and read by layers in fp32."""
+    codec = ProductConfig(block=(4, 1, 1), centroids=32)
+    spatial = ProductConfig(block=(1, 3, 3), centroids=32)
+    tensors: dict[str, np.ndarray] = {}
+
+    def layer(name: str, source: str, shape: tuple[int, ...], config: Any, **attributes: Any) -> Node:
+        node, own = weighted_layer(rng, shape, config, name=name, inputs=(source,), output=name, **attributes)
+        own[f"{name}.scale"] = np.full(shape[0], np.prod(shape[1:]) ** -0.5, np.float32)
+        tensors.update(own)
+        return node
+
+    def plain(op: str, name: str, *inputs: str, **attributes: Any) -> Node:
+        return Node(op=op, name=name, inputs=inputs, outputs=(name,), attributes=attributes)
+
+    padded = {"padding": (1, 1, 1, 1)}
+    nodes = [
+        layer("stem", "x", (10, 3, 3, 3), DenseConfig(), **padded),
+        plain("relu", "r0", "stem"),
+        plain("max_pool2d", "pool", "r0", kernel=(3, 3), stride=(2, 2), padding=(1, 1)),
+        layer("a", "pool", (10, 10, 1, 1), codec),
+        plain("relu6", "r1", "a"),
+        layer("b", "r1", (10, 10, 3, 3), spatial, **padded),
+        plain("add", "sum", "b", "pool"),
+        plain("relu", "r2", "sum"),
+        layer("c", "r2", (12, 10, 1, 1), codec),
+        plain("silu", "curve", "c"),
+        layer("d", "curve", (12, 12, 1, 1), codec),
+        plain("add", "sum2", "d", "curve"),
+        plain("avg_pool2d", "mean", "sum2", kernel=(2, 2), stride=(2, 2), padding=(0, 0)),
+        layer("depthwise", "mean", (12, 1, 3, 3), spatial, groups=12, **padded),
+        plain("adaptive_avg_pool2d", "pooled", "depthwise", output_size=(1, 1)),
+        plain("flatten", "flat", "pooled"),
+        layer("fc", "flat", (7, 12), codec),
+    ]
+    return nodes, tensors
+
+
+def values_of(file: ModelFile, x: Floats) -> dict[str, Floats]:
+    graph = file.network.graph
+    names = tuple(graph.infer_shapes([x.shape]))
+    result = Model(ModelFile(network=replace(file.network, graph=replace(graph, outputs=names))))(x)
+    assert isinstance(result, dict)
+    return result
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_network(calibrated: bool, rng: np.random.Generator) -> None:
+    nodes, tensors = chain(rng)
+    x = rng.standard_normal((2, 3, 21, 18)).astype(np.float32)
+    file = model_file(nodes, tensors, x.shape)
+    exact = Model(file)(x)
+    if calibrated:
+        ranges = [(min(v.min(), 0), max(v.max(), 0)) for v in values_of(file, x).values()]
+        file = replace(file, network=file.network.with_activation_ranges(np.array(ranges, np.float32)))
+    steps = Model(file, precision="fast").profile(x)["steps"]
+    assert sum(step["kernel"] in ("direct8", "table8") for step in steps) >= 4
+    first = run(file, x, isa="reference", threads=1)
+    assert np.abs(first - exact).max() <= 0.1 * np.abs(exact).max()
+    for kernel, isa, threads in product(("direct8", "table8", "direct"), ISAS, (1, 2)):
+        got = run(file, x, isa=isa, kernel=kernel, threads=threads)
+        assert np.abs(got - exact).max() <= 0.1 * np.abs(exact).max(), (kernel, isa, threads)
+    # A run does not change the next one.
+    model = Model(file, precision="fast")
+    once = model(x)
+    model(2 * x)
+    np.testing.assert_array_equal(model(x), once)
+
+
+def test_value_that_is_an_output_too(rng: np.random.Generator) -> None:
+    nodes, tensors = chain(rng)
+    x = rng.standard_normal((1, 3, 9, 9)).astype(np.float32)
+    file = model_file(nodes, tensors, x.shape)
+    ranges = np.array([(-8, 8)] * len(file.network.graph.infer_shapes()), np.float32)
+    outputs = ("pool", "r1", "r2", "x", "fc")
+    graph: Graph = replace(file.network.graph, outputs=outputs)
+    network = replace(file.network, graph=graph).with_activation_ranges(ranges)
+    got = Model(replace(file, network=network), precision="fast")(x)
+    expected = Model(replace(file, network=network))(x)
+    assert isinstance(got, dict) and isinstance(expected, dict)
+    np.testing.assert_array_equal(got["x"], x)
+    for name in outputs:
+        assert np.abs(got[name] - expected[name]).max() < 0.5, name
+
+
+def test_kernel_in_integers_needs_fast(rng: np.random.Generator) -> None:
+    node, tensors = weighted_layer(rng, (4, 4, 1, 1), DenseConfig())
+    with pytest.raises(ConfigError, match="expected one of direct, .*got 'direct8'"):
+        Model(model_file([node], tensors, (1, 4, 2, 2)), kernel="direct8")
+
+
+def test_extreme_inputs(rng: np.random.Generator) -> None:
+    """Zeros, infinities and NaN give numbers, and spoil no other image's."""
+    node, tensors = weighted_layer(rng, (4, 8, 1, 1), ProductConfig(block=(4, 1, 1), centroids=8))
+    file = model_file([node], tensors, (1, 8, 3, 3))
+    x = np.zeros((1, 8, 3, 3), np.float32)
+    np.testing.assert_allclose(
+        run(file, x, kernel="direct8"), np.broadcast_to(tensors["layer.bias"][None, :, None, None], (1, 4, 3, 3))
+    )
+    x[0, 0, 0] = np.nan, np.inf, -np.inf
+    x[0, 1] = 1
+    assert np.isfinite(run(file, x, kernel="direct8")).all()
