@@ -8,6 +8,7 @@
 
 #include "check.h"
 #include "kernel_tests.h"
+#include "pieces.h"
 
 namespace pyquant {
 namespace {
@@ -20,76 +21,29 @@ void test_pack_rows(const KernelTable& tested, const KernelTable& reference, Ran
     for (const int64_t size : kAwkward) {
       begin_case({{"step", step}, {"size", size}});
       const int64_t plane = 1 + (size - 1) * step + 1, pitch = size + 8;
-      const Guarded<float> in = random.array<float>(3 * plane);
-      const PanelRun runs[] = {{.to = 0, .size = 2, .from = PanelRun::kZero},
+      // Any four bytes, a signalling NaN among them.
+      Guarded<uint32_t> in = random.array<uint32_t>(3 * plane);
+      in[2 * plane + 1] = 0x7fa00001;
+      const PanelRun runs[] = {{.to = 0, .size = 2, .from = PanelRun::kOutside},
                                {.to = 3, .size = size, .from = 1},
                                {.to = size + 4, .size = 1, .from = 0},
-                               {.to = size + 5, .size = 1, .from = PanelRun::kZero}};
+                               {.to = size + 5, .size = 1, .from = PanelRun::kOutside}};
       const PanelRow rows[] = {{.row = 3, .channel = 0}, {.row = 1, .channel = 2}};
       const auto pack = [&](const KernelTable& kernels) {
-        Guarded<float> panel(3 * pitch + size + 6, kUnsetOutput, kExact);
-        kernels.pack_rows(runs, std::size(runs), step, in.data(), plane, rows, std::size(rows), panel.data(), pitch);
+        Guarded<uint32_t> panel(3 * pitch + size + 6, kUnsetOutput, kExact);
+        kernels.pack_rows(runs, std::size(runs), step, in.data(), plane, rows, std::size(rows), 0xffb23456,
+                          panel.data(), pitch);
         return panel;
       };
-      const Guarded<float> got = pack(tested), expected = pack(reference);
+      const Guarded<uint32_t> got = pack(tested), expected = pack(reference);
       expect_rows(got, {1, got.size(), got.size(), got.size()}, dense(expected, 1, got.size(), got.size()));
     }
   }
 }
 
-// The reference's product [tile_rows, pixels] of a tile of another table's size, which it computes in its own pieces.
-std::vector<float> reference_gemm(const KernelTable& reference, const Guarded<uint16_t>& codes, int64_t tile_rows,
-                                  const float* codebook, int64_t dim, int64_t blocks, const Guarded<float>& panel,
-                                  int64_t pitch, int64_t pixels) {
-  const int64_t rows = reference.tile_rows, columns = reference.tile_pixels;
-  std::vector<float> expected(static_cast<size_t>(tile_rows * pixels));
-  std::vector<uint16_t> part(static_cast<size_t>(blocks * rows));
-  std::vector<float> out(static_cast<size_t>(rows * columns));
-  for (int64_t row = 0; row < tile_rows; row += rows) {
-    const int64_t num_rows = std::min(rows, tile_rows - row);
-    for (int64_t j = 0; j < blocks; ++j) {
-      std::copy_n(codes.data() + j * tile_rows + row, num_rows, part.begin() + j * rows);
-    }
-    for (int64_t pixel = 0; pixel < pixels; pixel += columns) {
-      const int64_t count = std::min(columns, pixels - pixel);
-      reference.gemm_tile(part.data(), codebook, dim, blocks, panel.data() + pixel, pitch, out.data(), columns, count);
-      for (int64_t r = 0; r < num_rows; ++r) {
-        std::copy_n(out.begin() + r * columns, count, expected.begin() + (row + r) * pixels + pixel);
-      }
-    }
-  }
-  return expected;
-}
-
 void test_gemm_tile(const KernelTable& tested, const KernelTable& reference, Random& random) {
-  for (const int64_t dim : kDims) {
-    for (const int64_t blocks : {1, 2, 7, 33}) {
-      const int64_t depth = dim * blocks, most = tested.tile_pixels;
-      const Guarded<uint16_t> codes = random.codes(1, blocks * tested.tile_rows, blocks * tested.tile_rows, kCentroids);
-      const Guarded<float> codebook = random.array<float>(kCentroids * dim);
-      const Guarded<float> whole_panel = random.rows<float>(depth, most, most);
-      std::vector<float> whole;  // of all pixels
-      for (int64_t pixels = most; pixels > 0; --pixels) {
-        begin_case({{"dim", dim}, {"blocks", blocks}, {"pixels", pixels}});
-        const int64_t pitch = pixels + 3;
-        Guarded<float> panel((depth - 1) * pitch + pixels, kUnsetInput);
-        for (int64_t k = 0; k < depth; ++k) std::copy_n(&whole_panel[k * most], pixels, &panel[k * pitch]);
-        const Rows shape{tested.tile_rows, pixels, round_up(pixels, tested.lanes), most + 5};
-        Guarded<float> out = output<float>(shape);
-        tested.gemm_tile(codes.data(), codebook.data(), dim, blocks, panel.data(), pitch, out.data(), shape.pitch,
-                         pixels);
-        const std::vector<float> expected =
-            reference_gemm(reference, codes, tested.tile_rows, codebook.data(), dim, blocks, panel, pitch, pixels);
-        expect_rows(out, shape, expected, tolerance(expected, depth));
-        if (whole.empty()) whole = dense(out, shape.rows, pixels, shape.pitch);
-        std::vector<float> part;
-        for (int64_t r = 0; r < shape.rows; ++r) {
-          part.insert(part.end(), whole.begin() + r * most, whole.begin() + r * most + pixels);
-        }
-        expect_rows(out, shape, part);  // the same bits however pixels are split
-      }
-    }
-  }
+  const auto gemm = [](const KernelTable& kernels) { return Gemm<float, float>{kernels.gemm_tile, kernels.tile}; };
+  test_gemm(gemm(tested), gemm(reference), tested.lanes, random);
 }
 
 void test_decode_rows(const KernelTable& tested, const KernelTable& reference, Random& random) {
@@ -191,52 +145,20 @@ void test_winograd4_output(const KernelTable& tested, const KernelTable& referen
   test_winograd_output(tested.winograd4, reference.winograd4, tested.lanes, 4, random);
 }
 
-// Columns [first, first + columns) of rows that are table_pixels of another table long, or fewer where the rows end.
-std::vector<float> columns_of(const Guarded<float>& rows, int64_t pitch, int64_t first, int64_t columns) {
-  std::vector<float> part(static_cast<size_t>(ceil_div(rows.size(), pitch) * columns));
-  for (int64_t i = 0; i < static_cast<int64_t>(part.size()); ++i) {
-    if (first + i % columns < pitch) part[static_cast<size_t>(i)] = rows[i / columns * pitch + first + i % columns];
-  }
-  return part;
-}
-
-// Call compute(first pixel, pixels, out) for pieces of table_pixels of the reference; its out [rows, table_pixels] are
-// the columns of what is returned, [rows, pixels].
-template <typename Compute>
-std::vector<float> in_pieces(const KernelTable& reference, int64_t rows, int64_t pixels, const Compute& compute) {
-  const int64_t columns = reference.table_pixels;
-  std::vector<float> expected(static_cast<size_t>(rows * pixels));
-  for (int64_t first = 0; first < pixels; first += columns) {
-    const int64_t count = std::min(columns, pixels - first);
-    std::vector<float> out(static_cast<size_t>(rows * columns));
-    compute(first, count, out);
-    for (int64_t r = 0; r < rows; ++r) {
-      std::copy_n(out.begin() + r * columns, count, expected.begin() + r * pixels + first);
-    }
-  }
-  return expected;
-}
-
-// Rows of table_pixels values, of which kernels write pairs of vectors.
-Rows table_rows(const KernelTable& tested, int64_t rows, int64_t pixels) {
-  const int64_t writable = std::min(round_up(pixels, 2 * tested.lanes), tested.table_pixels);
-  return {rows, pixels, writable, tested.table_pixels};
-}
-
 void test_table_build(const KernelTable& tested, const KernelTable& reference, Random& random) {
-  const int64_t pitch = tested.table_pixels;
+  const int64_t pitch = tested.table_pixels, columns = reference.table_pixels;
   for (const int64_t dim : kDims) {
     for (const int64_t centroids : {1, 3, 16, 19}) {
       for (int64_t pixels = 1; pixels <= pitch; ++pixels) {
         begin_case({{"dim", dim}, {"centroids", centroids}, {"pixels", pixels}});
         const Guarded<float> codebook = random.array<float>(centroids * dim);
         const Guarded<float> panel = random.rows<float>(dim, pixels, pitch, kAligned);
-        const Rows shape = table_rows(tested, centroids, pixels);
+        const Rows shape = table_rows(tested.lanes, pitch, centroids, pixels);
         Guarded<float> table = output<float>(shape, kAligned);
         tested.table_build(codebook.data(), centroids, dim, panel.data(), pixels, table.data());
         const std::vector<float> expected =
-            in_pieces(reference, centroids, pixels, [&](int64_t first, int64_t count, std::vector<float>& out) {
-              const std::vector<float> part = columns_of(panel, pitch, first, reference.table_pixels);
+            in_pieces<float>(columns, centroids, pixels, [&](int64_t first, int64_t count, std::vector<float>& out) {
+              const std::vector<float> part = columns_of(panel, pitch, first, columns);
               reference.table_build(codebook.data(), centroids, dim, part.data(), count, out.data());
             });
         expect_rows(table, shape, expected, tolerance(expected, dim));
@@ -246,7 +168,7 @@ void test_table_build(const KernelTable& tested, const KernelTable& reference, R
 }
 
 void test_table_sum(const KernelTable& tested, const KernelTable& reference, Random& random) {
-  const int64_t pitch = tested.table_pixels;
+  const int64_t pitch = tested.table_pixels, columns = reference.table_pixels;
   for (const auto& [outputs, positions] : {std::pair{1, 1}, {2, 3}, {31, 4}, {3, 18}}) {
     for (const bool accumulate : {false, true}) {
       for (int64_t pixels = 1; pixels <= pitch; ++pixels) {
@@ -254,16 +176,18 @@ void test_table_sum(const KernelTable& tested, const KernelTable& reference, Ran
         const Guarded<uint16_t> codes = random.codes(outputs, positions, positions, kCentroids);
         const Guarded<float> tables = random.rows<float>(positions * kCentroids, pixels, pitch, kAligned);
         const Guarded<float> start = random.rows<float>(outputs, pixels, pitch);
-        const Rows shape = table_rows(tested, outputs, pixels);
+        const Rows shape = table_rows(tested.lanes, pitch, outputs, pixels);
         Guarded<float> sums = output<float>(shape, kAligned);
         if (accumulate) copy_rows(start, shape, sums);
-        tested.table_sum(codes.data(), positions, tables.data(), kCentroids, sums.data(), outputs, pixels, accumulate);
+        const auto at = [&](int64_t width) {
+          return rows_of_tables(codes, positions, kCentroids, width * static_cast<int64_t>(sizeof(float)));
+        };
+        tested.table_sum(at(pitch).data(), positions, tables.data(), sums.data(), outputs, pixels, accumulate);
         const std::vector<float> expected =
-            in_pieces(reference, outputs, pixels, [&](int64_t first, int64_t count, std::vector<float>& out) {
-              const std::vector<float> part = columns_of(tables, pitch, first, reference.table_pixels);
-              if (accumulate) out = columns_of(start, pitch, first, reference.table_pixels);
-              reference.table_sum(codes.data(), positions, part.data(), kCentroids, out.data(), outputs, count,
-                                  accumulate);
+            in_pieces<float>(columns, outputs, pixels, [&](int64_t first, int64_t count, std::vector<float>& out) {
+              const std::vector<float> part = columns_of(tables, pitch, first, columns);
+              if (accumulate) out = columns_of(start, pitch, first, columns);
+              reference.table_sum(at(columns).data(), positions, part.data(), out.data(), outputs, count, accumulate);
             });
         expect_rows(sums, shape, expected);  // added up in the same order: the same bits
       }

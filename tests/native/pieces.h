@@ -1,0 +1,124 @@
+// What the reference computes for tiles and table rows of another table's size: it does so in pieces of its own size.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+#include <vector>
+
+#include "check.h"
+#include "kernels/kernels.h"
+
+namespace pyquant {
+
+// gemm_tile of a table, or its gemm_tile8.
+template <typename Weight, typename Sum>
+struct Gemm {
+  using RunFn = void (*)(const uint16_t* at, const Weight* codebook, int64_t dim, int64_t blocks, const Weight* panel,
+                         int64_t pitch, Sum* out, int64_t out_pitch, int64_t pixels) noexcept;
+  RunFn run;
+  Tile tile;
+
+  // The product [tile_rows, pixels] with weights at [blocks, tile_rows].
+  std::vector<Sum> in_pieces(const uint16_t* at, int64_t tile_rows, const Weight* codebook, int64_t dim, int64_t blocks,
+                             const Weight* panel, int64_t pitch, int64_t pixels) const {
+    std::vector<Sum> expected(static_cast<size_t>(tile_rows * pixels));
+    std::vector<uint16_t> part(static_cast<size_t>(blocks * tile.rows));
+    std::vector<Sum> out(static_cast<size_t>(tile.rows * tile.pixels));
+    for (int64_t row = 0; row < tile_rows; row += tile.rows) {
+      const int64_t num_rows = std::min(tile.rows, tile_rows - row);
+      for (int64_t j = 0; j < blocks; ++j)
+        std::copy_n(at + j * tile_rows + row, num_rows, part.begin() + j * tile.rows);
+      for (int64_t pixel = 0; pixel < pixels; pixel += tile.pixels) {
+        const int64_t count = std::min(tile.pixels, pixels - pixel);
+        run(part.data(), codebook, dim, blocks, panel + pixel, pitch, out.data(), tile.pixels, count);
+        for (int64_t r = 0; r < num_rows; ++r) {
+          std::copy_n(out.begin() + r * tile.pixels, count, expected.begin() + (row + r) * pixels + pixel);
+        }
+      }
+    }
+    return expected;
+  }
+};
+
+// Tiles of every width, of weights that are found in a codebook and of a matrix, blocks = 0.
+template <typename Weight, typename Sum>
+void test_gemm(const Gemm<Weight, Sum>& tested, const Gemm<Weight, Sum>& reference, int64_t lanes, Random& random) {
+  constexpr int64_t kCentroids = 19;
+  const int64_t tile_rows = tested.tile.rows, most = tested.tile.pixels;
+  for (const int64_t dim : {1, 2, 3, 4, 8, 9, 18}) {
+    for (const int64_t any_blocks : {0, 1, 2, 7, 33}) {
+      const bool is_matrix = any_blocks == 0;
+      const int64_t blocks = is_matrix ? 1 : any_blocks, depth = dim * blocks;
+      const Guarded<Weight> codebook = random.array<Weight>((is_matrix ? tile_rows : kCentroids) * dim);
+      Guarded<uint16_t> at = random.codes(1, blocks * tile_rows, blocks * tile_rows, kCentroids);
+      for (int64_t i = 0; i < at.size(); ++i) at[i] = static_cast<uint16_t>((is_matrix ? i : at[i]) * dim);
+      const Guarded<Weight> whole_panel = random.rows<Weight>(depth, most, most);
+      std::vector<Sum> whole;  // of all pixels
+      for (int64_t pixels = most; pixels > 0; --pixels) {
+        begin_case({{"dim", dim}, {"blocks", any_blocks}, {"pixels", pixels}});
+        const int64_t pitch = pixels + 3;
+        Guarded<Weight> panel((depth - 1) * pitch + pixels, kUnsetInput);
+        for (int64_t k = 0; k < depth; ++k) std::copy_n(&whole_panel[k * most], pixels, &panel[k * pitch]);
+        const Rows shape{tile_rows, pixels, round_up(pixels, lanes), most + 5};
+        Guarded<Sum> out = output<Sum>(shape);
+        tested.run(is_matrix ? nullptr : at.data(), codebook.data(), dim, blocks, panel.data(), pitch, out.data(),
+                   shape.pitch, pixels);
+        const std::vector<Sum> expected =
+            reference.in_pieces(at.data(), tile_rows, codebook.data(), dim, blocks, panel.data(), pitch, pixels);
+        double allowed = 0;
+        if constexpr (std::is_floating_point_v<Sum>) allowed = tolerance(expected, depth);
+        expect_rows(out, shape, expected, allowed);
+        if (whole.empty()) whole = dense(out, shape.rows, pixels, shape.pitch);
+        std::vector<Sum> part;
+        for (int64_t r = 0; r < shape.rows; ++r) {
+          part.insert(part.end(), whole.begin() + r * most, whole.begin() + r * most + pixels);
+        }
+        expect_rows(out, shape, part);  // the same bits however pixels are split
+      }
+    }
+  }
+}
+
+// Columns [first, first + columns) of rows that are table rows of another table, or fewer where the rows end.
+template <typename T>
+std::vector<T> columns_of(const Guarded<T>& rows, int64_t pitch, int64_t first, int64_t columns) {
+  std::vector<T> part(static_cast<size_t>(ceil_div(rows.size(), pitch) * columns));
+  for (int64_t i = 0; i < static_cast<int64_t>(part.size()); ++i) {
+    if (first + i % columns < pitch) part[static_cast<size_t>(i)] = rows[i / columns * pitch + first + i % columns];
+  }
+  return part;
+}
+
+// Call compute(first pixel, pixels, out) for pieces of as many columns as a table row of the reference has; its out
+// [rows, columns] are the columns of what is returned, [rows, pixels].
+template <typename T, typename Compute>
+std::vector<T> in_pieces(int64_t columns, int64_t rows, int64_t pixels, const Compute& compute) {
+  std::vector<T> expected(static_cast<size_t>(rows * pixels));
+  for (int64_t first = 0; first < pixels; first += columns) {
+    const int64_t count = std::min(columns, pixels - first);
+    std::vector<T> out(static_cast<size_t>(rows * columns));
+    compute(first, count, out);
+    for (int64_t r = 0; r < rows; ++r) {
+      std::copy_n(out.begin() + r * columns, count, expected.begin() + r * pixels + first);
+    }
+  }
+  return expected;
+}
+
+// Where the rows begin that codes [outputs, positions] name of tables [positions, centroids, row].
+inline Guarded<uint16_t> rows_of_tables(const Guarded<uint16_t>& codes, int64_t positions, int64_t centroids,
+                                        int64_t row_bytes) {
+  Guarded<uint16_t> at(codes.size(), kUnsetInput);
+  for (int64_t i = 0; i < codes.size(); ++i) {
+    at[i] = static_cast<uint16_t>((i % positions * centroids + codes[i]) * row_bytes / kTableStep);
+  }
+  return at;
+}
+
+// Rows of sums or of a table, `columns` long, of which kernels write pairs of vectors.
+inline Rows table_rows(int64_t lanes, int64_t columns, int64_t rows, int64_t pixels) {
+  return {rows, pixels, std::min(round_up(pixels, 2 * lanes), columns), columns};
+}
+
+}  // namespace pyquant
