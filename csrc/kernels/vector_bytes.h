@@ -1,4 +1,6 @@
-// The vectorised integer kernels, written once over a vector type `V`: that of vector_kernels.h with, for integers,
+// The vectorised integer kernels, written once over a vector type `V`; see vector_kernels.h.
+//
+// V provides what is listed there and, for integers,
 //
 //   Int, HalfInt   a vector of kLanes values of four bytes, and one of half as many
 //   Inputs, HalfInputs, Weights   quads as dot() takes them, made by inputs() and weights()
@@ -59,7 +61,7 @@ struct ByteKernels {
       for (int64_t v = 0; v < vectors; ++v) sums[r][v] = V::broadcast_int(0);
       if constexpr (with_half) half_sums[r] = V::low_half_int(V::broadcast_int(0));
     }
-    for (int64_t j = 0; j < blocks; ++j, at += V::kRows8) {
+    for (int64_t j = 0; j < blocks; ++j, at += is_matrix ? 0 : V::kRows8) {
       const uint32_t* centroids[V::kRows8];
 #pragma GCC unroll 8
       for (int64_t r = 0; r < V::kRows8; ++r) centroids[r] = codebook + (is_matrix ? r * dim : at[r]);
