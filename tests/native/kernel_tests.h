@@ -15,5 +15,6 @@ struct KernelTest {
 };
 
 std::span<const KernelTest> float_kernel_tests();
+std::span<const KernelTest> integer_kernel_tests();
 
 }  // namespace pyquant

@@ -1,0 +1,344 @@
+// The tests of the kernels that compute with integers: every bit is that of the reference.
+#include <algorithm>
+#include <iterator>
+#include <limits>
+#include <utility>
+#include <vector>
+
+#include "check.h"
+#include "kernel_tests.h"
+#include "pieces.h"
+
+namespace pyquant {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+constexpr float kLargest = std::numeric_limits<float>::max();
+constexpr int64_t kCentroids = 19;
+
+template <typename T>
+Guarded<T> filled(int64_t size, T value, Place place = {}) {
+  Guarded<T> array(size, kUnsetInput, place);
+  std::fill_n(array.data(), size, value);
+  return array;
+}
+
+// Neither 255 * -128 nor a sum of such products is cut off on the way.
+void test_extreme_products(const KernelTable& tested) {
+  constexpr int64_t kDim = 64, kBlocks = 3;
+  const int64_t rows = tested.tile8.rows, pixels = tested.tile8.pixels;
+  for (const int64_t weight : {-128, 127}) {
+    begin_case({{"weight", weight}});
+    const Guarded<uint16_t> at = filled<uint16_t>(kBlocks * rows, 0);
+    const Guarded<uint32_t> codebook = filled<uint32_t>(kDim, 0x01010101 * (weight & 0xff));
+    const Guarded<uint32_t> panel = filled<uint32_t>(kBlocks * kDim * pixels, 0xffffffff);
+    const Rows shape{rows, pixels, pixels, pixels};
+    Guarded<int32_t> out = output<int32_t>(shape);
+    tested.gemm_tile8(at.data(), codebook.data(), kDim, kBlocks, panel.data(), pixels, out.data(), pixels, pixels);
+    const auto sum = static_cast<int32_t>(kBlocks * kDim * 4 * 255 * weight);
+    expect_rows(out, shape, std::vector<int32_t>(static_cast<size_t>(rows * pixels), sum));
+  }
+}
+
+void test_gemm_tile8(const KernelTable& tested, const KernelTable& reference, Random& random) {
+  const auto gemm = [](const KernelTable& kernels) {
+    return Gemm<uint32_t, int32_t>{kernels.gemm_tile8, kernels.tile8};
+  };
+  test_gemm(gemm(tested), gemm(reference), tested.lanes, random);
+  test_extreme_products(tested);
+}
+
+void test_decode_quads(const KernelTable& tested, const KernelTable& reference, Random& random) {
+  constexpr int64_t kRows = 3;
+  for (const int64_t taps : {1, 3, 4, 9, 15, 16, 17, 25, 49}) {
+    for (const int64_t n : {2, 4}) {
+      for (const int64_t quads : {1, 2, 7}) {
+        begin_case({{"taps", taps}, {"n", n}, {"quads", quads}});
+        const int64_t code_pitch = n * quads + 2, width = round_up(taps, kSpreadTaps);
+        const Guarded<uint16_t> codes = random.codes(kRows, n * quads, code_pitch, kCentroids);
+        Guarded<uint32_t> spread = filled<uint32_t>(kCentroids * width, 0);
+        for (int64_t i = 0; i < spread.size(); ++i) {
+          if (i % width < taps) spread[i] = random.value<uint32_t>() & (n == 2 ? 0xffff : 0xff);
+        }
+        const Rows shape{kRows * quads, width, width, width};
+        const auto decode = [&](const KernelTable& kernels) {
+          Guarded<uint32_t> out = output<uint32_t>(shape, kExact);
+          kernels.decode_quads(codes.data(), code_pitch, spread.data(), taps, n, out.data(), kRows, quads);
+          return out;
+        };
+        expect_rows(decode(tested), shape, dense(decode(reference), shape.rows, width, width));
+      }
+    }
+  }
+}
+
+void test_turn_quads(const KernelTable& tested, const KernelTable& reference, Random& random) {
+  for (const int64_t taps : {1, 2, 3, 4, 5, 7, 8, 9, 49}) {
+    for (const int64_t pixels : kAwkward) {
+      begin_case({{"taps", taps}, {"pixels", pixels}});
+      const int64_t writable = round_up(pixels, tested.lanes);
+      const Rows shape{4 * ceil_div(taps, 4), pixels, writable, writable + 3};
+      const Guarded<uint32_t> in = random.rows<uint32_t>(taps, pixels, shape.pitch);
+      const auto turn = [&](const KernelTable& kernels) {
+        Guarded<uint32_t> out = output<uint32_t>(shape);
+        kernels.turn_quads(in.data(), shape.pitch, taps, pixels, out.data());
+        return out;
+      };
+      expect_rows(turn(tested), shape, dense(turn(reference), shape.rows, pixels, shape.pitch));
+    }
+  }
+}
+
+// A layer of the table path: tables are a matter between the two kernels of an instruction set, only sums compare.
+struct TableLayer {
+  int64_t outputs, positions, dim, shift;
+  const Guarded<uint16_t>& codes;     // [outputs, positions]
+  const Guarded<uint32_t>& codebook;  // [kCentroids, dim]
+  bool accumulate;
+
+  // panel [positions * dim, table8_pixels], sums [outputs, table8_pixels]
+  void run(const KernelTable& kernels, const uint32_t* panel, int64_t pixels, int32_t* sums) const {
+    const int64_t pitch = kernels.table8_pixels;
+    Guarded<int16_t> tables(positions * kCentroids * pitch, kUnsetOutput, kAligned);
+    for (int64_t q = 0; q < positions; ++q) {
+      kernels.table_build8(codebook.data(), kCentroids, dim, panel + q * dim * pitch, pixels, shift,
+                           tables.data() + q * kCentroids * pitch);
+    }
+    if (!tables.surroundings_are_unset()) throw Failure("expected nothing around the tables to be written");
+    const Guarded<uint16_t> at =
+        rows_of_tables(codes, positions, kCentroids, pitch * static_cast<int64_t>(sizeof(int16_t)));
+    kernels.table_sum8(at.data(), positions, tables.data(), sums, outputs, pixels, accumulate);
+  }
+};
+
+// The least shift for which tables and sums of so many bytes fit int16_t, whatever the weights.
+int64_t shift_for(int64_t largest, int64_t dim, int64_t positions) {
+  int64_t shift = 0;
+  while (((dim * 4 * 128 * largest >> shift) + 1) * positions > std::numeric_limits<int16_t>::max()) ++shift;
+  return shift;
+}
+
+void test_tables8(const KernelTable& tested, const KernelTable& reference, Random& random) {
+  const int64_t pitch = tested.table8_pixels, columns = reference.table8_pixels;
+  for (const int64_t dim : {1, 2, 3, 4, 5, 9}) {
+    for (const auto& [outputs, positions] : {std::pair{1, 1}, {2, 3}, {31, 4}, {3, 18}}) {
+      for (const bool accumulate : {false, true}) {
+        for (int64_t pixels = 1; pixels <= pitch; ++pixels) {
+          const int64_t largest = pixels % 2 == 0 ? 255 : 15, shift = shift_for(largest, dim, positions);
+          begin_case({{"dim", dim},
+                      {"outputs", outputs},
+                      {"positions", positions},
+                      {"accumulate", accumulate},
+                      {"pixels", pixels},
+                      {"shift", shift}});
+          const Guarded<uint16_t> codes = random.codes(outputs, positions, positions, kCentroids);
+          const Guarded<uint32_t> codebook = random.array<uint32_t>(kCentroids * dim);
+          Guarded<uint32_t> panel = random.rows<uint32_t>(positions * dim, pixels, pitch);
+          for (int64_t i = 0; i < panel.size(); ++i) panel[i] &= static_cast<uint32_t>(0x01010101 * largest);
+          Guarded<int32_t> start = random.rows<int32_t>(outputs, pixels, pitch);
+          for (int64_t i = 0; i < start.size(); ++i) start[i] /= 2;  // sums fit int32_t
+          const TableLayer layer{outputs, positions, dim, shift, codes, codebook, accumulate};
+          const Rows shape = table_rows(tested.lanes, pitch, outputs, pixels);
+          Guarded<int32_t> sums = output<int32_t>(shape, kAligned);
+          if (accumulate) copy_rows(start, shape, sums);
+          layer.run(tested, panel.data(), pixels, sums.data());
+          const std::vector<int32_t> expected = in_pieces<int32_t>(
+              columns, outputs, pixels, [&](int64_t first, int64_t count, std::vector<int32_t>& out) {
+                if (accumulate) out = columns_of(start, pitch, first, columns);
+                layer.run(reference, columns_of(panel, pitch, first, columns).data(), count, out.data());
+              });
+          expect_rows(sums, shape, expected);
+        }
+      }
+    }
+  }
+}
+
+void test_any_finish8(const KernelTable& tested, const KernelTable& reference, Random& random) {
+  constexpr std::pair<uint8_t, uint8_t> kBounds[] = {{0, 255}, {3, 250}, {128, 128}};
+  constexpr int64_t kQuads = 2, kRows = 4 * kQuads;
+  for (const int64_t count : kAwkward) {
+    for (const auto& [low, high] : kBounds) {
+      for (const bool with_residual : {false, true}) {
+        begin_case({{"count", count}, {"low", low}, {"high", high}, {"residual", with_residual}});
+        const Rows shape{kQuads, count, count, count + 2};
+        const int64_t in_pitch = count + 1;
+        Guarded<int32_t> in = random.rows<int32_t>(kRows, count, in_pitch);
+        for (int64_t i = 0; i < in.size(); ++i) in[i] >>= 12;
+        in[0] = std::numeric_limits<int32_t>::min();
+        in[in.size() - 1] = std::numeric_limits<int32_t>::max();
+        Guarded<float> scale = random.array<float>(kRows, kExact), bias = random.array<float>(kRows, kExact);
+        for (int64_t r = 0; r < kRows; ++r) scale[r] *= 4e-4f, bias[r] = bias[r] * 99.0f + 99.0f;
+        constexpr float kSpecial[] = {0.0f, kNan, kInfinity, -kInfinity};
+        bias[random.below(kRows)] = kSpecial[random.below(4)];
+        const Guarded<uint32_t> residual = random.rows<uint32_t>(kQuads, count, shape.pitch, kExact);
+        const Finish8 finish{.scale = scale.data(),
+                             .bias = bias.data(),
+                             .residual = with_residual ? residual.data() : nullptr,
+                             .residual_scale = random.value<float>(),
+                             .low = low,
+                             .high = high};
+        const auto run = [&](const KernelTable& kernels) {
+          Guarded<uint32_t> out = output<uint32_t>(shape, kExact);
+          kernels.finish_tile8(in.data(), in_pitch, finish, out.data(), shape.pitch, kRows, count);
+          return out;
+        };
+        expect_rows(run(tested), shape, dense(run(reference), kQuads, count, shape.pitch));
+      }
+    }
+  }
+}
+
+// One value, where it matters what is rounded when.
+struct Finished {
+  int32_t in;
+  float scale, bias;
+  uint32_t byte;  // of the residual
+  float residual_scale;
+  uint32_t expected;
+};
+constexpr Finished kFinished[] = {
+    {1, 0.5f, 0.0f, 0, 0.0f, 0},  // halves to even
+    {3, 0.5f, 0.0f, 0, 0.0f, 2},
+    {5, 0.5f, 0.0f, 0, 0.0f, 2},
+    {509, 0.5f, 0.0f, 0, 0.0f, 254},
+    {511, 0.5f, 0.0f, 0, 0.0f, 255},
+    {0x7fffffff, kLargest, 0.0f, 0, 0.0f, 255},
+    {-0x7fffffff, kLargest, 0.0f, 0, 0.0f, 0},
+    // The product is 4098 + 2^-12. Were it rounded, a half would be left.
+    {4097, 1.0f + 0x1p-12f, -4097.5f, 0, 0.0f, 1},
+    // The residual's product is 129 + 2^-13 + 2^-20. Were it rounded, a half would be left.
+    {0, 1.0f, -128.5f - 0x1p-13f, 129, 1.0f + 0x1p-20f, 1},
+    // Before the residual is added, 2^24 + 0.75 is rounded to 2^24.
+    {1 << 24, 1.0f, 0.75f, 1, -0x1p24f, 0},
+};
+
+void test_finished_values(const KernelTable& tested) {
+  for (const int64_t count : kAwkward) {
+    for (size_t i = 0; i < std::size(kFinished); ++i) {
+      const Finished& value = kFinished[i];
+      for (const bool with_residual : {false, true}) {
+        if (!with_residual && value.byte != 0) continue;
+        begin_case({{"count", count}, {"value", static_cast<int64_t>(i)}, {"residual", with_residual}});
+        const Guarded<int32_t> in = filled<int32_t>(4 * count, value.in);
+        const Guarded<float> scale = filled(4, value.scale, kExact), bias = filled(4, value.bias, kExact);
+        const Guarded<uint32_t> residual = filled<uint32_t>(count, 0x01010101 * value.byte, kExact);
+        const Finish8 finish{.scale = scale.data(),
+                             .bias = bias.data(),
+                             .residual = with_residual ? residual.data() : nullptr,
+                             .residual_scale = value.residual_scale,
+                             .low = 0,
+                             .high = 255};
+        const Rows shape{1, count, count, count};
+        Guarded<uint32_t> out = output<uint32_t>(shape, kExact);
+        tested.finish_tile8(in.data(), count, finish, out.data(), count, 4, count);
+        expect_rows(out, shape, std::vector<uint32_t>(static_cast<size_t>(count), 0x01010101 * value.expected));
+      }
+    }
+  }
+}
+
+void test_finish_tile8(const KernelTable& tested, const KernelTable& reference, Random& random) {
+  test_any_finish8(tested, reference, random);
+  test_finished_values(tested);
+}
+
+// One value, as it is rounded and clamped.
+struct Quantized {
+  float in;
+  uint32_t expected;
+  float inverse_scale = 1.0f, zero = 0.0f;
+};
+constexpr Quantized kQuantized[] = {
+    {0.5f, 0},
+    {1.5f, 2},
+    {2.5f, 2},
+    {254.5f, 254},
+    {255.5f, 255},
+    {-0.5f, 0},
+    {kInfinity, 255},
+    {kLargest, 255},
+    {-kInfinity, 0},
+    {-kLargest, 0},
+    {kNan, 0},
+    {-kNan, 0},
+    {0x1p31f, 255},
+    {-0x1p31f, 0},
+    // As in kFinished.
+    {4097.0f, 1, 1.0f + 0x1p-12f, -4097.5f},
+};
+
+void test_quantize(const KernelTable& tested, const KernelTable& reference, Random& random) {
+  for (const int64_t count : kAwkward) {
+    for (const int64_t rows : {1, 2, 3, 4}) {
+      begin_case({{"count", count}, {"rows", rows}});
+      const Guarded<float> in = random.rows<float>(rows, count, count + 1, kExact);
+      const Rows shape{1, count, count, count};
+      const auto zero = static_cast<float>(random.below(256));
+      const auto quantize = [&](const KernelTable& kernels) {
+        Guarded<uint32_t> out = output<uint32_t>(shape, kExact);
+        kernels.quantize(in.data(), count + 1, rows, 150.0f, zero, out.data(), count);
+        return out;
+      };
+      expect_rows(quantize(tested), shape, dense(quantize(reference), 1, count, count));
+    }
+    for (size_t i = 0; i < std::size(kQuantized); ++i) {
+      begin_case({{"count", count}, {"value", static_cast<int64_t>(i)}});
+      const Quantized& value = kQuantized[i];
+      const Guarded<float> in = filled(4 * count, value.in, kExact);
+      const Rows shape{1, count, count, count};
+      Guarded<uint32_t> out = output<uint32_t>(shape, kExact);
+      tested.quantize(in.data(), count, 4, value.inverse_scale, value.zero, out.data(), count);
+      expect_rows(out, shape, std::vector<uint32_t>(static_cast<size_t>(count), 0x01010101 * value.expected));
+    }
+  }
+}
+
+void test_dequantize(const KernelTable& tested, const KernelTable& reference, Random& random) {
+  for (const int64_t count : kAwkward) {
+    for (const int64_t rows : {1, 2, 3, 4}) {
+      begin_case({{"count", count}, {"rows", rows}});
+      const Guarded<uint32_t> in = random.array<uint32_t>(count, kExact);
+      const Rows shape{rows, count, count, count + 2};
+      const auto scale = random.value<float>(), zero = static_cast<float>(random.below(256));
+      const auto dequantize = [&](const KernelTable& kernels) {
+        Guarded<float> out = output<float>(shape, kExact);
+        kernels.dequantize(in.data(), scale, zero, out.data(), shape.pitch, rows, count);
+        return out;
+      };
+      expect_rows(dequantize(tested), shape, dense(dequantize(reference), rows, count, shape.pitch));
+    }
+  }
+}
+
+void test_max_row8(const KernelTable& tested, const KernelTable& reference, Random& random) {
+  for (const int64_t step : {1, 2, 3}) {
+    for (const int64_t count : kAwkward) {
+      begin_case({{"step", step}, {"count", count}});
+      const Guarded<uint32_t> in = random.array<uint32_t>((count - 1) * step + 1);
+      const Guarded<uint32_t> start = random.array<uint32_t>(count);
+      const Rows shape{1, count, count, count};
+      const auto max = [&](const KernelTable& kernels) {
+        Guarded<uint32_t> out = output<uint32_t>(shape, kExact);
+        copy_rows(start, shape, out);
+        kernels.max_row8(in.data(), step, out.data(), count);
+        return out;
+      };
+      expect_rows(max(tested), shape, dense(max(reference), 1, count, count));
+    }
+  }
+}
+
+constexpr KernelTest kTests[] = {
+    {"gemm_tile8", &test_gemm_tile8},     {"decode_quads", &test_decode_quads},
+    {"turn_quads", &test_turn_quads},     {"table_build8 and table_sum8", &test_tables8},
+    {"finish_tile8", &test_finish_tile8}, {"quantize", &test_quantize},
+    {"dequantize", &test_dequantize},     {"max_row8", &test_max_row8},
+};
+
+}  // namespace
+
+std::span<const KernelTest> integer_kernel_tests() { return kTests; }
+
+}  // namespace pyquant
