@@ -357,20 +357,19 @@ struct VectorKernels {
 
   // gemm_tile's sums, but no memory: what the arithmetic alone allows.
   static int64_t peak(int64_t steps, float* sink) noexcept {
-    Float sums[V::kRows][V::kVectors];
-    for (auto& row : sums) {
-      for (Float& sum : row) sum = V::load(sink);
-    }
+    constexpr int64_t kSums = V::kRows * V::kVectors;
+    Float sums[kSums];
+    // No two alike, or the compiler would compute them once.
+#pragma GCC unroll 32
+    for (int64_t k = 0; k < kSums; ++k) sums[k] = V::broadcast(static_cast<float>(k));
     const Float factor = V::load(sink + kLanes);
     for (int64_t i = 0; i < steps; ++i) {
-      for (auto& row : sums) {
-        for (Float& sum : row) sum = V::multiply_add(factor, factor, sum);
-      }
+#pragma GCC unroll 32
+      for (int64_t k = 0; k < kSums; ++k) sums[k] = V::multiply_add(factor, factor, sums[k]);
     }
-    for (const auto& row : sums) {
-      for (const Float& sum : row) V::store(sink, V::add(V::load(sink), sum));
-    }
-    return V::kRows * V::kVectors * kLanes;
+#pragma GCC unroll 32
+    for (int64_t k = 0; k < kSums; ++k) V::store(sink, V::add(V::load(sink), sums[k]));
+    return kSums * kLanes;
   }
 
   static KernelTable improve(KernelTable table, const char* isa) noexcept {
