@@ -86,6 +86,7 @@ def aarch64(tmp_path_factory: pytest.TempPathFactory) -> Objects:
     [
         ("x86_64", "csrc/kernels/avx2.cpp", "-mfma"),
         ("x86_64", "csrc/kernels/avx512.cpp", "-mavx512bw"),
+        ("x86_64", "csrc/kernels/avx512vnni.cpp", "-mavx512vnni"),
         ("aarch64", "csrc/kernels/neon.cpp", "-fno-schedule-insns"),
     ],
 )
@@ -100,7 +101,9 @@ def test_kernels_meet_the_reference_here(tmp_path: Path) -> None:
     compiler = find_program(os.environ.get("CXX", "c++"), "g++", "clang++")
     sources = [source for source in sources_for(os.uname().machine) if source.startswith(KERNELS)]
     program = compile_all(compiler, [*sources, *PROGRAM], tmp_path).link("kernels_test")
-    assert "reference finish_tile: " in run([program])
+    tested = run([program])
+    assert "reference finish_tile: " in tested
+    assert "reference finish_tile8: " in tested
 
 
 def test_whole_core_is_built_for_aarch64(aarch64: Objects) -> None:
@@ -110,4 +113,6 @@ def test_whole_core_is_built_for_aarch64(aarch64: Objects) -> None:
 @pytest.mark.parametrize("isa", ["reference", "neon"])
 def test_kernels_meet_the_reference_on_aarch64(isa: str, aarch64: Objects) -> None:
     emulator = find_program("qemu-aarch64", "qemu-aarch64-static")
-    assert f"{isa} finish_tile: " in run([emulator, aarch64.link("kernels_test", "-static", only=KERNELS), isa])
+    tested = run([emulator, aarch64.link("kernels_test", "-static", only=KERNELS), isa])
+    assert f"{isa} finish_tile: " in tested
+    assert f"{isa} finish_tile8: " in tested

@@ -9,6 +9,9 @@
 // quads, as many as the 16 products take in floats. 16 sums, 4 registers of inputs, the order of bytes and the weights
 // of a row, in one of the 16 registers whose elements smlal reaches, are 22 registers; 8 x 3 would be all 32.
 //
+// Of a table's row 8 quads of inputs, 4 x 2, take 16 registers; GCC keeps the lower halves of some once more, and
+// reloads 6 registers per centroid beside 32 multiply-adds.
+//
 // All this follows from counts; nothing was measured on a processor yet.
 #include "kernels/neon.h"
 

@@ -1,3 +1,4 @@
+// The plain C++ kernels that compute with integers; part of reference.h.
 #include <algorithm>
 #include <cmath>
 

@@ -1,5 +1,4 @@
-// Weights as signed bytes: the codebooks of a coded layer, with one scale, or the rows of a dense one, each with its
-// own.
+// Weights as signed bytes: the codebooks of a coded layer share one scale, each row of a dense one has its own.
 //
 // Quads of weights meet quads of inputs, four channels of a pixel. Blocks of 4, 8.. channels are quads as they are; of
 // blocks of one or two channels, the same tap of four channels makes a quad.
