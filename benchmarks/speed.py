@@ -37,7 +37,8 @@ def measure_speed(setting: Setting, *, threads: int, batch: int) -> list[Figure]
     figures = []
     for checkpoint, kinds in PROMISED.items():
         for kind, promised in kinds.items():
-            path = with_ranges(setting, setting.imported(checkpoint) if kind == "import" else coded(setting, checkpoint))
+            path = setting.imported(checkpoint) if kind == "import" else coded(setting, checkpoint)
+            path = with_ranges(setting, path)
             for precision, peers in PEERS.items():
                 result = bench(
                     path,

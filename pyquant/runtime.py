@@ -69,8 +69,8 @@ class Model:
             threads: threads of one run; None for all that the process may use.
             precision: "exact" or "fast", see `load`.
             isa: one of `_core.available_isas()`; None for the one that PYQUANT_ISA names, else the best.
-            kernel: one of `_core.kernel_names(precision == "fast")`, to restrict layers to it where they have it, for tests and
-                benchmarks; None for the fastest of each layer, as far as it is known.
+            kernel: one of `_core.kernel_names(precision == "fast")`, to restrict layers to it where they have it, for
+                tests and benchmarks; None for the fastest of each layer, as far as it is known.
 
         Raises:
             ConfigError: an option is unknown.
@@ -217,7 +217,8 @@ class Model:
         fastest = {name: min(layer, key=layer.__getitem__) for name, layer in times.items()}
         self._make_plan(shapes, fastest)
         keys = self._tuning_keys(shapes)
-        tuning.remember(self.isa, self.threads, self.precision, {keys[name]: kernel for name, kernel in fastest.items()})
+        choices = {keys[name]: kernel for name, kernel in fastest.items()}
+        tuning.remember(self.isa, self.threads, self.precision, choices)
         return [{"name": name, "kernel": fastest[name], "ms": layer} for name, layer in times.items()]
 
     def _prepare(self, inputs: Sequence[ArrayLike]) -> tuple[_core.Plan, list[NDArray[np.float32]]]:

@@ -1,8 +1,8 @@
 """Which kernel was the fastest for a layer, remembered in the user's cache directory.
 
-There is a file for each build of the core, processor, instruction set, number of threads and precision; in it, a kernel for each
-layer and input shape. The folder is PYQUANT_CACHE, else `pyquant` in XDG_CACHE_HOME or ~/.cache. What is in it may be
-deleted at any time; what cannot be read counts as not there.
+There is a file for each build of the core, processor, instruction set, number of threads and precision; in it, a kernel
+for each layer and input shape. The folder is PYQUANT_CACHE, else `pyquant` in XDG_CACHE_HOME or ~/.cache. What is in it
+may be deleted at any time; what cannot be read counts as not there.
 """
 
 from __future__ import annotations

@@ -107,7 +107,8 @@ def test_table_sums8(isa: str, dim: int, shift: int, rng: np.random.Generator) -
     tables = np.einsum("kdb,qdpb->qkp", as_weights(codebook), inputs)
     rows = (tables + (1 << shift >> 1)) >> shift
     sums = sum(rows[q, codes[:, q]] for q in range(positions))
-    assert np.abs(rows).max() < 1 << 15 and np.abs(sums).max() < 1 << 15
+    assert np.abs(rows).max() < 1 << 15
+    assert np.abs(sums).max() < 1 << 15
     for pixels in sorted({min(p, width) for p in (*AWKWARD, width)}):
         for before in (None, rng.integers(-(1 << 24), 1 << 24, size=(outputs, width)).astype(np.int32)):
             at = ((np.arange(positions) * centroids + codes) * width * 2 // 8).astype(np.uint16)

@@ -120,7 +120,10 @@ def test_input_too_small_for_a_layer(rng: np.random.Generator) -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"precision": "fancy"}, "expected one of exact, fast, got 'fancy'"), ({"threads": 0}, "expected 1 to 1024, got 0")],
+    [
+        ({"precision": "fancy"}, "expected one of exact, fast, got 'fancy'"),
+        ({"threads": 0}, "expected 1 to 1024, got 0"),
+    ],
 )
 def test_unknown_option(classifier: ModelFile, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):

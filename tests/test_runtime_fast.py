@@ -255,7 +255,8 @@ def test_value_that_is_an_output_too(rng: np.random.Generator) -> None:
     network = replace(file.network, graph=graph).with_activation_ranges(ranges)
     got = Model(replace(file, network=network), precision="fast")(x)
     expected = Model(replace(file, network=network))(x)
-    assert isinstance(got, dict) and isinstance(expected, dict)
+    assert isinstance(got, dict)
+    assert isinstance(expected, dict)
     np.testing.assert_array_equal(got["x"], x)
     for name in outputs:
         assert np.abs(got[name] - expected[name]).max() < 0.5, name
@@ -263,7 +264,7 @@ def test_value_that_is_an_output_too(rng: np.random.Generator) -> None:
 
 def test_kernel_in_integers_needs_fast(rng: np.random.Generator) -> None:
     node, tensors = weighted_layer(rng, (4, 4, 1, 1), DenseConfig())
-    with pytest.raises(ConfigError, match="expected one of direct, .*got 'direct8'"):
+    with pytest.raises(ConfigError, match=r"expected one of direct, .*got 'direct8'"):
         Model(model_file([node], tensors, (1, 4, 2, 2)), kernel="direct8")
 
 

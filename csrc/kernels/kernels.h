@@ -141,7 +141,7 @@ constexpr int64_t kSpreadTaps = 16;
 // Turn quads of channels into quads of taps: byte i of out[c * groups + g][p] is byte c of in[4 * g + i][p], for
 // c < 4 and g < groups = taps / 4, rounded up; 0 where 4 * g + i >= taps.
 //   in   [taps, pitch]
-//   out  [4 * groups, pitch]   1 <= pixels <= pitch; whole vectors are read and written
+//   out  [4 * groups, pitch]   1 <= pixels <= pitch, a multiple of the lanes; whole vectors are read and written
 using TurnQuadsFn = void (*)(const uint32_t* in, int64_t pitch, int64_t taps, int64_t pixels, uint32_t* out) noexcept;
 
 // table[k][p] = round(sum over i < dim of codebook[k][i] · panel[i][p] / 2^shift), halves upwards, which must fit.
@@ -175,6 +175,7 @@ using FinishTile8Fn = void (*)(const int32_t* in, int64_t in_pitch, const Finish
 // Bytes of fp32: byte i of out[p] is in[i][p] * inverse_scale + zero, rounded once, clamped to 0..255 (NaN: 0) and
 // rounded to the nearest, halves to even, for i < rows <= 4 and p < count; `zero` where i >= rows.
 //   in  [rows, in_pitch]
+// Of this kernel and the next two, nothing behind the count of a row is written.
 using QuantizeFn = void (*)(const float* in, int64_t in_pitch, int64_t rows, float inverse_scale, float zero,
                             uint32_t* out, int64_t count) noexcept;
 

@@ -25,6 +25,13 @@ struct InstructionSet {
   KernelTable (*improve)(KernelTable);
 };
 
+#if defined(__x86_64__)
+bool runs_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
 // In rising order of preference; each table starts from the one before it, so an entry that an instruction set does not
 // improve stays as it was.
 constexpr InstructionSet kInstructionSets[] = {
@@ -32,14 +39,8 @@ constexpr InstructionSet kInstructionSets[] = {
 #if defined(__x86_64__)
     // The compiler's checks include that the operating system saves the registers.
     {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }, &improve_with_avx2},
-    {"avx512",
-     [] {
-       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-     },
-     &improve_with_avx512},
-    {"avx512vnni", [] { return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vnni"); },
-     &improve_with_avx512vnni},
+    {"avx512", &runs_avx512, &improve_with_avx512},
+    {"avx512vnni", [] { return runs_avx512() && __builtin_cpu_supports("avx512vnni"); }, &improve_with_avx512vnni},
 #elif defined(__aarch64__)
     {"neon", [] { return true; }, &improve_with_neon},
 #endif
