@@ -23,6 +23,10 @@ constexpr double kRowCost = 2.0;
 constexpr double kSumCost = 1.05;
 constexpr double kPassCost = 6.0;  // reading and writing the sums of an output
 
+// So many units of equal size per thread are even enough. Ranges of outputs begin at whole quads.
+constexpr int64_t kUnitsPerThread = 4;
+constexpr int64_t kRangeMultiple = 8;
+
 // Tables of one pass over the outputs. Shorter passes read and write sums more often than they save loads from the
 // second-level cache.
 constexpr int64_t kTableBytes = 48 * 1024;
@@ -58,7 +62,22 @@ TablePasses passes_of(const Convolution& c) {
   return passes;
 }
 
-int64_t num_tiles(const Convolution& c) { return ceil_div(c.geometry.pixels(), c.kernels->table8_pixels); }
+// Outputs are shared out by tiles of pixels; where these are too few to keep all threads busy, by ranges of outputs as
+// well, for each of which the tables are built again.
+struct Units {
+  Units(const Convolution& c, int threads)
+      : outputs(c.weight->outputs), tiles(ceil_div(c.geometry.pixels(), c.kernels->table8_pixels)) {
+    const bool are_even = tiles % threads == 0 || tiles >= kUnitsPerThread * threads;
+    range_outputs = are_even ? outputs : round_up(ceil_div(outputs, threads), kRangeMultiple);
+  }
+
+  int64_t ranges() const { return ceil_div(outputs, range_outputs); }
+  int64_t count() const { return tiles * ranges(); }
+
+  int64_t outputs;
+  int64_t tiles;
+  int64_t range_outputs;
+};
 
 // The order of quads of channels in a panel.
 WeightOrder panel_order(const Weight& weight) {
@@ -70,7 +89,7 @@ class Table8Step : public Step {
   Table8Step(const Layer& layer, const Convolution& convolution, const PlanContext& context)
       : Step(layer.node->name, layer.op, "table8"),
         b_(convolution, panel_order(*convolution.weight), context),
-        num_tiles_(num_tiles(convolution)),
+        units_(convolution, context.threads),
         passes_(passes_of(convolution)),
         rows_(table_rows(*convolution.weight, passes_, row_bytes(convolution))),
         turns_(turns(*convolution.weight)),
@@ -86,15 +105,16 @@ class Table8Step : public Step {
   int64_t scratch_floats() const override {
     const int64_t pixels = b_.c.kernels->table8_pixels;
     return panel_quads() + turned_quads() + round_up(passes_.per_pass * table_values() / 2, 16) +
-           round_up(b_.c.weight->outputs, kQuad) * pixels + b_.finish_floats(pixels);
+           round_up(units_.range_outputs, kQuad) * pixels + b_.finish_floats(pixels);
   }
 
   int64_t shared_floats() const override { return b_.epilogue_floats(); }
 
   void run(const RunState& state) const override {
     b_.write_epilogue(shift_, state, state.shared);
-    state.pool->parallel_for(num_tiles_,
-                             [&](int64_t tile, int worker) { run_tile(tile, state, state.scratch[worker]); });
+    state.pool->parallel_for(units_.count(), [&](int64_t unit, int worker) {
+      run_unit(unit / units_.ranges(), unit % units_.ranges() * units_.range_outputs, state, state.scratch[worker]);
+    });
   }
 
  private:
@@ -151,14 +171,16 @@ class Table8Step : public Step {
     return shift;
   }
 
-  void run_tile(int64_t tile, const RunState& state, float* scratch) const {
+  // Compute the range of outputs from `output` on for a tile of pixels.
+  void run_unit(int64_t tile, int64_t output, const RunState& state, float* scratch) const {
     const KernelTable& kernels = *b_.c.kernels;
     const Weight& weight = *b_.c.weight;
     const int64_t pitch = kernels.table8_pixels;
     const int64_t pixel = tile * pitch;
     const int64_t pixels = std::min(pitch, b_.c.geometry.pixels() - pixel);
+    const int64_t outputs = std::min(units_.range_outputs, weight.outputs - output);
     auto* const sums = reinterpret_cast<int32_t*>(scratch);
-    float* const panel = scratch + round_up(weight.outputs, kQuad) * pitch;
+    float* const panel = scratch + round_up(units_.range_outputs, kQuad) * pitch;
     float* const turned = panel + panel_quads();
     auto* const tables = reinterpret_cast<int16_t*>(turned + turned_quads());
     float* const rest = turned + turned_quads() + round_up(passes_.per_pass * table_values() / 2, 16);
@@ -180,13 +202,14 @@ class Table8Step : public Step {
                              inputs + q / weight.codebooks * dim_ * pitch, pixels, shift_,
                              tables + (q - first) * table_values());
       }
-      kernels.table_sum8(rows_.data() + first * weight.outputs, count, tables, sums, weight.outputs, pixels, first > 0);
+      kernels.table_sum8(rows_.data() + first * weight.outputs + output * count, count, tables, sums, outputs, pixels,
+                         first > 0);
     });
-    b_.finish(sums, pitch, 0, weight.outputs, pixel, pixels, state.shared, state, rest);
+    b_.finish(sums, pitch, output, outputs, pixel, pixels, state.shared, state, rest);
   }
 
   ByteConvolution b_;
-  int64_t num_tiles_;
+  Units units_;
   TablePasses passes_;
   AlignedBuffer<uint16_t> rows_;
   bool turns_;   // whether quads of channels become quads of taps
@@ -200,12 +223,14 @@ double cost(const Convolution& c, int threads) {
   const Weight& weight = *c.weight;
   const TablePasses passes = passes_of(c);
   if (!passes.fit()) return std::numeric_limits<double>::infinity();
-  // Of the thread with the most tiles.
-  const int64_t pixels = std::min(ceil_div(num_tiles(c), threads) * c.kernels->table8_pixels, c.geometry.pixels());
+  const Units units(c, threads);
+  // Of the thread with the most units.
+  const int64_t tiles = ceil_div(units.count(), threads);
+  const int64_t pixels = std::min(tiles * c.kernels->table8_pixels, c.geometry.pixels());
   const int64_t vectors = ceil_div(pixels, 2 * c.kernels->lanes);
   const auto row = 2 * c.kernels->tile8.step_cost * static_cast<double>(block_quads(weight)) + kRowCost;
   const auto positions = static_cast<double>(passes.positions);
-  const auto outputs = static_cast<double>(weight.outputs);
+  const auto outputs = static_cast<double>(units.range_outputs);
   const double cost = positions * (row * static_cast<double>(weight.centroids) + kSumCost * outputs) +
                       kPassCost * static_cast<double>(passes.num_passes()) * outputs;
   return static_cast<double>(vectors) * cost;
