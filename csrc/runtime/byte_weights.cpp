@@ -23,11 +23,12 @@ float scale_for(float most, float byte) { return most > 0 ? most / byte : 1.0f; 
 
 }  // namespace
 
+bool sums_fit(const Weight& weight) { return checked_multiply(weight.depth(), 128 * 255) <= INT32_MAX; }
+
 QuadSource quad_source(const Weight& weight, int64_t groups) {
   // A quad must not hold channels of two groups.
   if (groups > 1 && (weight.channels % kQuad != 0 || weight.outputs / groups % kQuad != 0)) return QuadSource::kNone;
-  // Sums of products of bytes have to fit 32 bits.
-  if (checked_multiply(weight.depth(), 128 * 255) > INT32_MAX) return QuadSource::kNone;
+  if (!sums_fit(weight)) return QuadSource::kNone;
   if (weight.is_dense()) return QuadSource::kDense;
   const Block& block = weight.block;
   if (!has_joint_codebook(weight)) return QuadSource::kNone;

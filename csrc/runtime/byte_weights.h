@@ -21,6 +21,9 @@ enum class QuadSource {
 
 QuadSource quad_source(const Weight& weight, int64_t groups);
 
+// Whether sums of products of bytes, as many as an output has inputs, fit 32 bits.
+bool sums_fit(const Weight& weight);
+
 // The order of the quads of a row, whose channels are quads of channels.
 WeightOrder quad_order(const Weight& weight, QuadSource source);
 

@@ -15,7 +15,7 @@ namespace {
 // Quads that 16 bits tell apart: see gemm_tile8.
 constexpr int64_t kMostFound = 1 << 16;
 
-// Of the rows of a tile, decoded.
+// Quads of the rows of a tile, decoded.
 int64_t spread_quads_of(const Convolution& c, const WeightOrder& order) {
   return c.kernels->tile8.rows * order.channels * round_up(order.block.dim(), kSpreadTaps);
 }
@@ -38,30 +38,19 @@ class Direct8Step : public Step {
         t_(tiling_of(convolution, order_, context.threads)) {
     const Weight& weight = *b_.c.weight;
     if (source_ == QuadSource::kDense) {
-      quads_ = AlignedBuffer<uint32_t>(weight.outputs * order_.depth());
-      for (int64_t o = 0; o < weight.outputs; ++o) {
-        const ByteRow row = write_byte_row(weight, o, quads_.data() + o * order_.depth());
-        b_.weight_scale.push_back(row.scale);
-        b_.weight_sums.push_back(row.sum);
-      }
-    } else {
-      const ByteCodebooks bytes = byte_codebooks(weight);
-      const AlignedBuffer<float> joint = joint_codebook(weight, bytes.values);
-      b_.weight_scale.assign(weight.outputs, bytes.scale);
-      b_.weight_sums = row_sums(weight, bytes.values);
-      quads_ =
-          source_ == QuadSource::kCentroid ? centroid_quads(joint) : spread_quads(joint, weight.block.channels, taps());
+      take_rows();
+      return;
     }
+    const ByteCodebooks bytes = byte_codebooks(weight);
+    const AlignedBuffer<float> joint = joint_codebook(weight, bytes.values);
+    b_.weight_scale.assign(weight.outputs, bytes.scale);
+    b_.weight_sums = row_sums(weight, bytes.values);
     if (source_ == QuadSource::kCentroid) {
+      quads_ = centroid_quads(joint);
       at_ = joint_codes(weight, b_.c.geometry.groups, t_.tile_rows, order_.block.dim());
-    }
-    if (source_ == QuadSource::kSpread) {
-      spread_codes();
-      at_ = AlignedBuffer<uint16_t>(order_.channels * t_.tile_rows);
-      for (int64_t i = 0; i < at_.size(); ++i) {
-        const int64_t quad = i / t_.tile_rows, row = i % t_.tile_rows;
-        at_[i] = static_cast<uint16_t>((row * order_.channels + quad) * spread_width());
-      }
+    } else {
+      quads_ = spread_quads(joint, weight.block.channels, taps());
+      take_spread_codes();
     }
   }
 
@@ -111,8 +100,19 @@ class Direct8Step : public Step {
   }
   int64_t sums_quads() const { return t_.tile_rows * b_.c.kernels->tile8.pixels; }
 
-  // Joint codes [O, quads of channels * blocks_per_quad()], those behind the last block of the centroid that is zero.
-  void spread_codes() {
+  void take_rows() {
+    const Weight& weight = *b_.c.weight;
+    quads_ = AlignedBuffer<uint32_t>(weight.outputs * order_.depth());
+    for (int64_t o = 0; o < weight.outputs; ++o) {
+      const ByteRow row = write_byte_row(weight, o, quads_.data() + o * order_.depth());
+      b_.weight_scale.push_back(row.scale);
+      b_.weight_sums.push_back(row.sum);
+    }
+  }
+
+  // Joint codes [O, quads of channels * blocks_per_quad()], those behind the last block of the centroid that is zero;
+  // and where the rows of a tile begin, once they are decoded.
+  void take_spread_codes() {
     const Weight& weight = *b_.c.weight;
     const int64_t blocks = weight.blocks_per_row();
     const auto zero = static_cast<uint16_t>(quads_.size() / spread_width() - 1);
@@ -123,6 +123,11 @@ class Direct8Step : public Step {
       for (int64_t j = 0; j < code_pitch_; ++j) {
         row_codes_[o * code_pitch_ + j] = j < blocks ? joint[o * blocks + j] : zero;
       }
+    }
+    at_ = AlignedBuffer<uint16_t>(order_.channels * t_.tile_rows);
+    for (int64_t i = 0; i < at_.size(); ++i) {
+      const int64_t quad = i / t_.tile_rows, row = i % t_.tile_rows;
+      at_[i] = static_cast<uint16_t>((row * order_.channels + quad) * spread_width());
     }
   }
 
@@ -175,8 +180,8 @@ class Direct8Step : public Step {
   ByteConvolution b_;
   Tiling t_;
   AlignedBuffer<uint32_t> quads_;      // of a dense weight's rows, or of a codebook
-  AlignedBuffer<uint16_t> at_;         // where a tile's rows are found in a codebook
-  AlignedBuffer<uint16_t> row_codes_;  // as decode_quads takes them
+  AlignedBuffer<uint16_t> at_;         // where the rows of a tile begin, in the codebook or once they are decoded
+  AlignedBuffer<uint16_t> row_codes_;  // as decode_quads() takes them
   int64_t code_pitch_ = 0;
 };
 

@@ -33,7 +33,7 @@ constexpr int64_t kTableBytes = 48 * 1024;
 
 bool applies(const Convolution& c) {
   const Weight& weight = *c.weight;
-  if (weight.is_dense() || c.geometry.groups != 1) return false;
+  if (weight.is_dense() || c.geometry.groups != 1 || !sums_fit(weight)) return false;
   const Block& block = weight.block;
   if (block.rows == 1 && block.columns == 1 && block.channels % kQuad == 0) return true;
   // Tail blocks are within the last quad of channels.
