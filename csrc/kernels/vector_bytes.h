@@ -21,6 +21,7 @@
 
 #include "base/sizes.h"
 #include "kernels/kernels.h"
+#include "kernels/vector_gemm.h"
 
 namespace pyquant {
 
@@ -38,77 +39,36 @@ template <typename V>
 struct ByteKernels {
   using Float = typename V::Float;
   using Int = typename V::Int;
-  using HalfInt = typename V::HalfInt;
   using Inputs = typename V::Inputs;
-  using HalfInputs = typename V::HalfInputs;
   using Weights = typename V::Weights;
   static constexpr int64_t kLanes = V::kLanes;
   static constexpr int64_t kTablePixels = V::kTable8Vectors * 2 * kLanes;
   static_assert(kTablePixels <= kMostTilePixels && V::kVectors8 * kLanes <= kMostTilePixels);
 
-  // As VectorKernels::gemm_registers.
-  template <int64_t halves, int64_t fixed, bool is_matrix>
-  static void gemm_registers(const uint16_t* at, const uint32_t* codebook, int64_t any_dim, int64_t blocks,
-                             const uint32_t* panel, int64_t pitch, int32_t* out, int64_t out_pitch) noexcept {
-    constexpr int64_t vectors = halves / 2;
-    constexpr bool with_half = halves % 2 != 0;
-    const int64_t dim = fixed > 0 ? fixed : any_dim;
-    Int sums[V::kRows8][vectors + 1];
-    HalfInt half_sums[V::kRows8];
-#pragma GCC unroll 8
-    for (int64_t r = 0; r < V::kRows8; ++r) {
-#pragma GCC unroll 8
-      for (int64_t v = 0; v < vectors; ++v) sums[r][v] = V::broadcast_int(0);
-      if constexpr (with_half) half_sums[r] = V::low_half_int(V::broadcast_int(0));
-    }
-    for (int64_t j = 0; j < blocks; ++j, at += is_matrix ? 0 : V::kRows8) {
-      const uint32_t* centroids[V::kRows8];
-#pragma GCC unroll 8
-      for (int64_t r = 0; r < V::kRows8; ++r) centroids[r] = codebook + (is_matrix ? r * dim : at[r]);
-#pragma GCC unroll 2
-      for (int64_t i = 0; i < dim; ++i, panel += pitch) {
-        Inputs inputs[vectors + 1];
-        HalfInputs half_inputs;
-#pragma GCC unroll 8
-        for (int64_t v = 0; v < vectors; ++v) inputs[v] = V::inputs(V::load_int(panel + v * kLanes));
-        if constexpr (with_half) half_inputs = V::inputs(V::load_half_int(panel + vectors * kLanes));
-#pragma GCC unroll 8
-        for (int64_t r = 0; r < V::kRows8; ++r) {
-          const Weights weights = V::weights(V::broadcast_int(centroids[r][i]));
-#pragma GCC unroll 8
-          for (int64_t v = 0; v < vectors; ++v) sums[r][v] = V::dot(weights, inputs[v], sums[r][v]);
-          if constexpr (with_half) half_sums[r] = V::dot(weights, half_inputs, half_sums[r]);
-        }
-      }
-    }
-#pragma GCC unroll 8
-    for (int64_t r = 0; r < V::kRows8; ++r) {
-#pragma GCC unroll 8
-      for (int64_t v = 0; v < vectors; ++v) V::store_int(out + r * out_pitch + v * kLanes, sums[r][v]);
-      if constexpr (with_half) V::store_half_int(out + r * out_pitch + vectors * kLanes, half_sums[r]);
-    }
-  }
+  // What VectorGemm multiplies quads with.
+  struct Quads {
+    using Weight = uint32_t;
+    using Input = uint32_t;
+    using Value = int32_t;
+    using Sums = typename V::Int;
+    using HalfSums = typename V::HalfInt;
+    using Inputs = typename V::Inputs;
+    using HalfInputs = typename V::HalfInputs;
+    using Weights = typename V::Weights;
+    static constexpr int64_t kLanes = V::kLanes;
+    static constexpr int64_t kRows = V::kRows8;
+    static constexpr int64_t kVectors = V::kVectors8;
 
-  using RegistersFn = decltype(&gemm_registers<1, 0, false>);
-
-  template <int64_t fixed, bool is_matrix, int64_t... halves>
-  static RegistersFn registers_for(int64_t wanted, std::integer_sequence<int64_t, halves...>) noexcept {
-    static constexpr RegistersFn kTiles[] = {&gemm_registers<halves + 1, fixed, is_matrix>...};
-    return kTiles[wanted - 1];
-  }
-
-  static void gemm_tile8(const uint16_t* at, const uint32_t* codebook, int64_t dim, int64_t blocks,
-                         const uint32_t* panel, int64_t pitch, int32_t* out, int64_t out_pitch,
-                         int64_t pixels) noexcept {
-    constexpr auto kAll = std::make_integer_sequence<int64_t, 2 * V::kVectors8>{};
-    const int64_t halves = ceil_div(pixels, kLanes / 2);
-    // Blocks of four and of eight channels.
-    const RegistersFn tile = at == nullptr ? registers_for<0, true>(halves, kAll)
-                             : dim == 1    ? registers_for<1, false>(halves, kAll)
-                             : dim == 2    ? registers_for<2, false>(halves, kAll)
-                                           : registers_for<0, false>(halves, kAll);
-    tile(at, codebook, dim, blocks, panel, pitch, out, out_pitch);
-  }
+    static Sums zeros() { return V::broadcast_int(0); }
+    static HalfSums half_zeros() { return V::low_half_int(zeros()); }
+    static Inputs inputs(const Input* p) { return V::inputs(V::load_int(p)); }
+    static HalfInputs half_inputs(const Input* p) { return V::inputs(V::load_half_int(p)); }
+    static Weights weights(const Weight* p) { return V::weights(V::broadcast_int(*p)); }
+    static Sums multiply_add(Weights w, Inputs x, Sums sums) { return V::dot(w, x, sums); }
+    static HalfSums multiply_add(Weights w, HalfInputs x, HalfSums sums) { return V::dot(w, x, sums); }
+    static void store(Value* p, Sums sums) { V::store_int(p, sums); }
+    static void store(Value* p, HalfSums sums) { V::store_half_int(p, sums); }
+  };
 
   template <int n>
   static void decode_blocks(const uint16_t* codes, int64_t code_pitch, const uint32_t* spread, int64_t taps,
@@ -340,7 +300,7 @@ struct ByteKernels {
                    .least_vectors = V::kLeastVectors8,
                    .step_cost = V::kDotCost};
     table.table8_pixels = kTablePixels;
-    table.gemm_tile8 = &gemm_tile8;
+    table.gemm_tile8 = &VectorGemm<Quads>::tile;
     table.decode_quads = &decode_quads;
     table.turn_quads = &turn_quads;
     table.table_build8 = &table_build8;

@@ -21,6 +21,7 @@
 
 #include "base/sizes.h"
 #include "kernels/kernels.h"
+#include "kernels/vector_gemm.h"
 #include "kernels/vector_winograd.h"
 
 namespace pyquant {
@@ -28,7 +29,6 @@ namespace pyquant {
 template <typename V>
 struct VectorKernels {
   using Float = typename V::Float;
-  using Half = typename V::Half;
   static constexpr int64_t kLanes = V::kLanes;
   static constexpr int64_t kTableVectors = V::kTableVectors;
   static constexpr int64_t kTablePixels = kTableVectors * kLanes;
@@ -74,69 +74,32 @@ struct VectorKernels {
     }
   }
 
-  // One register tile: its sums stay in registers for the whole depth. A step loads the inputs and broadcasts kRows
-  // weights, straight from the codebook: they need no decoding. `fixed` is a dim known to the compiler, or 0.
-  template <int64_t halves, int64_t fixed, bool is_matrix>
-  static void gemm_registers(const uint16_t* at, const float* codebook, int64_t any_dim, int64_t blocks,
-                             const float* panel, int64_t pitch, float* out, int64_t out_pitch) noexcept {
-    constexpr int64_t vectors = halves / 2;
-    constexpr bool with_half = halves % 2 != 0;
-    const int64_t dim = fixed > 0 ? fixed : any_dim;
-    // A constant number of turns, unrolled early: else the compiler keeps a copy of the sums in memory as well.
-    Float sums[V::kRows][vectors + 1];
-    Half half_sums[V::kRows];
-#pragma GCC unroll 8
-    for (int64_t r = 0; r < V::kRows; ++r) {
-#pragma GCC unroll 8
-      for (int64_t v = 0; v < vectors; ++v) sums[r][v] = V::broadcast(0.0f);
-      if constexpr (with_half) half_sums[r] = V::low_half(V::broadcast(0.0f));
-    }
-    for (int64_t j = 0; j < blocks; ++j, at += is_matrix ? 0 : V::kRows) {
-      const float* centroids[V::kRows];
-#pragma GCC unroll 8
-      for (int64_t r = 0; r < V::kRows; ++r) centroids[r] = codebook + (is_matrix ? r * dim : at[r]);
-      for (int64_t i = 0; i < dim; ++i, panel += pitch) {
-        Float inputs[vectors + 1];
-        Half half_input;
-#pragma GCC unroll 8
-        for (int64_t v = 0; v < vectors; ++v) inputs[v] = V::load(panel + v * kLanes);
-        if constexpr (with_half) half_input = V::load_half(panel + vectors * kLanes);
-#pragma GCC unroll 8
-        for (int64_t r = 0; r < V::kRows; ++r) {
-          const Float weight = V::broadcast(centroids[r][i]);
-#pragma GCC unroll 8
-          for (int64_t v = 0; v < vectors; ++v) sums[r][v] = V::multiply_add(weight, inputs[v], sums[r][v]);
-          if constexpr (with_half) half_sums[r] = V::multiply_add(V::low_half(weight), half_input, half_sums[r]);
-        }
-      }
-    }
-#pragma GCC unroll 8
-    for (int64_t r = 0; r < V::kRows; ++r) {
-#pragma GCC unroll 8
-      for (int64_t v = 0; v < vectors; ++v) V::store(out + r * out_pitch + v * kLanes, sums[r][v]);
-      if constexpr (with_half) V::store_half(out + r * out_pitch + vectors * kLanes, half_sums[r]);
-    }
-  }
+  // What VectorGemm multiplies floats with.
+  struct Floats {
+    using Weight = float;
+    using Input = float;
+    using Value = float;
+    using Sums = typename V::Float;
+    using HalfSums = typename V::Half;
+    using Inputs = Sums;
+    using HalfInputs = HalfSums;
+    using Weights = Sums;
+    static constexpr int64_t kLanes = V::kLanes;
+    static constexpr int64_t kRows = V::kRows;
+    static constexpr int64_t kVectors = V::kVectors;
 
-  using RegistersFn = decltype(&gemm_registers<1, 0, false>);
-
-  template <int64_t fixed, bool is_matrix, int64_t... halves>
-  static RegistersFn registers_for(int64_t wanted, std::integer_sequence<int64_t, halves...>) noexcept {
-    static constexpr RegistersFn kTiles[] = {&gemm_registers<halves + 1, fixed, is_matrix>...};
-    return kTiles[wanted - 1];
-  }
-
-  static void gemm_tile(const uint16_t* at, const float* codebook, int64_t dim, int64_t blocks, const float* panel,
-                        int64_t pitch, float* out, int64_t out_pitch, int64_t pixels) noexcept {
-    constexpr auto kAll = std::make_integer_sequence<int64_t, 2 * V::kVectors>{};
-    const int64_t halves = ceil_div(pixels, kLanes / 2);
-    // Winograd's blocks are this short.
-    const RegistersFn tile = at == nullptr ? registers_for<0, true>(halves, kAll)
-                             : dim == 1    ? registers_for<1, false>(halves, kAll)
-                             : dim == 2    ? registers_for<2, false>(halves, kAll)
-                                           : registers_for<0, false>(halves, kAll);
-    tile(at, codebook, dim, blocks, panel, pitch, out, out_pitch);
-  }
+    static Sums zeros() { return V::broadcast(0.0f); }
+    static HalfSums half_zeros() { return V::low_half(zeros()); }
+    static Inputs inputs(const Input* p) { return V::load(p); }
+    static HalfInputs half_inputs(const Input* p) { return V::load_half(p); }
+    static Weights weights(const Weight* p) { return V::broadcast(*p); }
+    static Sums multiply_add(Weights w, Inputs x, Sums sums) { return V::multiply_add(w, x, sums); }
+    static HalfSums multiply_add(Weights w, HalfInputs x, HalfSums sums) {
+      return V::multiply_add(V::low_half(w), x, sums);
+    }
+    static void store(Value* p, Sums sums) { V::store(p, sums); }
+    static void store(Value* p, HalfSums sums) { V::store_half(p, sums); }
+  };
 
   // A centroid is copied with moves of a fixed width that may run over its end: the next block overwrites what is too
   // much, and behind the last one lies slack.
@@ -378,7 +341,7 @@ struct VectorKernels {
     table.tile = {.rows = V::kRows, .pixels = V::kVectors * kLanes, .least_vectors = V::kLeastVectors, .step_cost = 1};
     table.table_pixels = kTablePixels;
     table.pack_rows = &pack_rows;
-    table.gemm_tile = &gemm_tile;
+    table.gemm_tile = &VectorGemm<Floats>::tile;
     table.decode_rows = &decode_rows;
     table.dot_rows = &dot_rows;
     table.winograd2 = {&VectorWinograd<V, 2>::input, &VectorWinograd<V, 2>::output};

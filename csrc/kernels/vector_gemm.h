@@ -1,0 +1,91 @@
+// The product of weights, found in a codebook, with a panel: a register tile, written once over an arithmetic `A`.
+//
+// A provides   Weight, Input, Value   what a codebook, a panel and an output hold
+//              Sums, HalfSums   a vector of kLanes sums, and one of half as many
+//              Inputs, HalfInputs, Weights   as multiply_add() takes them
+//              kRows, kVectors   the tile: kRows * kVectors sums, kVectors inputs and weights must fit the registers
+//              zeros, half_zeros, inputs, half_inputs (from memory), weights (one weight or quad, for all lanes),
+//              multiply_add(weights, inputs, sums) of both widths, store of both
+#pragma once
+
+#include <cstdint>
+#include <utility>
+
+#include "base/sizes.h"
+
+namespace pyquant {
+
+template <typename A>
+struct VectorGemm {
+  using Weight = typename A::Weight;
+  using Input = typename A::Input;
+  using Value = typename A::Value;
+  static constexpr int64_t kLanes = A::kLanes;
+
+  // The sums stay in registers for the whole depth. A step loads the inputs and broadcasts kRows weights, straight from
+  // the codebook: they need no decoding. `fixed` is a dim known to the compiler, or 0.
+  template <int64_t halves, int64_t fixed, bool is_matrix>
+  static void registers(const uint16_t* at, const Weight* codebook, int64_t any_dim, int64_t blocks, const Input* panel,
+                        int64_t pitch, Value* out, int64_t out_pitch) noexcept {
+    constexpr int64_t vectors = halves / 2;
+    constexpr bool with_half = halves % 2 != 0;
+    const int64_t dim = fixed > 0 ? fixed : any_dim;
+    // A constant number of turns, unrolled early: else the compiler keeps a copy of the sums in memory as well.
+    typename A::Sums sums[A::kRows][vectors + 1];
+    typename A::HalfSums half_sums[A::kRows];
+#pragma GCC unroll 8
+    for (int64_t r = 0; r < A::kRows; ++r) {
+#pragma GCC unroll 8
+      for (int64_t v = 0; v < vectors; ++v) sums[r][v] = A::zeros();
+      if constexpr (with_half) half_sums[r] = A::half_zeros();
+    }
+    for (int64_t j = 0; j < blocks; ++j, at += is_matrix ? 0 : A::kRows) {
+      const Weight* centroids[A::kRows];
+#pragma GCC unroll 8
+      for (int64_t r = 0; r < A::kRows; ++r) centroids[r] = codebook + (is_matrix ? r * dim : at[r]);
+#pragma GCC unroll 2
+      for (int64_t i = 0; i < dim; ++i, panel += pitch) {
+        typename A::Inputs inputs[vectors + 1];
+        typename A::HalfInputs half_inputs;
+#pragma GCC unroll 8
+        for (int64_t v = 0; v < vectors; ++v) inputs[v] = A::inputs(panel + v * kLanes);
+        if constexpr (with_half) half_inputs = A::half_inputs(panel + vectors * kLanes);
+#pragma GCC unroll 8
+        for (int64_t r = 0; r < A::kRows; ++r) {
+          const typename A::Weights weights = A::weights(centroids[r] + i);
+#pragma GCC unroll 8
+          for (int64_t v = 0; v < vectors; ++v) sums[r][v] = A::multiply_add(weights, inputs[v], sums[r][v]);
+          if constexpr (with_half) half_sums[r] = A::multiply_add(weights, half_inputs, half_sums[r]);
+        }
+      }
+    }
+#pragma GCC unroll 8
+    for (int64_t r = 0; r < A::kRows; ++r) {
+#pragma GCC unroll 8
+      for (int64_t v = 0; v < vectors; ++v) A::store(out + r * out_pitch + v * kLanes, sums[r][v]);
+      if constexpr (with_half) A::store(out + r * out_pitch + vectors * kLanes, half_sums[r]);
+    }
+  }
+
+  using RegistersFn = decltype(&registers<1, 0, false>);
+
+  template <int64_t fixed, bool is_matrix, int64_t... halves>
+  static RegistersFn registers_for(int64_t wanted, std::integer_sequence<int64_t, halves...>) noexcept {
+    static constexpr RegistersFn kTiles[] = {&registers<halves + 1, fixed, is_matrix>...};
+    return kTiles[wanted - 1];
+  }
+
+  static void tile(const uint16_t* at, const Weight* codebook, int64_t dim, int64_t blocks, const Input* panel,
+                   int64_t pitch, Value* out, int64_t out_pitch, int64_t pixels) noexcept {
+    constexpr auto kAll = std::make_integer_sequence<int64_t, 2 * A::kVectors>{};
+    const int64_t halves = ceil_div(pixels, kLanes / 2);
+    // Winograd's blocks are this short, and so are blocks of four and eight channels in quads.
+    const RegistersFn run = at == nullptr ? registers_for<0, true>(halves, kAll)
+                            : dim == 1    ? registers_for<1, false>(halves, kAll)
+                            : dim == 2    ? registers_for<2, false>(halves, kAll)
+                                          : registers_for<0, false>(halves, kAll);
+    run(at, codebook, dim, blocks, panel, pitch, out, out_pitch);
+  }
+};
+
+}  // namespace pyquant
