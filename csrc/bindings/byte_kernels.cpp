@@ -9,21 +9,6 @@ namespace pyquant {
 
 using namespace py::literals;
 
-namespace {
-
-// Copies with slack behind them, as kernels demand.
-template <typename T>
-AlignedBuffer<T> copied(const Array<T>& array) {
-  return AlignedBuffer<T>(as_span(array));
-}
-
-template <typename T>
-Array<T> to_array(const AlignedBuffer<T>& buffer, std::vector<py::ssize_t> shape) {
-  return Array<T>(std::move(shape), buffer.data());
-}
-
-}  // namespace
-
 void register_byte_kernels(py::module_& m) {
   m.def(
       "gemm_tile8",

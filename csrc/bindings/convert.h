@@ -22,6 +22,17 @@ std::span<const T> as_span(const Array<T>& array) {
   return {array.data(), static_cast<size_t>(array.size())};
 }
 
+// A copy with slack behind it, as kernels demand.
+template <typename T>
+AlignedBuffer<T> copied(const Array<T>& array) {
+  return AlignedBuffer<T>(as_span(array));
+}
+
+template <typename T>
+Array<T> to_array(const AlignedBuffer<T>& buffer, std::vector<py::ssize_t> shape) {
+  return Array<T>(std::move(shape), buffer.data());
+}
+
 // Build the graph that pyquant.runtime describes: see Model.__init__ in bindings/module.cpp.
 Graph graph_from_python(const py::list& weights, const py::list& nodes, std::vector<ValueId> inputs,
                         std::vector<ValueId> outputs, int32_t num_values);

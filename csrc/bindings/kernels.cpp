@@ -9,17 +9,6 @@ namespace pyquant {
 
 using namespace py::literals;
 
-namespace {
-
-// Copies with slack behind them, as kernels demand.
-AlignedBuffer<float> copied(const Array<float>& array) { return AlignedBuffer<float>(as_span(array)); }
-
-Array<float> to_array(const AlignedBuffer<float>& buffer, std::vector<py::ssize_t> shape) {
-  return Array<float>(std::move(shape), buffer.data());
-}
-
-}  // namespace
-
 void register_kernels(py::module_& m) {
   m.def(
       "kernel_tile",

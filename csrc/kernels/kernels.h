@@ -28,6 +28,8 @@
 
 namespace pyquant {
 
+constexpr int64_t kQuad = 4;  // bytes of a quad
+
 // Pixels [to, to + size) of a panel row are read from `from` on, every `step`-th of the input, or lie outside of it.
 struct PanelRun {
   int64_t to;

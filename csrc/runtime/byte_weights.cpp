@@ -9,7 +9,6 @@
 namespace pyquant {
 namespace {
 
-constexpr int64_t kQuad = 4;
 constexpr float kMostByte = 127;
 
 float largest(const float* values, int64_t count) {

@@ -8,9 +8,6 @@ namespace {
 // A joint codebook should stay in the first- or second-level cache beside the inputs that it is multiplied with.
 constexpr int64_t kMostJointCentroids = 1024;
 
-// Weights of a codebook that 16 bits tell apart.
-constexpr int64_t kMostFound = 1 << 16;
-
 int64_t joint_centroids(const Weight& weight) {
   int64_t centroids = weight.centroids;
   for (int64_t m = 1; m < weight.codebooks; ++m) centroids = checked_multiply(centroids, weight.centroids);

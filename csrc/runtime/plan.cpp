@@ -15,7 +15,7 @@ namespace {
 int64_t size_of(const Shape& shape, Format format) {
   if (format == Format::kFloats) return checked_product(shape);
   Shape quads = shape;
-  quads.at(1) = ceil_div(quads.at(1), 4);
+  quads.at(1) = ceil_div(quads.at(1), kQuad);
   return checked_product(quads);
 }
 

@@ -23,9 +23,8 @@ AlignedBuffer<uint16_t> table_rows(const Weight& weight, const TablePasses& pass
   passes.for_each([&](int64_t first, int64_t count) {
     for (int64_t o = 0; o < weight.outputs; ++o) {
       for (int64_t q = first; q < first + count; ++q) {
-        const int64_t code_row = q % weight.codebooks * weight.outputs + o;
-        const int64_t code = weight.codes[code_row * weight.blocks_per_row() + q / weight.codebooks];
-        *row++ = static_cast<uint16_t>(((q - first) * passes.table_bytes + code * row_bytes) / kTableStep);
+        const int64_t bytes = (q - first) * passes.table_bytes + code_at(weight, o, q) * row_bytes;
+        *row++ = static_cast<uint16_t>(bytes / kTableStep);
       }
     }
   });

@@ -31,6 +31,12 @@ struct TablePasses {
   int64_t table_bytes;  // of one position
 };
 
+// The code of output o at position q.
+inline int64_t code_at(const Weight& weight, int64_t o, int64_t q) {
+  const int64_t row = q % weight.codebooks * weight.outputs + o;
+  return weight.codes[row * weight.blocks_per_row() + q / weight.codebooks];
+}
+
 // For each pass [O, its positions], in steps of kTableStep bytes from its first table.
 AlignedBuffer<uint16_t> table_rows(const Weight& weight, const TablePasses& passes, int64_t row_bytes);
 

@@ -6,8 +6,6 @@
 namespace pyquant {
 namespace {
 
-constexpr int64_t kQuad = 4;
-
 ConvGeometry in_quads(ConvGeometry geometry) {
   geometry.channels = ceil_div(geometry.channels, kQuad);
   return geometry;

@@ -7,8 +7,6 @@
 namespace pyquant {
 namespace {
 
-constexpr int64_t kQuad = 4;
-
 // A value as planes, four of which are one plane of quads.
 struct Planes {
   explicit Planes(const Shape& shape)

@@ -12,9 +12,6 @@
 namespace pyquant {
 namespace {
 
-// Quads that 16 bits tell apart: see gemm_tile8.
-constexpr int64_t kMostFound = 1 << 16;
-
 // Quads of the rows of a tile, decoded.
 int64_t spread_quads_of(const Convolution& c, const WeightOrder& order) {
   return c.kernels->tile8.rows * order.channels * round_up(order.block.dim(), kSpreadTaps);
@@ -85,7 +82,7 @@ class Direct8Step : public Step {
 
   int64_t taps() const { return b_.c.weight->kernel_rows * b_.c.weight->kernel_columns; }
   int64_t spread_width() const { return round_up(taps(), kSpreadTaps); }
-  int64_t blocks_per_quad() const { return 4 / b_.c.weight->block.channels; }
+  int64_t blocks_per_quad() const { return kQuad / b_.c.weight->block.channels; }
 
   // Of the rows of a tile that are not read where they lie.
   int64_t decoded_quads() const {

@@ -14,7 +14,6 @@
 namespace pyquant {
 namespace {
 
-constexpr int64_t kQuad = 4;
 constexpr int64_t kMostByte = 255;
 
 // Vector operations relative to an fp32 multiply-add: a product of quads, making a row of a table of them, and adding
@@ -155,11 +154,9 @@ class Table8Step : public Step {
       for (int64_t o = 0; o < weight.outputs; ++o) {
         Bounds sum;
         for (int64_t q = first; q < first + count; ++q) {
-          const int64_t book = q % weight.codebooks;
-          const int64_t code_row = book * weight.outputs + o;
-          const int64_t code = weight.codes[code_row * weight.blocks_per_row() + q / weight.codebooks];
-          sum.low += bounds[book * weight.centroids + code].low;
-          sum.high += bounds[book * weight.centroids + code].high;
+          const Bounds& bound = bounds[q % weight.codebooks * weight.centroids + code_at(weight, o, q)];
+          sum.low += bound.low;
+          sum.high += bound.high;
         }
         most = std::max({most, -sum.low, sum.high});
       }

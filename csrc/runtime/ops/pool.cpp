@@ -106,7 +106,7 @@ class MaxPool8Step : public MaxPoolStep {
         kernels_(context.kernels),
         input_(layer.inputs[0]),
         output_(layer.output),
-        planes_(context.shapes[output_].at(0) * ceil_div(context.shapes[output_].at(1), 4)) {}
+        planes_(context.shapes[output_].at(0) * ceil_div(context.shapes[output_].at(1), kQuad)) {}
 
   void run(const RunState& state) const override {
     state.quantization[output_] = state.quantization[input_];
