@@ -31,13 +31,13 @@ void register_byte_kernels(py::module_& m) {
       [](const Array<uint16_t>& codes, const Array<uint32_t>& spread, int64_t taps, int64_t n, const std::string& isa) {
         const int64_t rows = codes.shape(0), quads = codes.shape(1) / n;
         const AlignedBuffer<uint32_t> centroids = copied(spread);
-        AlignedBuffer<uint32_t> out(rows * quads * spread.shape(1));
+        AlignedBuffer<uint32_t> out(rows * quads * taps);
         select_kernels(isa).decode_quads(codes.data(), codes.shape(1), centroids.data(), taps, n, out.data(), rows,
                                          quads);
-        return to_array(out, {rows, quads, spread.shape(1)});
+        return to_array(out, {rows, quads, taps});
       },
       "codes"_a, "spread"_a, "taps"_a, "n"_a, "isa"_a,
-      "Quads [rows, quads, width] put together of n centroids each of spread [K, width], named by codes [rows, quads * "
+      "Quads [rows, quads, taps] put together of n centroids each of spread [K, width], named by codes [rows, quads * "
       "n].");
 
   m.def(

@@ -134,7 +134,7 @@ using GemmTile8Fn = void (*)(const uint16_t* at, const uint32_t* codebook, int64
 //   out[r][q][t] = the bytes of spread[codes[r][n * q + i]][t], shifted by 32 / n * i bits, for i < n, or-ed
 //   codes   [rows, code_pitch], each < K
 //   spread  [K, width], width the taps rounded up to kSpreadTaps   bytes of a block's channels at a tap, the rest zero
-//   out     [rows, quads, width]   whole rows of `width` are written
+//   out     [rows, quads, taps]   less than kSpreadTaps values behind the last are written
 // n is 4 blocks of one channel or 2 of two.
 using DecodeQuadsFn = void (*)(const uint16_t* codes, int64_t code_pitch, const uint32_t* spread, int64_t taps,
                                int64_t n, uint32_t* out, int64_t rows, int64_t quads) noexcept;

@@ -50,10 +50,10 @@ void decode_quads_reference(const uint16_t* codes, int64_t code_pitch, const uin
   const int64_t width = round_up(taps, kSpreadTaps);
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t q = 0; q < quads; ++q) {
-      for (int64_t t = 0; t < width; ++t) {
+      for (int64_t t = 0; t < taps; ++t) {
         uint32_t quad = 0;
         for (int64_t i = 0; i < n; ++i) quad |= spread[codes[r * code_pitch + n * q + i] * width + t] << (32 / n * i);
-        out[(r * quads + q) * width + t] = quad;
+        out[(r * quads + q) * taps + t] = quad;
       }
     }
   }

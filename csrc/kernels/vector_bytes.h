@@ -17,6 +17,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <utility>
 
 #include "base/sizes.h"
@@ -75,8 +76,9 @@ struct ByteKernels {
                             uint32_t* out, int64_t rows, int64_t quads) noexcept {
     const int64_t width = round_up(taps, kSpreadTaps);
     for (int64_t r = 0; r < rows; ++r, codes += code_pitch) {
-      uint32_t* to = out + r * quads * width;
-      for (int64_t q = 0; q < quads; ++q, to += width) {
+      uint32_t* to = out + r * quads * taps;
+      // What a vector writes behind a quad's taps, the next quad or row overwrites.
+      for (int64_t q = 0; q < quads; ++q, to += taps) {
         for (int64_t t = 0; t < width; t += kLanes) {
           Int quad = V::load_int(spread + codes[n * q] * width + t);
           const auto add = [&]<int i>() {
@@ -169,12 +171,21 @@ struct ByteKernels {
       Int sum[vectors];
 #pragma GCC unroll 4
       for (int64_t v = 0; v < vectors; ++v) sum[v] = V::broadcast_int(0);
-#pragma GCC unroll 4
-      for (int64_t q = 0; q < positions; ++q) {
-        const int16_t* row = tables + at[q] * (kTableStep / static_cast<int64_t>(sizeof(int16_t)));
+      const auto add = [&](uint64_t begin) __attribute__((always_inline)) {
+        const int16_t* row = tables + begin * (kTableStep / sizeof(int16_t));
 #pragma GCC unroll 4
         for (int64_t v = 0; v < vectors; ++v) sum[v] = V::add_short(sum[v], V::load_int(row + v * 2 * kLanes));
+      };
+      int64_t q = 0;
+      for (; q + 4 <= positions; q += 4) {
+        uint64_t four;
+        std::memcpy(&four, at + q, sizeof four);
+        add(four & 0xffff);
+        add(four >> 16 & 0xffff);
+        add(four >> 32 & 0xffff);
+        add(four >> 48);
       }
+      for (; q < positions; ++q) add(at[q]);
 #pragma GCC unroll 4
       for (int64_t v = 0; v < vectors; ++v) {
         const auto wide = V::unpack(sum[v]);

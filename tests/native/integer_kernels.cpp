@@ -61,13 +61,14 @@ void test_decode_quads(const KernelTable& tested, const KernelTable& reference, 
         for (int64_t i = 0; i < spread.size(); ++i) {
           if (i % width < taps) spread[i] = random.value<uint32_t>() & (n == 2 ? 0xffff : 0xff);
         }
-        const Rows shape{kRows * quads, width, width, width};
+        const int64_t size = kRows * quads * taps;
+        const Rows shape{1, size, size + kSpreadTaps - 1, size + kSpreadTaps - 1};
         const auto decode = [&](const KernelTable& kernels) {
           Guarded<uint32_t> out = output<uint32_t>(shape, kExact);
           kernels.decode_quads(codes.data(), code_pitch, spread.data(), taps, n, out.data(), kRows, quads);
           return out;
         };
-        expect_rows(decode(tested), shape, dense(decode(reference), shape.rows, width, width));
+        expect_rows(decode(tested), shape, dense(decode(reference), 1, size, shape.pitch));
       }
     }
   }

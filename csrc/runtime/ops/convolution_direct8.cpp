@@ -12,11 +12,6 @@
 namespace pyquant {
 namespace {
 
-// Quads of the rows of a tile, decoded.
-int64_t spread_quads_of(const Convolution& c, const WeightOrder& order) {
-  return c.kernels->tile8.rows * order.channels * round_up(order.block.dim(), kSpreadTaps);
-}
-
 // Decoding a quad, in vector multiply-adds.
 constexpr double kDecodeCost = 0.5;
 
@@ -81,19 +76,12 @@ class Direct8Step : public Step {
   float* epilogue(const RunState& state) const { return state.shared + t_.shared_floats(); }
 
   int64_t taps() const { return b_.c.weight->kernel_rows * b_.c.weight->kernel_columns; }
-  int64_t spread_width() const { return round_up(taps(), kSpreadTaps); }
   int64_t blocks_per_quad() const { return kQuad / b_.c.weight->block.channels; }
 
   // Of the rows of a tile that are not read where they lie.
   int64_t decoded_quads() const {
-    switch (source_) {
-      case QuadSource::kCentroid:
-        return 0;
-      case QuadSource::kSpread:
-        return round_up(spread_quads_of(b_.c, order_) + kSlackBytes / 4, 16);
-      default:
-        return round_up(t_.tile_rows * order_.depth() + kSlackBytes / 4, 16);
-    }
+    if (source_ == QuadSource::kCentroid) return 0;
+    return round_up(t_.tile_rows * order_.depth() + kSlackBytes / 4, 16);
   }
   int64_t sums_quads() const { return t_.tile_rows * b_.c.kernels->tile8.pixels; }
 
@@ -107,12 +95,11 @@ class Direct8Step : public Step {
     }
   }
 
-  // Joint codes [O, quads of channels * blocks_per_quad()], those behind the last block of the centroid that is zero;
-  // and where the rows of a tile begin, once they are decoded.
+  // Joint codes [O, quads of channels * blocks_per_quad()], those behind the last block of the centroid that is zero.
   void take_spread_codes() {
     const Weight& weight = *b_.c.weight;
     const int64_t blocks = weight.blocks_per_row();
-    const auto zero = static_cast<uint16_t>(quads_.size() / spread_width() - 1);
+    const auto zero = static_cast<uint16_t>(quads_.size() / round_up(taps(), kSpreadTaps) - 1);
     const AlignedBuffer<uint16_t> joint = joint_codes(weight, 1, 1, 1);
     code_pitch_ = order_.channels * blocks_per_quad();
     row_codes_ = AlignedBuffer<uint16_t>(weight.outputs * code_pitch_);
@@ -120,11 +107,6 @@ class Direct8Step : public Step {
       for (int64_t j = 0; j < code_pitch_; ++j) {
         row_codes_[o * code_pitch_ + j] = j < blocks ? joint[o * blocks + j] : zero;
       }
-    }
-    at_ = AlignedBuffer<uint16_t>(order_.channels * t_.tile_rows);
-    for (int64_t i = 0; i < at_.size(); ++i) {
-      const int64_t quad = i / t_.tile_rows, row = i % t_.tile_rows;
-      at_[i] = static_cast<uint16_t>((row * order_.channels + quad) * spread_width());
     }
   }
 
@@ -158,18 +140,16 @@ class Direct8Step : public Step {
               .dim = order_.block.dim(),
               .blocks = blocks};
     }
-    const uint32_t* const rows = quads_.data() + output * depth;
-    if (source_ == QuadSource::kDense && count == t_.tile_rows) {
-      return {.at = nullptr, .codebook = rows, .dim = depth, .blocks = 1};
+    const uint32_t* rows = decoded;
+    if (source_ == QuadSource::kSpread) {
+      b_.c.kernels->decode_quads(row_codes_.data() + output * code_pitch_, code_pitch_, quads_.data(), taps(),
+                                 blocks_per_quad(), decoded, count, order_.channels);
+    } else if (count == t_.tile_rows) {
+      rows = quads_.data() + output * depth;
+    } else {  // gemm_tile8 reads all rows of a tile, also where there are fewer
+      std::copy_n(quads_.data() + output * depth, count * depth, decoded);
     }
-    // gemm_tile8 reads all rows of a tile, also where there are fewer.
-    if (source_ == QuadSource::kDense) {
-      std::copy_n(rows, count * depth, decoded);
-      return {.at = nullptr, .codebook = decoded, .dim = depth, .blocks = 1};
-    }
-    b_.c.kernels->decode_quads(row_codes_.data() + output * code_pitch_, code_pitch_, quads_.data(), taps(),
-                               blocks_per_quad(), decoded, count, order_.channels);
-    return {.at = at_.data(), .codebook = decoded, .dim = taps(), .blocks = order_.channels};
+    return {.at = nullptr, .codebook = rows, .dim = depth, .blocks = 1};
   }
 
   QuadSource source_;
@@ -177,7 +157,7 @@ class Direct8Step : public Step {
   ByteConvolution b_;
   Tiling t_;
   AlignedBuffer<uint32_t> quads_;      // of a dense weight's rows, or of a codebook
-  AlignedBuffer<uint16_t> at_;         // where the rows of a tile begin, in the codebook or once they are decoded
+  AlignedBuffer<uint16_t> at_;         // of centroids: where those of the rows of a tile begin
   AlignedBuffer<uint16_t> row_codes_;  // as decode_quads() takes them
   int64_t code_pitch_ = 0;
 };
@@ -186,9 +166,6 @@ double cost(const Convolution& c, int threads) {
   const QuadSource source = quad_source(*c.weight, c.geometry.groups);
   if (source == QuadSource::kNone) return std::numeric_limits<double>::infinity();
   const WeightOrder order = quad_order(*c.weight, source);
-  if (source == QuadSource::kSpread && spread_quads_of(c, order) > kMostFound) {
-    return std::numeric_limits<double>::infinity();
-  }
   const Tiling t = tiling_of(c, order, threads);
   const double decoded = source == QuadSource::kSpread ? kDecodeCost * static_cast<double>(t.num_blocks) : 0.0;
   const auto quads = static_cast<double>(c.weight->outputs * order.depth());

@@ -4,7 +4,7 @@ namespace pyquant {
 namespace {
 
 // Of the panels of one block of tiles: they are read once per tile_rows outputs, from the second-level cache.
-constexpr int64_t kPanelBytes = 512 * 1024;
+constexpr int64_t kPanelBytes = 640 * 1024;
 
 // So many units of equal size per thread are even enough.
 constexpr int64_t kUnitsPerThread = 4;
