@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +49,7 @@ def bench(
     against: Iterable[str] = (),
     threads: int | None = None,
     precision: str = "exact",
+    memory_budget: int = 0,
     tune: float = TUNE_SECONDS,
     calibration: AnyPath | None = None,
 ) -> dict[str, Any]:
@@ -61,6 +62,7 @@ def bench(
         against: names of `ENGINES`; these run the decoded network, dense, batch norms folded, in float32, bf16 or int8.
         threads: of each engine; None: as many as this process may use.
         precision: of pyquant.
+        memory_budget: of pyquant, in bytes; see `pyquant.load`.
         tune: seconds for measuring pyquant's kernels before, in a process of its own; the fastest are remembered, see
             `pyquant.tuning`. With 0, or where the cache directory cannot be written (there is a warning), those run
             that are remembered or estimated to be the fastest.
@@ -79,7 +81,8 @@ def bench(
         InputError: the file cannot be read, or its network does not take that shape.
         EngineError: an engine failed, or its outputs are not ours.
     """
-    check_options(threads, precision)
+    check_options(threads, precision, memory_budget)
+    own = {"precision": precision, "memory_budget": memory_budget}
     peers = check_engines(against)
     if batch < 1:
         raise ConfigError(f"batch: expected at least 1, got {batch}")
@@ -101,12 +104,12 @@ def bench(
             files["pqmodel"] = _write_calibrated(file, batches, folder, threads)
         if tune > 0 and _can_remember():
             with EngineProcess(OWN, threads, folder / "tune.log") as engine:
-                _load(engine, files, folder, threads, precision)
+                _load(engine, files, folder, threads, own)
                 engine.ask("tune", seconds=tune)
         engines = [
             stack.enter_context(EngineProcess(engine, threads, folder / f"{engine}.log")) for engine in (OWN, *peers)
         ]
-        rows = [_load(engine, files, folder, threads, precision) for engine in engines]
+        rows = [_load(engine, files, folder, threads, own) for engine in engines]
         isa = rows[0].pop("isa")
         _check_outputs(engines, folder, precision)
         for row, times in zip(rows, _take_turns(engines), strict=True):
@@ -211,17 +214,17 @@ def _write_calibrated(file: ModelFile, batches: Sequence[Arrays], folder: Path, 
 
 
 def _load(
-    engine: EngineProcess, files: dict[FileKind, Path], folder: Path, threads: int, precision: str
+    engine: EngineProcess, files: dict[FileKind, Path], folder: Path, threads: int, own: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Let an engine load its file; return what is known of its row."""
+    """Let an engine load its file, ours with the options `own`; return what is known of its row."""
     spec = ENGINES[engine.engine]
     path = files[spec.file]
-    precision = spec.precision or precision
+    options = own if engine.engine == OWN else {"precision": spec.precision}
     inputs = os.fspath(folder / INPUTS)
     answer = engine.ask(
-        "load", engine=engine.engine, path=os.fspath(path), inputs=inputs, threads=threads, precision=precision
+        "load", engine=engine.engine, path=os.fspath(path), inputs=inputs, threads=threads, options=options
     )
-    return {"engine": engine.engine, "precision": precision, "file_bytes": path.stat().st_size, **answer}
+    return {"engine": engine.engine, "precision": options["precision"], "file_bytes": path.stat().st_size, **answer}
 
 
 def _check_outputs(engines: Sequence[EngineProcess], folder: Path, precision: str) -> None:

@@ -21,10 +21,13 @@ from pyquant.shapes import Shape
 
 PRECISIONS = ("exact", "fast")
 MAX_THREADS = 1024
+MAX_BUDGET = 1 << 48  # bytes
 TUNING_TURNS = 2  # in which every kernel is measured once: a machine's speed drifts
 
 
-def load(path: str | os.PathLike[str], threads: int | None = None, precision: str = "exact") -> Model:
+def load(
+    path: str | os.PathLike[str], threads: int | None = None, precision: str = "exact", memory_budget: int = 0
+) -> Model:
     """Return the network of a `.pqmodel`, ready to run.
 
     Args:
@@ -32,22 +35,26 @@ def load(path: str | os.PathLike[str], threads: int | None = None, precision: st
         threads: threads of one run; by default as many as the process may use (affinity and control group).
         precision: "exact", fp32 throughout, or "fast", layers in 8-bit integers where that is faster. Ranges of
             activations are those of the file; without any, they are measured in each run, which takes time.
+        memory_budget: bytes that the model may spend on decoded weights, where kernels would decode them again in each
+            run; outputs are the same. None are kept by default.
 
     Raises:
         InputError: the file cannot be read.
         FormatError: it is not a valid `.pqmodel`.
-        ConfigError: an unknown precision or an impossible number of threads.
+        ConfigError: an unknown precision, an impossible number of threads or a negative budget.
     """
-    check_options(threads, precision)
-    return Model(read_model(Path(path)), threads=threads, precision=precision)
+    check_options(threads, precision, memory_budget)
+    return Model(read_model(Path(path)), threads=threads, precision=precision, memory_budget=memory_budget)
 
 
-def check_options(threads: int | None, precision: str) -> None:
-    """Raise ConfigError for an unknown precision or an impossible number of threads."""
+def check_options(threads: int | None, precision: str, memory_budget: int = 0) -> None:
+    """Raise ConfigError for an unknown precision, an impossible number of threads or a negative budget."""
     if precision not in PRECISIONS:
         raise ConfigError(f"precision: expected one of {', '.join(PRECISIONS)}, got '{precision}'")
     if threads is not None and not 1 <= threads <= MAX_THREADS:
         raise ConfigError(f"threads: expected 1 to {MAX_THREADS}, got {threads}")
+    if not 0 <= memory_budget <= MAX_BUDGET:
+        raise ConfigError(f"memory_budget: expected 0 to {MAX_BUDGET} bytes, got {memory_budget}")
 
 
 class Model:
@@ -59,6 +66,7 @@ class Model:
         *,
         threads: int | None = None,
         precision: str = "exact",
+        memory_budget: int = 0,
         isa: str | None = None,
         kernel: str | None = None,
     ) -> None:
@@ -68,6 +76,7 @@ class Model:
             file: the contents of a `.pqmodel`.
             threads: threads of one run; None for all that the process may use.
             precision: "exact" or "fast", see `load`.
+            memory_budget: bytes for decoded weights, see `load`.
             isa: one of `_core.available_isas()`; None for the one that PYQUANT_ISA names, else the best.
             kernel: one of `_core.kernel_names(precision == "fast")`, to restrict layers to it where they have it, for
                 tests and benchmarks; None for the fastest of each layer, as far as it is known.
@@ -76,7 +85,7 @@ class Model:
             ConfigError: an option is unknown.
             InputError: the instruction set cannot run here.
         """
-        check_options(threads, precision)
+        check_options(threads, precision, memory_budget)
         self.file = file
         self.precision = precision
         known = _core.kernel_names(precision == "fast")
@@ -90,6 +99,7 @@ class Model:
             threads=threads or _core.default_threads(),
             isa=isa or "",
             kernel=kernel or "",
+            memory_budget=memory_budget,
         )
 
     @property
@@ -111,6 +121,11 @@ class Model:
     def threads(self) -> int:
         """The threads of one run."""
         return int(self._core.threads)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of weights that are kept decoded, of the memory budget; known when the model has been run."""
+        return self._core.kept_bytes
 
     def __call__(self, *inputs: ArrayLike) -> NDArray[np.float32] | dict[str, NDArray[np.float32]]:
         """Run the network.
@@ -267,7 +282,7 @@ class Model:
         return [{"class": names[i].name if names else str(i), "probability": float(probabilities[i])} for i in best]
 
 
-def _to_core(network: Network, *, fast: bool, threads: int, isa: str, kernel: str) -> _core.Model:
+def _to_core(network: Network, *, fast: bool, threads: int, isa: str, kernel: str, memory_budget: int) -> _core.Model:
     # The core knows a value by its position.
     number = {name: i for i, name in enumerate(network.graph.values())}
     weights: dict[str, Weight] = {}
@@ -298,6 +313,7 @@ def _to_core(network: Network, *, fast: bool, threads: int, isa: str, kernel: st
         threads=threads,
         isa=isa,
         kernel=kernel,
+        memory_budget=memory_budget,
     )
 
 

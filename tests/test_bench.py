@@ -117,12 +117,12 @@ def test_fast_runs_a_calibrated_copy_of_a_file_without_ranges(
     loaded: list[tuple[bool, str]] = []
     load = bench_module._load
 
-    def record(engine: EngineProcess, files: Any, folder: Path, threads: int, precision: str) -> dict[str, Any]:
-        loaded.append((read_model(files["pqmodel"]).network.activation_ranges is not None, precision))
-        return load(engine, files, folder, threads, "exact")  # whatever the core can do
+    def record(engine: EngineProcess, files: Any, folder: Path, threads: int, own: dict[str, Any]) -> dict[str, Any]:
+        loaded.append((read_model(files["pqmodel"]).network.activation_ranges is not None, own["precision"]))
+        return load(engine, files, folder, threads, {**own, "precision": "exact"})  # whatever the core can do
 
     monkeypatch.setattr(bench_module, "_load", record)
-    monkeypatch.setattr(bench_module, "check_options", lambda threads, precision: None)
+    monkeypatch.setattr(bench_module, "check_options", lambda threads, precision, memory_budget: None)
     for path, precision, calibration in (
         (plain, "fast", pictures),
         (plain, "fast", None),
@@ -202,7 +202,8 @@ def test_engine_that_runs_another_network_is_refused(
 def load(process: EngineProcess, path: Path) -> dict[str, Any]:
     inputs = path.with_suffix(".npz")
     np.savez(inputs, np.zeros((1, 3, 8, 8), np.float32))
-    return process.ask("load", engine="pyquant", path=str(path), inputs=str(inputs), threads=1, precision="exact")
+    options = {"precision": "exact", "memory_budget": 0}
+    return process.ask("load", engine="pyquant", path=str(path), inputs=str(inputs), threads=1, options=options)
 
 
 def test_error_of_a_worker_is_reported(tmp_path: Path) -> None:

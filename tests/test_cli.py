@@ -343,6 +343,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(case: str, cli: Callable[..., 
         (["export", "{model}", "--out", "{model}"], "overwritten"),
         (["inspect", "{model}", "--json", "--threads", "2"], "--threads"),
         (["run", "{model}", "x.png", "--precision", "sloppy"], "sloppy"),
+        (["profile", "{model}", "--memory-budget", "much"], "expected a number and a unit"),
     ],
 )
 def test_bad_input_to_a_good_file(

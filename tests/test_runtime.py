@@ -123,6 +123,7 @@ def test_input_too_small_for_a_layer(rng: np.random.Generator) -> None:
     [
         ({"precision": "fancy"}, "expected one of exact, fast, got 'fancy'"),
         ({"threads": 0}, "expected 1 to 1024, got 0"),
+        ({"memory_budget": -1}, "memory_budget: expected 0 to .* bytes, got -1"),
     ],
 )
 def test_unknown_option(classifier: ModelFile, options: dict[str, Any], message: str) -> None:

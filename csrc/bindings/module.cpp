@@ -77,15 +77,16 @@ PYBIND11_MODULE(_core, m) {
       .def(py::init([](const py::list& weights, const py::list& nodes, std::vector<ValueId> inputs,
                        std::vector<ValueId> outputs, int32_t num_values, bool fast,
                        const std::optional<Array<float>>& ranges, int threads, const std::string& isa,
-                       const std::string& kernel) {
+                       const std::string& kernel, int64_t memory_budget) {
              return std::make_unique<Model>(
                  graph_from_python(weights, nodes, std::move(inputs), std::move(outputs), num_values), fast,
-                 ranges_from_python(ranges, num_values), threads, isa, kernel);
+                 ranges_from_python(ranges, num_values), threads, isa, kernel, memory_budget);
            }),
            "weights"_a, "nodes"_a, "inputs"_a, "outputs"_a, "num_values"_a, "fast"_a, "ranges"_a, "threads"_a, "isa"_a,
-           "kernel"_a)
+           "kernel"_a, "memory_budget"_a)
       .def_property_readonly("isa", &Model::isa)
       .def_property_readonly("threads", &Model::threads)
+      .def_property_readonly("kept_bytes", &Model::kept_bytes, "Bytes of weights that are kept decoded.")
       .def("find_plan", &Model::find_plan, "inputs"_a, "The plan for inputs of these shapes, or None.")
       .def("make_plan", &Model::make_plan, "values"_a, "choices"_a, py::call_guard<py::gil_scoped_release>(),
            "Plan for values of these shapes, by value number, with the kernels chosen for layers by name.")

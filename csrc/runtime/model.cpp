@@ -14,14 +14,15 @@ constexpr size_t kMostPlans = 4;
 }  // namespace
 
 Model::Model(Graph graph, bool fast, std::vector<std::optional<Quantization>> ranges, int threads,
-             const std::string& isa, std::string kernel)
+             const std::string& isa, std::string kernel, int64_t budget_bytes)
     : graph_(std::move(graph)),
       fast_(fast),
       ranges_(std::move(ranges)),
       kernels_(select_kernels(isa)),
       isa_(kernels_.isa),
       kernel_(std::move(kernel)),
-      pool_(threads) {
+      pool_(threads),
+      kept_(budget_bytes) {
   ranges_.resize(graph_.num_values);
 }
 
@@ -37,15 +38,16 @@ std::shared_ptr<Plan> Model::make_plan(std::vector<Shape> values, KernelChoices 
   std::vector<Shape> inputs;
   for (const ValueId input : graph_.inputs) inputs.push_back(values.at(input));
   const size_t num_values = values.size();
-  const PlanContext context{.kernels = &kernels_,
-                            .fast = fast_,
-                            .default_kernel = kernel_,
-                            .choices = std::move(choices),
-                            .threads = pool_.threads(),
-                            .shapes = std::move(values),
-                            .formats = std::vector(num_values, Format::kFloats),
-                            .ranges = ranges_};
-  auto plan = std::make_shared<Plan>(graph_, context);
+  PlanContext context{.kernels = &kernels_,
+                      .fast = fast_,
+                      .default_kernel = kernel_,
+                      .choices = std::move(choices),
+                      .threads = pool_.threads(),
+                      .kept = &kept_,
+                      .shapes = std::move(values),
+                      .formats = std::vector(num_values, Format::kFloats),
+                      .ranges = ranges_};
+  auto plan = std::make_shared<Plan>(graph_, std::move(context));
   const std::lock_guard lock(mutex_);
   plans_.remove_if([&](const Entry& entry) { return entry.inputs == inputs; });
   plans_.push_front({.inputs = std::move(inputs), .plan = plan, .idle = {}});

@@ -19,12 +19,13 @@ class Model {
  public:
   // fast: whether integer kernels may run; ranges: of the graph's values as bytes, by ValueId, as far as they are
   // known; isa: as select_kernels() takes it; threads >= 1; kernel: wanted for every layer, "" for the cheapest by
-  // estimate.
+  // estimate; budget_bytes: for weights that are kept decoded.
   Model(Graph graph, bool fast, std::vector<std::optional<Quantization>> ranges, int threads, const std::string& isa,
-        std::string kernel);
+        std::string kernel, int64_t budget_bytes);
 
   const std::string& isa() const { return isa_; }
   int threads() const { return pool_.threads(); }
+  int64_t kept_bytes() { return kept_.bytes(); }
 
   // The plan for inputs of these shapes, or null if it has to be made first.
   std::shared_ptr<Plan> find_plan(const std::vector<Shape>& inputs);
@@ -64,6 +65,7 @@ class Model {
   std::string isa_;
   std::string kernel_;
   ThreadPool pool_;
+  KeptWeights kept_;
   ForkMutex mutex_;         // guards plans_
   std::list<Entry> plans_;  // most recently used first
 };

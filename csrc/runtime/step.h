@@ -13,6 +13,7 @@
 #include "kernels/kernels.h"
 #include "runtime/activation.h"
 #include "runtime/graph.h"
+#include "runtime/kept_weights.h"
 #include "runtime/quantization.h"
 
 namespace pyquant {
@@ -79,6 +80,7 @@ struct PlanContext {
   std::string default_kernel;  // wanted for layers that `choices` does not name; "": the cheapest by estimate
   KernelChoices choices;
   int threads = 1;
+  KeptWeights* kept = nullptr;
   std::vector<Shape> shapes;                        // by ValueId
   std::vector<Format> formats;                      // by ValueId
   std::vector<std::optional<Quantization>> ranges;  // by ValueId: of those whose bytes are known before they are run

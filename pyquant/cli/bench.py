@@ -37,6 +37,7 @@ def command(
     tune: float,
     threads: int | None,
     precision: str,
+    memory_budget: int,
     as_json: bool,
 ) -> None:
     """Measure latency and peak memory, the engines taking turns and each in a process of its own."""
@@ -50,6 +51,7 @@ def command(
         against=engines,
         threads=threads,
         precision=precision,
+        memory_budget=memory_budget,
         tune=tune,
         calibration=calibration,
     )

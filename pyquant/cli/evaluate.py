@@ -17,6 +17,7 @@ from pyquant.cli import options
 @options.classes
 @options.threads
 @options.precision
+@options.memory_budget
 @options.as_json
 def command(
     file: Path,
@@ -25,6 +26,7 @@ def command(
     classes: Path | None,
     threads: int | None,
     precision: str,
+    memory_budget: int,
     as_json: bool,
 ) -> None:
     """Measure accuracy on DATA, a folder or .zip of pictures in class folders.
@@ -37,7 +39,9 @@ def command(
     from pyquant.runtime import load
 
     names = None if classes is None else read_classes(classes)
-    result = evaluate(load(file, threads=threads, precision=precision), data, limit=limit, classes=names)
+    result = evaluate(
+        load(file, threads=threads, precision=precision, memory_budget=memory_budget), data, limit=limit, classes=names
+    )
     if as_json:
         console.print_json(result)
     else:

@@ -80,6 +80,14 @@ precision = click.option(
     help="; ".join(f"{name}: {PRECISION_HELP[name]}" for name in PRECISIONS) + ".",
 )
 
+memory_budget = click.option(
+    "--memory-budget",
+    type=byte_size,
+    callback=lambda context, parameter, size: size or 0,
+    metavar="SIZE",
+    help="Memory for weights kept decoded where each run would decode them again, such as 16MiB [default: none].",
+)
+
 out = click.option("--out", type=PATH, required=True, metavar="FILE", help="The file to write.")
 
 classes = click.option(
@@ -100,9 +108,10 @@ def tune(seconds: float) -> Callable[[Command], Command]:
 
 
 def run_of_file(command: Command) -> Command:
-    """Add the argument FILE and the options that say how it is run: inputs, threads, precision; and --json."""
+    """Add the argument FILE and the options that say how it is run: inputs, threads, precision, memory; and --json."""
     for parameter in (
         as_json,
+        memory_budget,
         precision,
         threads,
         click.option(

@@ -21,6 +21,7 @@ def command(
     tune: float,
     threads: int | None,
     precision: str,
+    memory_budget: int,
     as_json: bool,
 ) -> None:
     """Show how long each step of a run takes, and which kernel does it; with --tune, how long other kernels take.
@@ -31,7 +32,7 @@ def command(
     from pyquant.bench import input_shapes
     from pyquant.runtime import load
 
-    model = load(file, threads=threads, precision=precision)
+    model = load(file, threads=threads, precision=precision, memory_budget=memory_budget)
     rng = np.random.default_rng(0)
     shapes = input_shapes(model.file.network.graph, batch, input_shape)
     inputs = [rng.standard_normal(shape, dtype=np.float32) for shape in shapes]

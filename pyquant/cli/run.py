@@ -17,14 +17,21 @@ from pyquant.cli import options
 @click.option("--topk", type=click.IntRange(min=1), default=5, show_default=True, help="Classes shown per picture.")
 @options.threads
 @options.precision
+@options.memory_budget
 @options.as_json
 def command(
-    file: Path, pictures: tuple[Path, ...], topk: int, threads: int | None, precision: str, as_json: bool
+    file: Path,
+    pictures: tuple[Path, ...],
+    topk: int,
+    threads: int | None,
+    precision: str,
+    memory_budget: int,
+    as_json: bool,
 ) -> None:
     """Name what pictures show: the most probable classes, best first."""
     from pyquant.runtime import load
 
-    model = load(file, threads=threads, precision=precision)
+    model = load(file, threads=threads, precision=precision, memory_budget=memory_budget)
     results: list[dict[str, Any]] = [
         {"picture": str(picture), "predictions": model.predict([picture], topk=topk)[0]}
         for picture in console.track(pictures, "running")

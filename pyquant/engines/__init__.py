@@ -31,7 +31,7 @@ class Engine(Protocol):
 class EngineSpec:
     """Where an engine's loader is, which libraries it needs, and what it reads."""
 
-    module: str  # has load(path, shapes, threads, precision) -> Engine; precision is the one below
+    module: str  # has load(path, shapes, threads, precision) -> Engine; ours takes the rest of `bench`'s options too
     libraries: tuple[str, ...] = ()
     file: FileKind = "onnx"
     precision: str = "fp32"  # "" : the one that `bench` was asked for
@@ -78,7 +78,7 @@ def check_engines(names: Iterable[str]) -> tuple[str, ...]:
     return names
 
 
-def load_engine(name: str, path: str, shapes: Sequence[tuple[int, ...]], threads: int, precision: str) -> Engine:
+def load_engine(name: str, path: str, shapes: Sequence[tuple[int, ...]], threads: int, **options: Any) -> Engine:
     """Return the network in the file at `path`, loaded by an engine of `ENGINES` for inputs of these shapes."""
-    engine: Engine = import_module(ENGINES[name].module).load(path, shapes, threads, precision)
+    engine: Engine = import_module(ENGINES[name].module).load(path, shapes, threads, **options)
     return engine

@@ -26,6 +26,8 @@ class PyquantEngine:
         self._model.tune(*inputs, seconds=seconds)
 
 
-def load(path: str, shapes: Sequence[tuple[int, ...]], threads: int, precision: str) -> PyquantEngine:
+def load(
+    path: str, shapes: Sequence[tuple[int, ...]], threads: int, precision: str, memory_budget: int
+) -> PyquantEngine:
     """Load a `.pqmodel`; the plan for the shapes is made by the first run."""
-    return PyquantEngine(load_model(path, threads=threads, precision=precision))
+    return PyquantEngine(load_model(path, threads=threads, precision=precision, memory_budget=memory_budget))

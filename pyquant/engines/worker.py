@@ -1,6 +1,6 @@
 """A process that runs one engine for `bench`, asked on standard input and answering on standard output, JSON a line.
 
-    {"do": "load", "engine", "path", "inputs", "threads", "precision"}   {"load_ms", "isa"}
+    {"do": "load", "engine", "path", "inputs", "threads", "options"}   {"load_ms", "isa"}
     {"do": "tune", "seconds"}                                            {}       of pyquant's engine alone
     {"do": "save_outputs", "path"}                                       {}
     {"do": "run", "count"}                                               {"ms": [..]}
@@ -35,7 +35,7 @@ class Worker:
         self._engine: Engine | None = None
         self._inputs: Arrays = []
 
-    def load(self, engine: str, path: str, inputs: str, threads: int, precision: str) -> dict[str, Any]:
+    def load(self, engine: str, path: str, inputs: str, threads: int, options: dict[str, Any]) -> dict[str, Any]:
         """Load a network and run it once on the arrays in the .npz file `inputs`, which later runs are on too.
 
         The time is from the file to the first output, without imports.
@@ -45,7 +45,7 @@ class Worker:
         shapes = [array.shape for array in self._inputs]
         import_module(ENGINES[engine].module)
         start = perf_counter()
-        self._engine = load_engine(engine, path, shapes, threads, precision)
+        self._engine = load_engine(engine, path, shapes, threads, **options)
         self._engine.run(self._inputs)
         return {"load_ms": 1000 * (perf_counter() - start), "isa": self._engine.isa}
 

@@ -1,7 +1,7 @@
 // The direct path: panels of unfolded inputs are multiplied with weights, a few outputs at a time.
 //
 // Weights are read from the codebook by way of their codes while they are multiplied. Only what has too many additive
-// codebooks for that is decoded first, a few rows at a time.
+// codebooks for that is decoded first, a few rows at a time, unless memory is granted to keep it.
 #include <algorithm>
 
 #include "runtime/coded_rows.h"
@@ -28,6 +28,10 @@ class DirectStep : public Step {
       at_ = joint_codes(weight, c_.geometry.groups, t_.tile_rows, weight.block.dim());
       if (weight.codebooks > 1) codebook_ = joint_codebook(weight, weight.codebook);
       return;
+    }
+    if (!weight.is_dense()) {
+      kept_ = context.kept->get<float>(c_.weight, weight.outputs * weight.depth(),
+                                       [&](float* rows) { c_.decode(0, weight.outputs, rows, weight.depth()); });
     }
     weights_floats_ = round_up(t_.tile_rows * weight.depth() + kSlackBytes / 4, 16);
   }
@@ -86,24 +90,24 @@ class DirectStep : public Step {
               .dim = dim,
               .blocks = blocks};
     }
-    const float* const rows = weight.dense.data() + output * depth;
-    if (weight.is_dense() && count == t_.tile_rows) {
-      return {.at = nullptr, .codebook = rows, .dim = depth, .blocks = 1};
-    }
-    // gemm_tile reads all rows of a tile, also where there are fewer.
-    if (weight.is_dense()) {
-      std::copy_n(rows, count * depth, scratch);
-    } else {
+    const float* rows = scratch;
+    const AlignedBuffer<float>* const whole = weight.is_dense() ? &weight.dense : kept_.get();
+    if (whole == nullptr) {
       c_.decode(output, count, scratch, depth);
+    } else if (count == t_.tile_rows) {
+      rows = whole->data() + output * depth;
+    } else {  // gemm_tile reads all rows of a tile, also where there are fewer
+      std::copy_n(whole->data() + output * depth, count * depth, scratch);
     }
-    return {.at = nullptr, .codebook = scratch, .dim = depth, .blocks = 1};
+    return {.at = nullptr, .codebook = rows, .dim = depth, .blocks = 1};
   }
 
   Convolution c_;
   Tiling t_;
-  AlignedBuffer<uint16_t> at_;     // where a tile's rows are found in a codebook
-  AlignedBuffer<float> codebook_;  // the joint one; empty: the weight's own
-  int64_t weights_floats_ = 0;     // of a row tile that is not read where it lies
+  AlignedBuffer<uint16_t> at_;       // where a tile's rows are found in a codebook
+  AlignedBuffer<float> codebook_;    // the joint one; empty: the weight's own
+  KeptWeights::Values<float> kept_;  // null: decoded in each run
+  int64_t weights_floats_ = 0;       // of a row tile that is not read where it lies
 };
 
 double cost(const Convolution& c, int threads) {

@@ -1,7 +1,7 @@
 // The direct path in integers: panels of quads are multiplied with quads of weights, a few outputs at a time.
 //
 // Where a quad is part of a centroid, weights are read from the codebook by way of their codes. Where it is put
-// together of several, the rows of a tile are decoded first.
+// together of several, the rows of a tile are decoded first, unless memory is granted to keep them.
 #include <algorithm>
 #include <limits>
 
@@ -43,6 +43,8 @@ class Direct8Step : public Step {
     } else {
       quads_ = spread_quads(joint, weight.block.channels, taps());
       take_spread_codes();
+      kept_ = context.kept->get<uint32_t>(b_.c.weight, weight.outputs * order_.depth(),
+                                          [&](uint32_t* rows) { decode(0, weight.outputs, rows); });
     }
   }
 
@@ -141,15 +143,20 @@ class Direct8Step : public Step {
               .blocks = blocks};
     }
     const uint32_t* rows = decoded;
-    if (source_ == QuadSource::kSpread) {
-      b_.c.kernels->decode_quads(row_codes_.data() + output * code_pitch_, code_pitch_, quads_.data(), taps(),
-                                 blocks_per_quad(), decoded, count, order_.channels);
+    const AlignedBuffer<uint32_t>* const whole = source_ == QuadSource::kDense ? &quads_ : kept_.get();
+    if (whole == nullptr) {
+      decode(output, count, decoded);
     } else if (count == t_.tile_rows) {
-      rows = quads_.data() + output * depth;
+      rows = whole->data() + output * depth;
     } else {  // gemm_tile8 reads all rows of a tile, also where there are fewer
-      std::copy_n(quads_.data() + output * depth, count * depth, decoded);
+      std::copy_n(whole->data() + output * depth, count * depth, decoded);
     }
     return {.at = nullptr, .codebook = rows, .dim = depth, .blocks = 1};
+  }
+
+  void decode(int64_t output, int64_t count, uint32_t* rows) const {
+    b_.c.kernels->decode_quads(row_codes_.data() + output * code_pitch_, code_pitch_, quads_.data(), taps(),
+                               blocks_per_quad(), rows, count, order_.channels);
   }
 
   QuadSource source_;
@@ -160,6 +167,7 @@ class Direct8Step : public Step {
   AlignedBuffer<uint16_t> at_;         // of centroids: where those of the rows of a tile begin
   AlignedBuffer<uint16_t> row_codes_;  // as decode_quads() takes them
   int64_t code_pitch_ = 0;
+  KeptWeights::Values<uint32_t> kept_;  // of spread blocks; null: decoded in each run
 };
 
 double cost(const Convolution& c, int threads) {

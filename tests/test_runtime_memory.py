@@ -1,0 +1,65 @@
+"""A memory budget: which weights it keeps decoded, and that outputs do not depend on it."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from layer_networks import model_file, weighted_layer
+
+from pyquant.codecs import ProductConfig
+from pyquant.file import ModelFile
+from pyquant.runtime import Model
+
+SPATIAL = ProductConfig(block=(2, 3, 3), centroids=32)
+# So many sums of centroids that fp32 kernels cannot look them up: they are made from the codes.
+ADDITIVE = ProductConfig(block=(2, 3, 3), centroids=16, codebooks=3)
+POINTWISE = ProductConfig(block=(4, 1, 1), centroids=32)
+PADDING = {"stride": (1, 1), "padding": (1, 1, 1, 1), "dilation": (1, 1), "groups": 1}
+
+
+def two_layers(rng: np.random.Generator, codec: ProductConfig, outputs: tuple[int, int]) -> ModelFile:
+    """Return a network of two 3x3 convolutions of 10 inputs."""
+    first, tensors = weighted_layer(rng, (outputs[0], 10, 3, 3), codec, name="first", output="h", **PADDING)
+    second, more = weighted_layer(rng, (outputs[1], outputs[0], 3, 3), codec, name="second", inputs=("h",), **PADDING)
+    return model_file([first, second], {**tensors, **more}, (1, 10, 9, 9))
+
+
+def bytes_of(outputs: int, inputs: int, precision: str) -> int:
+    """Return what the decoded weights of a 3x3 layer take: floats, or quads of bytes of four inputs."""
+    return outputs * 9 * (4 * inputs if precision == "exact" else 4 * -(-inputs // 4))
+
+
+@pytest.mark.parametrize(
+    ("precision", "kernel", "codec"), [("exact", "direct", ADDITIVE), ("fast", "direct8", SPATIAL)]
+)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_outputs_do_not_depend_on_the_budget(
+    precision: str, kernel: str, codec: ProductConfig, threads: int, rng: np.random.Generator
+) -> None:
+    file = two_layers(rng, codec, (26, 19))  # neither a multiple of the rows of a tile
+    x = rng.standard_normal((2, 10, 9, 9), dtype=np.float32)
+    options: dict[str, Any] = {"precision": precision, "kernel": kernel, "threads": threads}
+    expected = Model(file, **options)(x)
+    sizes = bytes_of(26, 10, precision), bytes_of(19, 26, precision)
+    for budget, kept in (
+        (0, 0),
+        (sizes[0] - 1, 0),
+        (sizes[0], sizes[0]),
+        (sum(sizes) - 1, sizes[0]),
+        (1 << 40, sum(sizes)),
+    ):
+        model = Model(file, memory_budget=budget, **options)
+        assert model.kept_bytes == 0  # nothing is planned yet
+        np.testing.assert_array_equal(model(x), expected)
+        assert model.kept_bytes == kept
+        model(x[:1, :, :5])  # another plan has the same weights
+        assert model.kept_bytes == kept
+
+
+def test_nothing_is_kept_where_codes_are_as_good(rng: np.random.Generator) -> None:
+    node, tensors = weighted_layer(rng, (24, 16, 1, 1), POINTWISE, **{**PADDING, "padding": (0, 0, 0, 0)})
+    file = model_file([node], tensors, (1, 16, 9, 9))
+    for precision in ("exact", "fast"):
+        model = Model(file, precision=precision, memory_budget=1 << 40)
+        model(rng.standard_normal((1, 16, 9, 9), dtype=np.float32))
+        assert model.kept_bytes == 0
