@@ -93,12 +93,12 @@ def bench(
     file = read_model(path)
     network = file.network
     shapes = input_shapes(network.graph, batch, input_shape)
-    batches = _random_batches(shapes) if calibration is None else _picture_batches(file, calibration, shapes)
+    batches = _random_batches(shapes) if calibration is None else picture_batches(file, calibration, shapes)
     threads = threads or _core.default_threads()
     with tempfile.TemporaryDirectory(prefix="pyquant-bench-") as name, ExitStack() as stack:
         folder = Path(name)
         np.savez(folder / INPUTS, *batches[0])
-        files = _write_files(network, batches, [ENGINES[peer].file for peer in peers], folder)
+        files = write_files(network, batches, [ENGINES[peer].file for peer in peers], folder)
         files["pqmodel"] = Path(path)
         if precision == "fast" and calibration is not None and network.activation_ranges is None:
             files["pqmodel"] = _write_calibrated(file, batches, folder, threads)
@@ -156,7 +156,7 @@ def _random_batches(shapes: Sequence[Shape]) -> list[Arrays]:
     return [[rng.standard_normal(shape, dtype=np.float32) for shape in shapes]]
 
 
-def _picture_batches(file: ModelFile, pictures: AnyPath, shapes: Sequence[Shape]) -> list[Arrays]:
+def picture_batches(file: ModelFile, pictures: AnyPath, shapes: Sequence[Shape]) -> list[Arrays]:
     """Return inputs of this shape made of pictures: `CALIBRATION_PICTURES`, or as many as there are whole batches of.
 
     Raises:
@@ -176,7 +176,7 @@ def _picture_batches(file: ModelFile, pictures: AnyPath, shapes: Sequence[Shape]
     return [[load_batch(refs[first : first + batch], file.preprocessing)] for first in firsts]
 
 
-def _write_files(
+def write_files(
     network: Network, batches: Sequence[Arrays], kinds: Iterable[FileKind], folder: Path
 ) -> dict[FileKind, Path]:
     """Write the decoded dense network in each of the formats, sizes fixed to the inputs', as peers run fastest with."""

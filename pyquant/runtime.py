@@ -176,22 +176,26 @@ class Model:
         """Run once to warm up and once more to time each step.
 
         Returns:
-            `{"peak_gmacs", "steps": [{"name", "op", "kernel", "candidates", "ms", "share", "gmacs", "of_peak"}]}`.
+            `{"peak_gmacs", "peak8_gmacs", "steps": [{"name", "op", "kernel", "candidates", "ms", "share", "gmacs",
+            "of_peak"}]}`.
             `candidates` are the kernels that could have been chosen; `share` is the part of the whole run, 0 to 1;
             `gmacs` are the multiply-accumulates of the dense layer, in 1e9 a second, and `of_peak` is their part of
-            `peak_gmacs`, what fp32 multiply-adds in registers reach on all threads. Both are None for steps without a
-            weight; kernels that save multiplications, or are in integers, can exceed the peak.
+            what all threads can reach: of `peak_gmacs`, fp32 multiply-adds in registers, or for kernels in integers
+            of `peak8_gmacs`, 8-bit products with all that they need in the first-level cache. Both are None for steps
+            without a weight; kernels that save multiplications can exceed the peak.
         """
         plan, arrays = self._prepare(inputs)
         self._core.run(plan, arrays)
         steps = self._core.profile(plan, arrays)
         total = sum(step["ms"] for step in steps) or 1.0
-        peak = _core.peak_gmacs(self.isa) * self.threads
+        peak, peak8 = (measure(self.isa) * self.threads for measure in (_core.peak_gmacs, _core.peak8_gmacs))
+        integer = set(_core.kernel_names(True)) - set(_core.kernel_names(False))
         macs = self._graph.macs([array.shape for array in arrays])
         for step in steps:
             gmacs = macs[step["name"]] / step["ms"] / 1e6 if step["name"] in macs and step["ms"] > 0 else None
-            step |= {"share": step["ms"] / total, "gmacs": gmacs, "of_peak": gmacs and gmacs / peak}
-        return {"peak_gmacs": peak, "steps": steps}
+            of_peak = gmacs and gmacs / (peak8 if step["kernel"] in integer else peak)
+            step |= {"share": step["ms"] / total, "gmacs": gmacs, "of_peak": of_peak}
+        return {"peak_gmacs": peak, "peak8_gmacs": peak8, "steps": steps}
 
     def tune(self, *inputs: ArrayLike, seconds: float = 10.0) -> list[dict[str, Any]]:
         """Measure the kernels of each layer for inputs of these shapes; use the fastest from now on, and remember it.

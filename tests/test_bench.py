@@ -190,9 +190,9 @@ def test_engine_that_runs_another_network_is_refused(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, started: list[subprocess.Popen[bytes]]
 ) -> None:
     pytest.importorskip("onnxruntime")
-    write_files = bench_module._write_files
+    write_files = bench_module.write_files
     other = tiny_network(np.random.default_rng(1))
-    monkeypatch.setattr(bench_module, "_write_files", lambda network, *rest: write_files(other, *rest))
+    monkeypatch.setattr(bench_module, "write_files", lambda network, *rest: write_files(other, *rest))
     with pytest.raises(EngineError, match="onnxruntime: its outputs differ"):
         bench(tiny, against=("onnxruntime",), threads=1, tune=0)
     assert len(started) == 2

@@ -262,6 +262,16 @@ def test_value_that_is_an_output_too(rng: np.random.Generator) -> None:
         assert np.abs(got[name] - expected[name]).max() < 0.5, name
 
 
+def test_profile_measures_integer_kernels_by_their_own_peak(rng: np.random.Generator) -> None:
+    node, tensors = weighted_layer(rng, (32, 32, 1, 1), DenseConfig())
+    x = rng.standard_normal((1, 32, 20, 20), dtype=np.float32)
+    for kernel, peak in (("direct8", "peak8_gmacs"), ("direct", "peak_gmacs")):
+        profile = Model(model_file([node], tensors, x.shape), precision="fast", kernel=kernel, threads=1).profile(x)
+        (step,) = (step for step in profile["steps"] if step["name"] == "layer")
+        assert step["kernel"] == kernel
+        assert step["of_peak"] == pytest.approx(step["gmacs"] / profile[peak])
+
+
 def test_kernel_in_integers_needs_fast(rng: np.random.Generator) -> None:
     node, tensors = weighted_layer(rng, (4, 4, 1, 1), DenseConfig())
     with pytest.raises(ConfigError, match=r"expected one of direct, .*got 'direct8'"):

@@ -14,7 +14,7 @@ SPATIAL = ProductConfig(block=(2, 3, 3), centroids=32)
 # So many sums of centroids that fp32 kernels cannot look them up: they are made from the codes.
 ADDITIVE = ProductConfig(block=(2, 3, 3), centroids=16, codebooks=3)
 POINTWISE = ProductConfig(block=(4, 1, 1), centroids=32)
-PADDING = {"stride": (1, 1), "padding": (1, 1, 1, 1), "dilation": (1, 1), "groups": 1}
+PADDING = {"padding": (1, 1, 1, 1)}
 
 
 def two_layers(rng: np.random.Generator, codec: ProductConfig, outputs: tuple[int, int]) -> ModelFile:
@@ -57,7 +57,7 @@ def test_outputs_do_not_depend_on_the_budget(
 
 
 def test_nothing_is_kept_where_codes_are_as_good(rng: np.random.Generator) -> None:
-    node, tensors = weighted_layer(rng, (24, 16, 1, 1), POINTWISE, **{**PADDING, "padding": (0, 0, 0, 0)})
+    node, tensors = weighted_layer(rng, (24, 16, 1, 1), POINTWISE)
     file = model_file([node], tensors, (1, 16, 9, 9))
     for precision in ("exact", "fast"):
         model = Model(file, precision=precision, memory_budget=1 << 40)

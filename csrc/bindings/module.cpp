@@ -65,6 +65,14 @@ PYBIND11_MODULE(_core, m) {
         return measure_peak(kernels);
       },
       "isa"_a, "Measured fp32 multiply-accumulates per nanosecond of one core, in registers.");
+  m.def(
+      "peak8_gmacs",
+      [](const std::string& isa) {
+        const KernelTable kernels = select_kernels(isa);
+        const py::gil_scoped_release no_gil;
+        return measure_peak8(kernels);
+      },
+      "isa"_a, "The same of bytes, by the register tile on inputs in the first-level cache.");
   register_kernels(m);
   register_byte_kernels(m);
 

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstdlib>
 
+#include "base/aligned_buffer.h"
 #include "base/errors.h"
 #include "kernels/reference.h"
 
@@ -46,6 +47,21 @@ constexpr InstructionSet kInstructionSets[] = {
 #endif
 };
 
+// The most multiply-accumulates a nanosecond that `work`, which returns how many it did, reaches in some 20 ms.
+template <typename Work>
+double best_rate(const Work& work) {
+  using Clock = std::chrono::steady_clock;
+  constexpr std::chrono::milliseconds kTime{20};
+  double best = 0;
+  for (const auto end = Clock::now() + kTime; Clock::now() < end;) {
+    const auto start = Clock::now();
+    const int64_t macs = work();
+    const double nanoseconds = std::chrono::duration<double, std::nano>(Clock::now() - start).count();
+    best = std::max(best, static_cast<double>(macs) / nanoseconds);
+  }
+  return best;
+}
+
 }  // namespace
 
 std::vector<std::string> available_isas() {
@@ -76,18 +92,25 @@ KernelTable select_kernels(const std::string& isa) {
 }
 
 double measure_peak(const KernelTable& kernels) {
-  using Clock = std::chrono::steady_clock;
   constexpr int64_t kSteps = 100'000;
-  constexpr std::chrono::milliseconds kTime{20};
   alignas(64) std::array<float, 64> sink{};
-  double best = 0;
-  for (const auto end = Clock::now() + kTime; Clock::now() < end;) {
-    const auto start = Clock::now();
-    const int64_t macs = kernels.peak(kSteps, sink.data()) * kSteps;
-    const double nanoseconds = std::chrono::duration<double, std::nano>(Clock::now() - start).count();
-    best = std::max(best, static_cast<double>(macs) / nanoseconds);
-  }
-  return best;
+  return best_rate([&] { return kernels.peak(kSteps, sink.data()) * kSteps; });
+}
+
+double measure_peak8(const KernelTable& kernels) {
+  constexpr int64_t kDepth = 64, kTurns = 100;
+  const Tile& tile = kernels.tile8;
+  AlignedBuffer<uint32_t> weights(tile.rows * kDepth), panel(tile.pixels * kDepth);
+  AlignedBuffer<int32_t> sums(tile.rows * tile.pixels);
+  std::fill_n(weights.data(), weights.size(), 0u);
+  std::fill_n(panel.data(), panel.size(), 0u);
+  return best_rate([&] {
+    for (int64_t i = 0; i < kTurns; ++i) {
+      kernels.gemm_tile8(nullptr, weights.data(), kDepth, 1, panel.data(), tile.pixels, sums.data(), tile.pixels,
+                         tile.pixels);
+    }
+    return kTurns * tile.rows * tile.pixels * kDepth * kQuad;
+  });
 }
 
 }  // namespace pyquant

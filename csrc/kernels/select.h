@@ -14,7 +14,9 @@ std::vector<std::string> available_isas();
 // The table of instruction set `isa`; for "" the one that PYQUANT_ISA names, else the best. Throws Error for others.
 KernelTable select_kernels(const std::string& isa);
 
-// Multiply-accumulates per nanosecond of one core (the same as GMAC/s), measured for some 20 ms on registers alone.
+// Multiply-accumulates per nanosecond of one core (the same as GMAC/s), each measured for some 20 ms: of floats on
+// registers alone, and of bytes by the register tile on inputs in the first-level cache.
 double measure_peak(const KernelTable& kernels);
+double measure_peak8(const KernelTable& kernels);
 
 }  // namespace pyquant

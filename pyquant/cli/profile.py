@@ -26,8 +26,8 @@ def command(
 ) -> None:
     """Show how long each step of a run takes, and which kernel does it; with --tune, how long other kernels take.
 
-    GMAC/s are the multiply-accumulates of the dense layer, and their part of the peak is that of fp32 multiply-adds in
-    registers: kernels that save multiplications can exceed it.
+    GMAC/s are the multiply-accumulates of the dense layer. The peak is that of fp32 multiply-adds in registers, and for
+    kernels in integers that of 8-bit products in the first-level cache: kernels that save multiplications can exceed it.
     """
     from pyquant.bench import input_shapes
     from pyquant.runtime import load
@@ -55,9 +55,12 @@ def command(
         for step in result["steps"]
     ]
     console.print_table(["step", "kernel", "ms>", "share>", "GMAC/s>", "of peak>"], rows)
+    peaks = f"{result['peak_gmacs']:.0f} GMAC/s"
+    if precision == "fast":
+        peaks += f" in fp32, {result['peak8_gmacs']:.0f} in 8 bits,"
     print(
-        f"{sum(step['ms'] for step in result['steps']):.2f} ms in all; {model.isa}, peak {result['peak_gmacs']:.0f} "
-        f"GMAC/s on {model.threads} thread{'s' if model.threads > 1 else ''}"
+        f"{sum(step['ms'] for step in result['steps']):.2f} ms in all; {model.isa}, peak {peaks} "
+        f"on {model.threads} thread{'s' if model.threads > 1 else ''}"
     )
     if measured:
         _show_candidates(measured)

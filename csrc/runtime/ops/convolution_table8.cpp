@@ -20,7 +20,7 @@ constexpr int64_t kMostByte = 255;
 // one, for a vector of int16.
 constexpr double kRowCost = 2.0;
 constexpr double kSumCost = 1.05;
-constexpr double kPassCost = 6.0;  // reading and writing the sums of an output
+constexpr double kPassCost = 8.0;  // reading and writing the sums of an output
 
 // So many units of equal size per thread are even enough. Ranges of outputs begin at whole quads.
 constexpr int64_t kUnitsPerThread = 4;
