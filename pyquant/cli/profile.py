@@ -26,8 +26,9 @@ def command(
 ) -> None:
     """Show how long each step of a run takes, and which kernel does it; with --tune, how long other kernels take.
 
-    GMAC/s are the multiply-accumulates of the dense layer. The peak is that of fp32 multiply-adds in registers, and for
-    kernels in integers that of 8-bit products in the first-level cache: kernels that save multiplications can exceed it.
+    GMAC/s are the multiply-accumulates of the dense layer. The peak is that of fp32 multiply-adds in registers, for
+    kernels in integers that of 8-bit products in the first-level cache. Kernels that save multiplications can exceed
+    it.
     """
     from pyquant.bench import input_shapes
     from pyquant.runtime import load
