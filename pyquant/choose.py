@@ -22,7 +22,7 @@ CODEBOOK_BYTES = {"float": 2, "int8": 1}  # of a number in a codebook: fp16, whe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """Block sizes, centroids and codebooks by kind of layer.
+    """Block sizes and centroids by kind of layer.
 
     `small-blocks` and `large-blocks` are those of ABGD ("And the Bit Goes Down", Stock et al., 2020), which publishes
     its sizes per architecture. Two rules give the same numbers for the published ones, and numbers for all others: a
@@ -30,8 +30,9 @@ class Preset:
     ResNet-18: 3 and 17), and a linear layer is wide from 1024 inputs on (ResNet-50's has 2048, ResNet-18's 512): it has
     so many blocks that the bits of a code weigh more than the bytes of a codebook.
 
-    `lut` is made for the table path: two additive codebooks of 16 centroids name as many sums as one of 256, and their
-    tables take an eighth of the multiplications and of the cache.
+    `lut` is made for the table path, which multiplies for each centroid and then adds once for each output. So layers
+    of many outputs have few centroids, whose tables stay in the first-level cache. Layers of few outputs are multiplied
+    directly in less time, and are coded as in `small-blocks`.
     """
 
     spatial_channels: int  # of a 3x3 block
@@ -39,31 +40,43 @@ class Preset:
     bottleneck_channels: int  # of a 1x1 block in a network of bottlenecks
     linear_channels: int = 4
     centroids: int = 256
-    codebooks: int = 1
+    # From so many outputs on, so many centroids instead, of 1x3x3 blocks and of 1x1 blocks of eight channels.
+    wide_spatial: tuple[tuple[int, int], ...] = ()
+    wide_pointwise: tuple[tuple[int, int], ...] = ()
     linear_centroids: int = 2048
     wide_linear_centroids: int = 1024
     wide_linear_inputs: int = 1024
 
     def config(self, node: Node, weight: Weight, bottlenecks: bool) -> ProductConfig | None:
         """Return the codec for a layer, or None where it has too few blocks for two centroids."""
-        _, c, kh, kw = as_conv_shape(weight.shape)
-        centroids, codebooks = self.centroids, self.codebooks
+        o, c, kh, kw = as_conv_shape(weight.shape)
+        centroids = self.centroids
+        wide = {(1, 1): self.wide_pointwise, (3, 3): self.wide_spatial}.get((kh, kw), ())
         if node.op == "linear":
-            channels, codebooks = self.linear_channels, 1
+            channels = self.linear_channels
             centroids = self.wide_linear_centroids if c >= self.wide_linear_inputs else self.linear_centroids
+        elif node.attributes["groups"] == 1 and (few := [k for outputs, k in wide if o >= outputs]):
+            channels = 8 if (kh, kw) == (1, 1) else 1
+            centroids = few[-1]
         elif (kh, kw) == (1, 1):
             channels = self.bottleneck_channels if bottlenecks else self.pointwise_channels
         else:
             channels = self.spatial_channels if (kh, kw) == (3, 3) else 1
         block = (min(channels, c), kh, kw)
         centroids = min(centroids, clamped_centroids(block_count(weight.shape, block)))
-        return ProductConfig(block=block, centroids=centroids, codebooks=codebooks) if centroids > 1 else None
+        return ProductConfig(block=block, centroids=centroids) if centroids > 1 else None
 
 
 PRESETS: dict[str, Preset] = {
     "small-blocks": Preset(spatial_channels=1, pointwise_channels=4, bottleneck_channels=4),
     "large-blocks": Preset(spatial_channels=2, pointwise_channels=4, bottleneck_channels=8),
-    "lut": Preset(spatial_channels=1, pointwise_channels=8, bottleneck_channels=8, centroids=16, codebooks=2),
+    "lut": Preset(
+        spatial_channels=1,
+        pointwise_channels=4,
+        bottleneck_channels=4,
+        wide_spatial=((256, 32), (512, 64)),
+        wide_pointwise=((256, 32),),
+    ),
 }
 DEFAULT_PRESET = "small-blocks"
 

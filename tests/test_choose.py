@@ -63,18 +63,20 @@ def test_presets_are_those_of_abgd(graph: Graph, preset: str, layer: str, expect
 
 
 @pytest.mark.parametrize(
-    ("graph", "layer", "block"),
+    ("graph", "layer", "expected"),
     [
-        (RESNET18, "layer1.0.conv1", (1, 3, 3)),
-        (RESNET18, "layer2.0.downsample.0", (8, 1, 1)),
-        (RESNET50, "layer1.0.conv1", (8, 1, 1)),
-        (RESNET50, "layer1.0.conv2", (1, 3, 3)),
+        (RESNET18, "layer3.0.conv1", product(1, 3, 3, centroids=32)),
+        (RESNET18, "layer4.1.conv2", product(1, 3, 3, centroids=64)),
+        (RESNET18, "layer4.0.downsample.0", product(8, 1, 1, centroids=32)),
+        (RESNET50, "layer1.0.conv3", product(8, 1, 1, centroids=32)),
+        (RESNET50, "layer4.0.conv3", product(8, 1, 1, centroids=32)),
     ],
 )
-def test_lut_has_two_small_codebooks(graph: Graph, layer: str, block: tuple[int, int, int]) -> None:
+def test_lut_has_few_centroids_for_many_outputs(graph: Graph, layer: str, expected: ProductConfig) -> None:
     choices = Recipe(preset="lut").choose(graph)
-    assert choices[layer] == Choice(codec=ProductConfig(block=block, centroids=16, codebooks=2))
-    assert choices["fc"] == Recipe().choose(graph)["fc"]
+    assert choices[layer] == Choice(codec=expected)
+    narrow = [node.name for node, weight in graph.weighted() if weight.shape[0] < 256 or node.op == "linear"]
+    assert all(choices[name] == Recipe().choose(graph)[name] for name in narrow)
 
 
 @pytest.mark.parametrize(
