@@ -165,6 +165,30 @@ def test_linear(codec: Any, images: int, rng: np.random.Generator) -> None:
     check_layer(model_file([node], tensors, x.shape), x)
 
 
+@pytest.mark.parametrize("plane", [(1, 1), (3, 5), (7, 7), (14, 14), (13, 19)])
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("outputs", [12, 300])
+def test_one_picture_whose_pixels_are_read_in_place(
+    plane: tuple[int, int], groups: int, outputs: int, rng: np.random.Generator
+) -> None:
+    for codec in (DenseConfig(), ProductConfig(block=(4, 1, 1), centroids=16)):
+        node, tensors = weighted_layer(rng, (outputs, 8, 1, 1), codec, groups=groups)
+        x = rng.standard_normal((1, 8 * groups, *plane)).astype(np.float32)
+        check_layer(model_file([node], tensors, x.shape), x)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+@pytest.mark.parametrize("plane", [(1, 1), (7, 7), (8, 8), (14, 14), (11, 23)])
+def test_tables_on_any_number_of_threads(threads: int, plane: tuple[int, int], rng: np.random.Generator) -> None:
+    node, tensors = weighted_layer(rng, (44, 16, 1, 1), ProductConfig(block=(8, 1, 1), centroids=32))
+    x = rng.standard_normal((1, 16, *plane)).astype(np.float32)
+    most = float(np.abs(reference.run(model_file([node], tensors, x.shape).network, x)["y"]).max())
+    file = writing_bytes(model_file([node], tensors, x.shape), x, -most, most)
+    expected = run(file, x, kernel="table8", isa="reference", threads=1)
+    for isa in ISAS:
+        np.testing.assert_array_equal(run(file, x, kernel="table8", isa=isa, threads=threads), expected)
+
+
 def test_largest_bytes_stay_within_tables(rng: np.random.Generator) -> None:
     """Sums of a pass that are as large as they can be are not cut off."""
     node, tensors = weighted_layer(rng, (8, 64, 1, 1), ProductConfig(block=(8, 1, 1), centroids=4))

@@ -84,6 +84,18 @@ def test_linear(images: int, codec: ProductConfig | DenseConfig, rng: np.random.
     check(model_file([node], tensors, x.shape), x, terms=66)
 
 
+@pytest.mark.parametrize("plane", [(1, 1), (3, 5), (7, 7), (14, 14), (13, 19)])
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("outputs", [12, 300])
+def test_one_picture_whose_pixels_are_read_in_place(
+    plane: tuple[int, int], groups: int, outputs: int, rng: np.random.Generator
+) -> None:
+    for codec in (DenseConfig(), ProductConfig(block=(4, 1, 1), centroids=16)):
+        node, tensors = weighted_layer(rng, (outputs, 8, 1, 1), codec, groups=groups)
+        x = rng.standard_normal((1, 8 * groups, *plane)).astype(np.float32)
+        check(model_file([node], tensors, x.shape), x, terms=8)
+
+
 def layer(op: str, *inputs: str, output: str = "y", **attributes: Any) -> Node:
     return Node(op=op, name=op, inputs=inputs or ("x",), outputs=(output,), attributes=attributes)
 

@@ -35,6 +35,7 @@ Patches::Patches(const ConvGeometry& geometry, const WeightOrder& order, const K
       g.pad_left == 0 && g.height == g.out_height && g.width == g.out_width) {
     geometry_.width = geometry_.out_width = g.plane();
     geometry_.height = geometry_.out_height = 1;
+    are_input_ = g.images == 1 && depth_ == order.channels;
   }
 }
 

@@ -38,6 +38,9 @@ class Patches {
   // Rows of a panel: the weight's depth.
   int64_t depth() const { return depth_; }
 
+  // Whether the rows of a panel of all pixels are the input as it lies in memory.
+  bool are_input() const { return are_input_; }
+
   // Write panel[k][p] = the input of the k-th weight for pixel first + p, p < count <= kMostTilePixels; `outside` for
   // what lies outside the picture and for the padding of tail blocks. Rows are `pitch` values apart; what lies behind
   // their `count` stays. Of `parts` equal parts of a group's channels only `part` is written, so that threads can share
@@ -55,6 +58,7 @@ class Patches {
   ConvGeometry geometry_;
   const KernelTable* kernels_;
   int64_t depth_;
+  bool are_input_ = false;
   std::vector<Tap> taps_;
   std::vector<PanelRow> padding_;  // the rows of padded tail blocks
 };

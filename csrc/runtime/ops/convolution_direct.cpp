@@ -44,7 +44,7 @@ class DirectStep : public Step {
 
   void run(const RunState& state) const override {
     run_tiled(
-        t_, state,
+        t_, state, in_place(t_, c_.patches, state.values[c_.input], c_.geometry.plane()),
         [&](int64_t group, int64_t tile, int64_t part, int64_t parts, float* panel, float*) {
           c_.patches.pack(state.values[c_.input], group, t_.begin(tile), t_.lanes_of(tile), t_.pitch, 0, panel, part,
                           parts);
@@ -68,10 +68,9 @@ class DirectStep : public Step {
       const int64_t output = work.group * t_.outputs + row;
       const int64_t count = std::min(t_.tile_rows, work.last_output - row);
       const Rows rows = rows_from(output, count, scratch);
-      const float* panel = work.panels;
-      for (int64_t tile = work.first_tile; tile < work.last_tile; ++tile, panel += t_.panel_floats()) {
-        kernels.gemm_tile(rows.at, rows.codebook, rows.dim, rows.blocks, panel, t_.pitch, sums, kernels.tile.pixels,
-                          t_.lanes_of(tile));
+      for (int64_t tile = work.first_tile; tile < work.last_tile; ++tile) {
+        kernels.gemm_tile(rows.at, rows.codebook, rows.dim, rows.blocks, work.panel(t_, tile), work.pitch(t_), sums,
+                          kernels.tile.pixels, t_.lanes_of(tile));
         c_.finish(sums, kernels.tile.pixels, output, count, t_.begin(tile), t_.lanes_of(tile), state);
       }
     }

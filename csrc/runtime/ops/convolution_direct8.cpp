@@ -58,7 +58,7 @@ class Direct8Step : public Step {
     b_.write_epilogue(0, state, epilogue(state));
     const uint32_t outside = state.quantization[b_.c.input].zeros();
     run_tiled(
-        t_, state,
+        t_, state, in_place(t_, b_.patches, state.values[b_.c.input], b_.c.geometry.plane()),
         [&](int64_t group, int64_t tile, int64_t part, int64_t parts, float* panel, float*) {
           b_.patches.pack(state.values[b_.c.input], group, t_.begin(tile), t_.lanes_of(tile), t_.pitch, outside, panel,
                           part, parts);
@@ -121,10 +121,10 @@ class Direct8Step : public Step {
       const int64_t output = work.group * t_.outputs + row;
       const int64_t count = std::min(t_.tile_rows, work.last_output - row);
       const Rows rows = rows_from(output, count, decoded);
-      const float* panel = work.panels;
-      for (int64_t tile = work.first_tile; tile < work.last_tile; ++tile, panel += t_.panel_floats()) {
-        kernels.gemm_tile8(rows.at, rows.codebook, rows.dim, rows.blocks, reinterpret_cast<const uint32_t*>(panel),
-                           t_.pitch, sums, kernels.tile8.pixels, t_.lanes_of(tile));
+      for (int64_t tile = work.first_tile; tile < work.last_tile; ++tile) {
+        const auto* const panel = reinterpret_cast<const uint32_t*>(work.panel(t_, tile));
+        kernels.gemm_tile8(rows.at, rows.codebook, rows.dim, rows.blocks, panel, work.pitch(t_), sums,
+                           kernels.tile8.pixels, t_.lanes_of(tile));
         b_.finish(sums, kernels.tile8.pixels, output, count, t_.begin(tile), t_.lanes_of(tile), epilogue(state), state,
                   rest);
       }

@@ -6,7 +6,9 @@
 // Blocks of 4, 8.. channels take quads of channels as they are. For spatial blocks, quads of channels are turned into
 // quads of taps: each channel of a block has its taps, four to a quad.
 #include <algorithm>
+#include <functional>
 #include <limits>
+#include <vector>
 
 #include "runtime/ops/byte_convolution.h"
 #include "runtime/table_rows.h"
@@ -22,9 +24,7 @@ constexpr double kRowCost = 2.0;
 constexpr double kSumCost = 1.05;
 constexpr double kPassCost = 8.0;  // reading and writing the sums of an output
 
-// So many units of equal size per thread are even enough. Ranges of outputs begin at whole quads.
-constexpr int64_t kUnitsPerThread = 4;
-constexpr int64_t kRangeMultiple = 8;
+constexpr int64_t kRangeMultiple = 8;  // ranges of outputs begin at whole quads
 
 // Tables of one pass over the outputs. Shorter passes read and write sums more often than they save loads from the
 // second-level cache.
@@ -61,21 +61,53 @@ TablePasses passes_of(const Convolution& c) {
   return passes;
 }
 
-// Outputs are shared out by tiles of pixels; where these are too few to keep all threads busy, by ranges of outputs as
-// well, for each of which the tables are built again.
-struct Units {
-  Units(const Convolution& c, int threads)
-      : outputs(c.weight->outputs), tiles(ceil_div(c.geometry.pixels(), c.kernels->table8_pixels)) {
-    const bool are_even = tiles % threads == 0 || tiles >= kUnitsPerThread * threads;
-    range_outputs = are_even ? outputs : round_up(ceil_div(outputs, threads), kRangeMultiple);
+// A tile of pixels, and outputs that are computed for it.
+struct Unit {
+  int64_t pixel;
+  int64_t pixels;
+  int64_t output;
+  int64_t outputs;
+};
+
+// How the work is shared out: every thread has the same number of vectors of pixels. Of the few that are left, it has a
+// range of outputs, for which the tables are built again.
+struct Shares {
+  Shares(const Convolution& c, int threads)
+      : pixels(c.geometry.pixels()),
+        outputs(c.weight->outputs),
+        tile(c.kernels->table8_pixels),
+        own_pixels(std::min(ceil_div(pixels, 2 * c.kernels->lanes) / threads * 2 * c.kernels->lanes, pixels)),
+        left_pixels(std::max<int64_t>(pixels - threads * own_pixels, 0)),
+        left_outputs(std::min(round_up(ceil_div(outputs, threads), kRangeMultiple), outputs)) {}
+
+  std::vector<Unit> units() const {
+    std::vector<Unit> units;
+    const int64_t begin_left = pixels - left_pixels;
+    for (int64_t begin = 0; begin < begin_left; begin += own_pixels) {
+      const int64_t end = std::min(begin + own_pixels, begin_left);
+      for (int64_t p = begin; p < end; p += tile) {
+        units.push_back({.pixel = p, .pixels = std::min(tile, end - p), .output = 0, .outputs = outputs});
+      }
+    }
+    for (int64_t p = begin_left; p < pixels; p += tile) {
+      for (int64_t o = 0; o < outputs; o += left_outputs) {
+        units.push_back({.pixel = p,
+                         .pixels = std::min(tile, pixels - p),
+                         .output = o,
+                         .outputs = std::min(left_outputs, outputs - o)});
+      }
+    }
+    // Whoever is ready takes the next: the largest first, so that all end together.
+    std::ranges::stable_sort(units, std::greater{}, [](const Unit& unit) { return unit.pixels * unit.outputs; });
+    return units;
   }
 
-  int64_t ranges() const { return ceil_div(outputs, range_outputs); }
-  int64_t count() const { return tiles * ranges(); }
-
+  int64_t pixels;
   int64_t outputs;
-  int64_t tiles;
-  int64_t range_outputs;
+  int64_t tile;
+  int64_t own_pixels;  // of each thread
+  int64_t left_pixels;
+  int64_t left_outputs;  // of each thread
 };
 
 // The order of quads of channels in a panel.
@@ -88,7 +120,7 @@ class Table8Step : public Step {
   Table8Step(const Layer& layer, const Convolution& convolution, const PlanContext& context)
       : Step(layer.node->name, layer.op, "table8"),
         b_(convolution, panel_order(*convolution.weight), context),
-        units_(convolution, context.threads),
+        units_(Shares(convolution, context.threads).units()),
         passes_(passes_of(convolution)),
         rows_(table_rows(*convolution.weight, passes_, row_bytes(convolution))),
         turns_(turns(*convolution.weight)),
@@ -104,16 +136,15 @@ class Table8Step : public Step {
   int64_t scratch_floats() const override {
     const int64_t pixels = b_.c.kernels->table8_pixels;
     return panel_quads() + turned_quads() + round_up(passes_.per_pass * table_values() / 2, 16) +
-           round_up(units_.range_outputs, kQuad) * pixels + b_.finish_floats(pixels);
+           round_up(b_.c.weight->outputs, kQuad) * pixels + b_.finish_floats(pixels);
   }
 
   int64_t shared_floats() const override { return b_.epilogue_floats(); }
 
   void run(const RunState& state) const override {
     b_.write_epilogue(shift_, state, state.shared);
-    state.pool->parallel_for(units_.count(), [&](int64_t unit, int worker) {
-      run_unit(unit / units_.ranges(), unit % units_.ranges() * units_.range_outputs, state, state.scratch[worker]);
-    });
+    state.pool->parallel_for(static_cast<int64_t>(units_.size()),
+                             [&](int64_t unit, int worker) { run_unit(units_[unit], state, state.scratch[worker]); });
   }
 
  private:
@@ -168,27 +199,24 @@ class Table8Step : public Step {
     return shift;
   }
 
-  // Compute the range of outputs from `output` on for a tile of pixels.
-  void run_unit(int64_t tile, int64_t output, const RunState& state, float* scratch) const {
+  void run_unit(const Unit& unit, const RunState& state, float* scratch) const {
     const KernelTable& kernels = *b_.c.kernels;
     const Weight& weight = *b_.c.weight;
     const int64_t pitch = kernels.table8_pixels;
-    const int64_t pixel = tile * pitch;
-    const int64_t pixels = std::min(pitch, b_.c.geometry.pixels() - pixel);
-    const int64_t outputs = std::min(units_.range_outputs, weight.outputs - output);
     auto* const sums = reinterpret_cast<int32_t*>(scratch);
-    float* const panel = scratch + round_up(units_.range_outputs, kQuad) * pitch;
+    float* const panel = scratch + round_up(weight.outputs, kQuad) * pitch;
     float* const turned = panel + panel_quads();
     auto* const tables = reinterpret_cast<int16_t*>(turned + turned_quads());
     float* const rest = turned + turned_quads() + round_up(passes_.per_pass * table_values() / 2, 16);
 
-    b_.patches.pack(state.values[b_.c.input], 0, pixel, pixels, pitch, state.quantization[b_.c.input].zeros(), panel);
+    b_.patches.pack(state.values[b_.c.input], 0, unit.pixel, unit.pixels, pitch, state.quantization[b_.c.input].zeros(),
+                    panel);
     const auto* inputs = reinterpret_cast<const uint32_t*>(panel);
     if (turns_) {
       const int64_t taps = weight.kernel_rows * weight.kernel_columns;
       const int64_t quads = kQuad * channel_quads(weight);
       for (int64_t c = 0; c < ceil_div(weight.channels, kQuad); ++c) {
-        kernels.turn_quads(inputs + c * taps * pitch, pitch, taps, pixels,
+        kernels.turn_quads(inputs + c * taps * pitch, pitch, taps, unit.pixels,
                            reinterpret_cast<uint32_t*>(turned) + c * quads * pitch);
       }
       inputs = reinterpret_cast<const uint32_t*>(turned);
@@ -196,17 +224,17 @@ class Table8Step : public Step {
     passes_.for_each([&](int64_t first, int64_t count) {
       for (int64_t q = first; q < first + count; ++q) {
         kernels.table_build8(quads_.data() + q % weight.codebooks * weight.centroids * dim_, weight.centroids, dim_,
-                             inputs + q / weight.codebooks * dim_ * pitch, pixels, shift_,
+                             inputs + q / weight.codebooks * dim_ * pitch, unit.pixels, shift_,
                              tables + (q - first) * table_values());
       }
-      kernels.table_sum8(rows_.data() + first * weight.outputs + output * count, count, tables, sums, outputs, pixels,
-                         first > 0);
+      kernels.table_sum8(rows_.data() + first * weight.outputs + unit.output * count, count, tables, sums, unit.outputs,
+                         unit.pixels, first > 0);
     });
-    b_.finish(sums, pitch, output, outputs, pixel, pixels, state.shared, state, rest);
+    b_.finish(sums, pitch, unit.output, unit.outputs, unit.pixel, unit.pixels, state.shared, state, rest);
   }
 
   ByteConvolution b_;
-  Units units_;
+  std::vector<Unit> units_;
   TablePasses passes_;
   AlignedBuffer<uint16_t> rows_;
   bool turns_;   // whether quads of channels become quads of taps
@@ -220,17 +248,15 @@ double cost(const Convolution& c, int threads) {
   const Weight& weight = *c.weight;
   const TablePasses passes = passes_of(c);
   if (!passes.fit()) return std::numeric_limits<double>::infinity();
-  const Units units(c, threads);
-  // Of the thread with the most units.
-  const int64_t tiles = ceil_div(units.count(), threads);
-  const int64_t pixels = std::min(tiles * c.kernels->table8_pixels, c.geometry.pixels());
-  const int64_t vectors = ceil_div(pixels, 2 * c.kernels->lanes);
+  const Shares shares(c, threads);
   const auto row = 2 * c.kernels->tile8.step_cost * static_cast<double>(block_quads(weight)) + kRowCost;
   const auto positions = static_cast<double>(passes.positions);
-  const auto outputs = static_cast<double>(units.range_outputs);
-  const double cost = positions * (row * static_cast<double>(weight.centroids) + kSumCost * outputs) +
-                      kPassCost * static_cast<double>(passes.num_passes()) * outputs;
-  return static_cast<double>(vectors) * cost;
+  const auto cost_of = [&](int64_t pixels, int64_t outputs) {
+    const double sums = kSumCost * positions + kPassCost * static_cast<double>(passes.num_passes());
+    const double vector = positions * row * static_cast<double>(weight.centroids) + sums * static_cast<double>(outputs);
+    return static_cast<double>(ceil_div(pixels, 2 * c.kernels->lanes)) * vector;
+  };
+  return cost_of(shares.own_pixels, shares.outputs) + cost_of(shares.left_pixels, shares.left_outputs);
 }
 
 std::unique_ptr<Step> make(const Layer& layer, const Convolution& convolution, const PlanContext& context) {

@@ -81,7 +81,7 @@ class WinogradStep : public Step {
 
   void run(const RunState& state) const override {
     run_tiled(
-        t_, state,
+        t_, state, InPlace{},
         [&](int64_t group, int64_t tile, int64_t part, int64_t parts, float* panel, float* lines) {
           transform_inputs(state.values[c_.input], group, tile, part, parts, lines, panel);
         },

@@ -10,6 +10,7 @@
 #include <algorithm>
 
 #include "kernels/kernels.h"
+#include "runtime/patches.h"
 #include "runtime/step.h"
 
 namespace pyquant {
@@ -59,20 +60,36 @@ struct Tiling {
   int64_t ranges = 1;  // of outputs; 1 unless shared
 };
 
+// Panel rows that need not be laid out: those of a group lie in the input, `pitch` apart, and the next group's behind
+// them.
+struct InPlace {
+  const float* values = nullptr;  // null: they have to be
+  int64_t pitch = 0;
+};
+
 // Some of a group's outputs for some of its tiles.
 struct TiledWork {
   int64_t group;
   int64_t first_tile, last_tile;
   int64_t first_output, last_output;  // within the group
   const float* panels;                // of the tiles, one after the other
+  InPlace in_place;
+
+  const float* panel(const Tiling& t, int64_t tile) const {
+    if (in_place.values == nullptr) return panels + (tile - first_tile) * t.panel_floats();
+    return in_place.values + group * t.rows * in_place.pitch + t.begin(tile);
+  }
+  int64_t pitch(const Tiling& t) const { return in_place.values == nullptr ? t.pitch : in_place.pitch; }
 };
 
-// Run prepare(group, tile, part, parts, panel, scratch), which writes one of `parts` parts of a panel, for all of them,
-// and multiply(work, scratch) for all outputs. Workers' scratch memory begins with own_panel_floats(), behind which is
-// theirs.
+// Run prepare(group, tile, part, parts, panel, scratch), which writes one of `parts` parts of a panel, for all of them
+// unless they are in place, and multiply(work, scratch) for all outputs. Workers' scratch memory begins with
+// own_panel_floats(), behind which is theirs.
 template <typename Prepare, typename Multiply>
-void run_tiled(const Tiling& t, const RunState& state, const Prepare& prepare, const Multiply& multiply) {
+void run_tiled(const Tiling& t, const RunState& state, const InPlace& in_place, const Prepare& prepare,
+               const Multiply& multiply) {
   const int64_t floats = t.panel_floats();
+  const bool prepares = in_place.values == nullptr;
   if (!t.shared) {
     state.pool->parallel_for(t.groups * t.num_blocks, [&](int64_t unit, int worker) {
       const int64_t group = unit / t.num_blocks;
@@ -80,7 +97,7 @@ void run_tiled(const Tiling& t, const RunState& state, const Prepare& prepare, c
       const int64_t last = t.first_tile(unit % t.num_blocks + 1);
       float* const panels = state.scratch[worker];
       float* const rest = panels + t.own_panel_floats();
-      for (int64_t tile = first; tile < last; ++tile) {
+      for (int64_t tile = first; prepares && tile < last; ++tile) {
         prepare(group, tile, 0, 1, panels + (tile - first) * floats, rest);
       }
       multiply(TiledWork{.group = group,
@@ -88,12 +105,13 @@ void run_tiled(const Tiling& t, const RunState& state, const Prepare& prepare, c
                          .last_tile = last,
                          .first_output = 0,
                          .last_output = t.outputs,
-                         .panels = panels},
+                         .panels = panels,
+                         .in_place = in_place},
                rest);
     });
     return;
   }
-  const int64_t parts = t.ranges;
+  const int64_t parts = prepares ? t.ranges : 0;
   state.pool->parallel_for(t.groups * t.num_tiles * parts, [&](int64_t unit, int worker) {
     const int64_t panel = unit / parts;
     prepare(panel / t.num_tiles, panel % t.num_tiles, unit % parts, parts, state.shared + panel * floats,
@@ -108,10 +126,19 @@ void run_tiled(const Tiling& t, const RunState& state, const Prepare& prepare, c
                          .last_tile = t.first_tile(block + 1),
                          .first_output = t.first_output(unit % t.ranges),
                          .last_output = t.first_output(unit % t.ranges + 1),
-                         .panels = state.shared + (group * t.num_tiles + first) * floats},
+                         .panels = state.shared + (group * t.num_tiles + first) * floats,
+                         .in_place = in_place},
                state.scratch[worker]);
     }
   });
+}
+
+// A convolution's inputs, where they are better read in place: rows of the input lie further apart than those of a
+// panel, which only pays where they are read a few times.
+inline InPlace in_place(const Tiling& t, const Patches& patches, const float* input, int64_t plane) {
+  constexpr int64_t kMostReads = 16;
+  if (!patches.are_input() || (plane > t.pitch && t.row_tiles() > kMostReads)) return {};
+  return {.values = input, .pitch = plane};
 }
 
 }  // namespace pyquant
