@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from layer_networks import model_file, weighted_layer
 from numpy.typing import NDArray
-from test_runtime_layers import CONVOLUTIONS
+from test_runtime_layers import CONVOLUTIONS, POINTWISE, pointwise_layers
 
 from pyquant import _core, reference
 from pyquant.codecs import DenseConfig, ProductConfig
@@ -165,16 +165,10 @@ def test_linear(codec: Any, images: int, rng: np.random.Generator) -> None:
     check_layer(model_file([node], tensors, x.shape), x)
 
 
-@pytest.mark.parametrize("plane", [(1, 1), (3, 5), (7, 7), (14, 14), (13, 19)])
-@pytest.mark.parametrize("groups", [1, 3])
-@pytest.mark.parametrize("outputs", [12, 300])
-def test_one_picture_whose_pixels_are_read_in_place(
-    plane: tuple[int, int], groups: int, outputs: int, rng: np.random.Generator
-) -> None:
-    for codec in (DenseConfig(), ProductConfig(block=(4, 1, 1), centroids=16)):
-        node, tensors = weighted_layer(rng, (outputs, 8, 1, 1), codec, groups=groups)
-        x = rng.standard_normal((1, 8 * groups, *plane)).astype(np.float32)
-        check_layer(model_file([node], tensors, x.shape), x)
+@pytest.mark.parametrize(("outputs", "groups", "plane"), POINTWISE)
+def test_inputs_read_in_place(outputs: int, groups: int, plane: tuple[int, int], rng: np.random.Generator) -> None:
+    for file, x in pointwise_layers(rng, outputs, groups, plane):
+        check_layer(file, x)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])

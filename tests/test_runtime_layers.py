@@ -1,10 +1,13 @@
 """Each operation in the runtime, on each instruction set and path, against the NumPy reference."""
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 from layer_networks import model_file, weighted_layer
+from numpy.typing import NDArray
 from tolerance import assert_close
 
 from pyquant import _core, reference
@@ -84,16 +87,24 @@ def test_linear(images: int, codec: ProductConfig | DenseConfig, rng: np.random.
     check(model_file([node], tensors, x.shape), x, terms=66)
 
 
-@pytest.mark.parametrize("plane", [(1, 1), (3, 5), (7, 7), (14, 14), (13, 19)])
-@pytest.mark.parametrize("groups", [1, 3])
-@pytest.mark.parametrize("outputs", [12, 300])
-def test_one_picture_whose_pixels_are_read_in_place(
-    plane: tuple[int, int], groups: int, outputs: int, rng: np.random.Generator
-) -> None:
+# Layers of 1x1 kernels on one picture: (outputs, groups, plane).
+POINTWISE = list(itertools.product((12, 300), (1, 3), ((1, 1), (3, 5), (7, 7), (14, 14), (13, 19))))
+
+
+def pointwise_layers(
+    rng: np.random.Generator, outputs: int, groups: int, plane: tuple[int, int]
+) -> Iterator[tuple[ModelFile, NDArray[np.float32]]]:
+    """Yield a dense and a coded one, each with an input."""
     for codec in (DenseConfig(), ProductConfig(block=(4, 1, 1), centroids=16)):
         node, tensors = weighted_layer(rng, (outputs, 8, 1, 1), codec, groups=groups)
         x = rng.standard_normal((1, 8 * groups, *plane)).astype(np.float32)
-        check(model_file([node], tensors, x.shape), x, terms=8)
+        yield model_file([node], tensors, x.shape), x
+
+
+@pytest.mark.parametrize(("outputs", "groups", "plane"), POINTWISE)
+def test_inputs_read_in_place(outputs: int, groups: int, plane: tuple[int, int], rng: np.random.Generator) -> None:
+    for file, x in pointwise_layers(rng, outputs, groups, plane):
+        check(file, x, terms=8)
 
 
 def layer(op: str, *inputs: str, output: str = "y", **attributes: Any) -> Node:
