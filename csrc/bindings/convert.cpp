@@ -46,7 +46,7 @@ std::shared_ptr<const Weight> weight_from_python(const py::dict& described) {
   weight->codebook = AlignedBuffer<float>(as_span(codebook));
   const int64_t sizes[] = {weight->codebooks, weight->outputs, weight->blocks_per_row()};
   weight->codes = AlignedBuffer<uint16_t>(checked_product(sizes));
-  if (bits < 1 || bits > kMaxCodeBits || packed.size() != ceil_div(checked_multiply(weight->codes.size(), bits), 8)) {
+  if (bits < 1 || bits > kMaxCodeBits || packed.size() != packed_bytes(weight->codes.size(), bits)) {
     throw Error("packed codes hold " + std::to_string(packed.size()) + " bytes, which does not fit " +
                 std::to_string(weight->codes.size()) + " codes of " + std::to_string(bits) + " bits");
   }

@@ -5,6 +5,7 @@
 
 #include "base/cpu_count.h"
 #include "bindings/byte_kernels.h"
+#include "bindings/codec.h"
 #include "bindings/convert.h"
 #include "bindings/kernels.h"
 #include "runtime/model.h"
@@ -75,6 +76,7 @@ PYBIND11_MODULE(_core, m) {
       "isa"_a, "The same of bytes, by the register tile on inputs in the first-level cache.");
   register_kernels(m);
   register_byte_kernels(m);
+  register_codec(m);
 
   py::class_<Plan, std::shared_ptr<Plan>>(m, "Plan", "Everything decided before the first run, for given input shapes.")
       .def_property_readonly(

@@ -4,6 +4,29 @@
 
 namespace pyquant {
 
+void pack_codes(std::span<const uint16_t> codes, int bits, std::span<uint8_t> packed) {
+  if (bits == 8) {
+    std::transform(codes.begin(), codes.end(), packed.begin(),
+                   [](uint16_t code) { return static_cast<uint8_t>(code); });
+    return;
+  }
+  uint64_t window = 0;  // bits not yet written; at most 31 + 16 of them
+  int waiting = 0;
+  uint8_t* out = packed.data();
+  const auto write = [&](int bytes) {
+    for (int i = 0; i < bytes; ++i) *out++ = static_cast<uint8_t>(window >> (8 * i));
+  };
+  for (const uint16_t code : codes) {
+    window |= static_cast<uint64_t>(code) << waiting;
+    waiting += bits;
+    if (waiting < 32) continue;
+    write(4);
+    window >>= 32;
+    waiting -= 32;
+  }
+  write((waiting + 7) / 8);
+}
+
 void unpack_codes(std::span<const uint8_t> packed, int bits, std::span<uint16_t> codes) {
   if (bits == 8) {
     std::copy_n(packed.begin(), codes.size(), codes.begin());
