@@ -1,7 +1,9 @@
 """Size targets: which codec each layer gets so that the file has a given size and the outputs the least error.
 
 Every weight has a list of candidate codecs with their bytes and the error that they are predicted to cause
-(`pyquant.sensitivity`); a dynamic programme over bytes picks one for each. Rules of the recipe stay as they are.
+(`pyquant.sensitivity`); a dynamic programme over bytes picks one for each. Rules of the recipe stay as they are. Sizes
+are those before entropy coding: what that saves depends on codes that are not learnt yet, and a file that counted on it
+could become too large.
 """
 
 from __future__ import annotations
@@ -77,7 +79,7 @@ def candidate_blocks(recipe: Recipe, graph: Graph) -> dict[str, tuple[Block, ...
 def allocate(
     network: Network, recipe: Recipe, curves: Curves, *, target_bytes: int, max_codebooks: int, size_of: FileSize
 ) -> dict[str, Choice]:
-    """Return the choices, by the weight's name, whose file has at most `target_bytes` and at least 1 % less.
+    """Return the choices, by the weight's name, whose file has at most `target_bytes` and at least 99 % of them.
 
     Of all that fit, these are predicted to change the network's outputs least.
 
@@ -85,7 +87,7 @@ def allocate(
         network: dense.
         curves: for every shape of block in `candidate_blocks(recipe, network.graph)`.
         max_codebooks: the most additive codebooks of a weight.
-        size_of: exact, header and all, or a little more than the file will have.
+        size_of: exact, header and all, or a little more than the file will have before entropy coding.
 
     Raises:
         ConfigError: no such file is possible; the message names the sizes that are.

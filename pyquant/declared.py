@@ -19,6 +19,16 @@ from pyquant.layers import ACTIVATION_RANGES, CODECS, NETWORK_TENSORS, OPS, RANG
 
 MAX_ELEMENTS = 2**31 - 1  # of a weight, and of any value at the default input shape
 MAX_NAMED = 5  # values that one message names
+PACKED = "packed("  # begins the shape of a tensor of codes
+
+
+@dataclass(frozen=True, slots=True)
+class PackedCodes:
+    """What a tensor of packed codes holds: codes of `bits` bits, `count` for each of `models` codebooks."""
+
+    models: int
+    count: int
+    bits: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +38,7 @@ class DeclaredTensor:
     name: str
     dtypes: tuple[str, ...]
     shape: tuple[int, ...]
+    codes: PackedCodes | None = None
 
 
 def declared_tensors(graph: Graph) -> dict[str, DeclaredTensor]:
@@ -53,7 +64,8 @@ def declared_tensors(graph: Graph) -> dict[str, DeclaredTensor]:
                 faults.append(f"layer '{node.name}': a weight of {list(weight.shape)} is too large")
             for role, tensor in CODECS[weight.codec_name].tensors_of(weight.codec).items():
                 name = weight.tensor(role)
-                result[name] = DeclaredTensor(name, tensor.dtypes, _shape(tensor, dims, weight.shape))
+                shape = _shape(tensor, dims, weight.shape)
+                result[name] = DeclaredTensor(name, tensor.dtypes, shape, _packed_codes(tensor, dims))
         own = OPS[node.op].tensors
         if missing := [role for role, tensor in own.items() if tensor.required and role not in node.tensors]:
             faults.append(f"layer '{node.name}' ({node.op}) needs {', '.join(missing)}")
@@ -62,6 +74,15 @@ def declared_tensors(graph: Graph) -> dict[str, DeclaredTensor]:
     if faults:
         raise FormatError("; ".join(faults))
     return result
+
+
+def all_declared(graph: Graph) -> dict[str, DeclaredTensor]:
+    """Return all tensors that a network of this graph must or may have, by name.
+
+    Raises:
+        FormatError: as `declared_tensors`.
+    """
+    return declared_tensors(graph) | _network_tensors(graph)
 
 
 def weight_dimensions(weight: Weight) -> dict[str, int]:
@@ -75,9 +96,17 @@ def weight_dimensions(weight: Weight) -> dict[str, int]:
 
 def dimension(word: str, dims: Mapping[str, int]) -> int:
     """Return the value of one word of a declared shape: "2", "V", "K", "M*O*J", or "packed(M*O*J)", in bytes."""
-    if word.startswith("packed("):
-        return packed_bytes(dimension(word[len("packed(") : -1], dims), dims["bits"])
+    if word.startswith(PACKED):
+        return packed_bytes(dimension(word[len(PACKED) : -1], dims), dims["bits"])
     return prod(int(factor) if factor.isdigit() else dims[factor] for factor in word.split("*"))
+
+
+def _packed_codes(tensor: Tensor, dims: Mapping[str, int]) -> PackedCodes | None:
+    (word, *_) = tensor.shape
+    if not word.startswith(PACKED):
+        return None
+    models = dims["M"]
+    return PackedCodes(models=models, count=dimension(word[len(PACKED) : -1], dims) // models, bits=dims["bits"])
 
 
 def check_tensors(network: Network) -> None:

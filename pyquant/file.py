@@ -10,6 +10,8 @@ The bytes are described in `pyquant.container`, the tensors of each layer and of
     classes          a line a class: folder name, blank, name to show
     provenance       how the file was made, JSON without times, paths or thread counts
 
+A tensor may be stored entropy-coded, under another name (`pyquant.entropy`); the feature "rans" says so.
+
 What fast inference needs to know of activations is the optional tensor `activation_ranges` of the network: for each
 value the lowest and the highest number that its 8-bit form can stand for.
 """
@@ -27,9 +29,10 @@ from numpy.typing import NDArray
 from pyquant.classes import ClassName, format_classes, parse_classes
 from pyquant.container import PREFIX_BYTES, check_prefix, compact_json, pack, parse_json, unpack
 from pyquant.declared import check_tensors
+from pyquant.entropy import SUFFIX, coded_tensors, is_coded, whole_tensors
 from pyquant.errors import FormatError, InputError
 from pyquant.graph import Graph, Network
-from pyquant.layers import CODECS, FEATURES
+from pyquant.layers import CODECS, ENTROPY_CODED, FEATURES
 from pyquant.preprocessing import Preprocessing
 from pyquant.storage import AnyPath, check_writable, open_input, write_whole
 
@@ -65,15 +68,22 @@ class ModelFile:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     format_version: str = FORMAT_VERSION
 
-    @property
-    def features(self) -> tuple[str, ...]:
-        """What a reader of the file must understand beyond the base format, sorted."""
-        used = {CODECS[weight.codec_name].feature for _, weight in self.network.graph.weighted()}
-        return tuple(sorted(feature for feature in used if feature))
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Storage:
+    """How a file stores a network."""
+
+    features: tuple[str, ...]  # what a reader must understand beyond the base format, sorted
+    tensor_bytes: Mapping[str, int]  # of each tensor of the network, as it is in the file
 
 
-def dumps(model: ModelFile) -> bytes:
+def dumps(model: ModelFile, *, fixed_length: bool = False) -> bytes:
     """Return the bytes of a `.pqmodel`; the same model gives the same bytes.
+
+    Args:
+        model: what it is to hold.
+        fixed_length: store all tensors as they are, so that the size does not depend on their contents. Otherwise they
+            are entropy-coded where that makes the file smaller.
 
     Raises:
         FormatError: the model would not be readable again; all unusable tensors are listed.
@@ -81,7 +91,7 @@ def dumps(model: ModelFile) -> bytes:
     try:
         metadata = {
             "format_version": FORMAT_VERSION,
-            "features": ",".join(model.features),
+            "features": ",".join(_features(model.network.graph)),
             "preprocessing": compact_json(model.preprocessing.to_json()) if model.preprocessing else "",
             "classes": format_classes(model.classes),
             "provenance": compact_json(model.provenance, sort_keys=True),
@@ -90,7 +100,12 @@ def dumps(model: ModelFile) -> bytes:
     except (TypeError, ValueError) as error:
         raise FormatError(f"the model cannot be written: {error}") from error
     _model(metadata, model.network.tensors)
-    return pack(metadata, model.network.tensors)
+    plain = pack(metadata, model.network.tensors)
+    if fixed_length:
+        return plain
+    metadata["features"] = ",".join(_features(model.network.graph, ENTROPY_CODED))
+    # What coding saves may be less than what the header grows by.
+    return min(plain, pack(metadata, coded_tensors(model.network)), key=len)
 
 
 def loads(data: bytes | memoryview, name: str) -> ModelFile:
@@ -125,6 +140,25 @@ def read_model(path: AnyPath) -> ModelFile:
         file.seek(0)
         data = file.read()
     return loads(data, name)
+
+
+def read_storage(path: AnyPath) -> Storage:
+    """Return how the `.pqmodel` at `path`, which `read_model` can read, stores its network.
+
+    Raises:
+        InputError: the file is missing or cannot be read.
+        FormatError: it is not a `.pqmodel`.
+    """
+    with open_input(path) as file:
+        length = check_prefix(file.read(PREFIX_BYTES), os.fstat(file.fileno()).st_size)
+        file.seek(8)
+        header = parse_json(file.read(length), "the header")
+    features = header.pop("__metadata__")["features"]
+    sizes = {name: entry["data_offsets"][1] - entry["data_offsets"][0] for name, entry in header.items()}
+    return Storage(
+        features=tuple(features.split(",")) if features else (),
+        tensor_bytes={name.removesuffix(SUFFIX): size for name, size in sizes.items()},
+    )
 
 
 def write_model(path: AnyPath, model: ModelFile) -> int:
@@ -166,18 +200,26 @@ def _model(metadata: Mapping[str, str], tensors: Mapping[str, NDArray[Any]]) -> 
             f"{', '.join(sorted(FEATURES))}); use a newer one"
         )
     preprocessing = metadata["preprocessing"]
+    graph = Graph.from_json(parse_json(metadata["graph"], "the graph"))
+    expected = _features(graph, *[ENTROPY_CODED for name in tensors if is_coded(name)][:1])
+    if features != expected:
+        raise FormatError(f"features: the file uses {list(expected)}, it declares {list(features)}")
     model = ModelFile(
-        network=Network(graph=Graph.from_json(parse_json(metadata["graph"], "the graph")), tensors=tensors),
+        network=Network(graph=graph, tensors=whole_tensors(graph, tensors)),
         preprocessing=Preprocessing.from_json(parse_json(preprocessing, "preprocessing")) if preprocessing else None,
         classes=_parse_classes(metadata["classes"]),
         provenance=_parse_provenance(metadata["provenance"]),
         format_version=metadata["format_version"],
     )
-    if features != model.features:
-        raise FormatError(f"features: the layers use {list(model.features)}, the file declares {list(features)}")
     check_tensors(model.network)  # before the classes: it has made sure that the graph can run
     _check_classes_fit(model)
     return model
+
+
+def _features(graph: Graph, *others: str) -> tuple[str, ...]:
+    """Return what a file of this graph needs of its reader: `others`, and what its codecs do; sorted."""
+    used = {CODECS[weight.codec_name].feature for _, weight in graph.weighted()}
+    return tuple(sorted({*others, *(feature for feature in used if feature)}))
 
 
 def _check_version(version: str) -> int:

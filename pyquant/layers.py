@@ -179,7 +179,8 @@ NETWORK_TENSORS: dict[str, Tensor] = {
     ACTIVATION_RANGES: Tensor(dtypes=("F32",), shape=("V", "2"), required=False),
 }
 
-FEATURES: frozenset[str] = frozenset(spec.feature for spec in CODECS.values() if spec.feature)
+ENTROPY_CODED = "rans"  # the feature of a file that stores tensors entropy-coded
+FEATURES: frozenset[str] = frozenset({ENTROPY_CODED, *(spec.feature for spec in CODECS.values() if spec.feature)})
 
 
 def canonical_attributes(spec: Mapping[str, Attribute], given: Mapping[str, Any], what: str) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class Plan:
     """What compressing with certain choices is to give."""
 
     choices: Mapping[str, Choice]  # by the weight's name
-    bytes: int  # of the file, header included, or some bytes more than it will have
+    bytes: int  # of the file before entropy coding, header included, or some bytes more than it will have
     dense_bytes: int
     layers: tuple[LayerRow, ...]
     errors: Mapping[str, float]  # relative squared error of the network's outputs, that each layer is to cause
@@ -142,7 +142,7 @@ class Planner:
         first = {weight.name: node.name for node, weight in reversed(list(self._network.graph.weighted()))}
         return Plan(
             choices=choices,
-            bytes=len(dumps(model)),
+            bytes=len(dumps(model, fixed_length=True)),
             dense_bytes=dense_bytes(self._network.graph),
             layers=tuple(layer_rows(model)),
             errors={first[name]: error for name, error in by_weight.items()},
@@ -172,7 +172,7 @@ class Planner:
         return self._model_of(network, choices, errors if self._inputs is not None else {}, target_bytes)
 
     def _size(self, choices: Mapping[str, Choice], *, target_bytes: int | None) -> int:
-        return len(dumps(self._draft(choices, target_bytes)))
+        return len(dumps(self._draft(choices, target_bytes), fixed_length=True))
 
 
 def some_inputs(graph: Graph, inputs: Calibration | None, seed: int) -> NDArray[np.float32]:

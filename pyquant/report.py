@@ -9,8 +9,8 @@ from math import prod
 from typing import Any, Literal
 
 from pyquant.codecs import ProductConfig
-from pyquant.file import ModelFile, read_model
-from pyquant.graph import Graph, Network, Weight
+from pyquant.file import ModelFile, read_model, read_storage
+from pyquant.graph import Graph
 from pyquant.layers import CODECS
 from pyquant.storage import AnyPath
 
@@ -58,7 +58,7 @@ class Report:
             bytes=os.path.getsize(path),
             dense_bytes=dense_bytes(graph),
             bit_operations=bit_operations(graph),
-            layers=tuple(layer_rows(model)),
+            layers=tuple(layer_rows(model, read_storage(path).tensor_bytes)),
             max_relative_error=max_relative_error,
         )
 
@@ -85,16 +85,23 @@ class Report:
         }
 
 
-def layer_rows(model: ModelFile) -> list[LayerRow]:
-    """Return a row for each layer that has a weight, in the order in which they run."""
+def layer_rows(model: ModelFile, tensor_bytes: Mapping[str, int] | None = None) -> list[LayerRow]:
+    """Return a row for each layer that has a weight, in the order in which they run.
+
+    Args:
+        model: what the file holds.
+        tensor_bytes: of each tensor in the file; None: as they are without entropy coding.
+    """
+    sizes = tensor_bytes or {name: tensor.nbytes for name, tensor in model.network.tensors.items()}
     reasons: Mapping[str, str] = model.provenance.get("dense", {})
     errors: Mapping[str, float | None] = model.provenance.get("errors", {})
     rows = []
     counted: set[str] = set()
     for node, weight in model.network.graph.weighted():
         config = weight.codec if isinstance(weight.codec, ProductConfig) else None
-        weight_bytes = _weight_bytes(model.network, weight)
-        own_bytes = sum(model.network.tensors[node.tensor(role)].nbytes for role in node.tensors)
+        roles = CODECS[weight.codec_name].tensors_of(weight.codec)
+        weight_bytes = sum(sizes[weight.tensor(role)] for role in roles)
+        own_bytes = sum(sizes[node.tensor(role)] for role in node.tensors)
         rows.append(
             LayerRow(
                 name=node.name,
@@ -144,23 +151,18 @@ def inspect_json(path: AnyPath) -> dict[str, Any]:
         InputError: the file is missing or cannot be read.
         FormatError: it is not a `.pqmodel`, is damaged, or needs a newer pyquant.
     """
-    model = read_model(path)
+    model, storage = read_model(path), read_storage(path)
     graph = model.network.graph
     size = os.path.getsize(path)
     first = graph.inputs[0]
     return {
         "format_version": model.format_version,
-        "features": list(model.features),
+        "features": list(storage.features),
         "bytes": size,
         "ratio": dense_bytes(graph) / size,
         "bit_operations": bit_operations(graph),
         "input": {"name": first.name, "shape": list(first.shape), "default": list(first.default)},
         "classes": [entry.name for entry in model.classes],
         "activation_ranges": model.network.activation_ranges is not None,
-        "layers": [row.to_json() for row in layer_rows(model)],
+        "layers": [row.to_json() for row in layer_rows(model, storage.tensor_bytes)],
     }
-
-
-def _weight_bytes(network: Network, weight: Weight) -> int:
-    roles = CODECS[weight.codec_name].tensors_of(weight.codec)
-    return sum(network.tensors[weight.tensor(role)].nbytes for role in roles)

@@ -11,6 +11,7 @@ import click
 import numpy as np
 import pytest
 from conftest import REPOSITORY
+from slow_entropy import read_codes
 
 from pyquant.cli import commands
 from pyquant.file import read_model
@@ -90,20 +91,36 @@ def test_description_of_the_format_is_enough_to_decode_a_weight(tiny_model: Path
         dtype = {"F32": "<f4", "F16": "<f2", "U8": "u1"}[entry["dtype"]]
         return np.frombuffer(data[start + begin : start + end], dtype).reshape(entry["shape"])
 
+    def numbers(name: str, *shape: int) -> np.ndarray:
+        if name in header:
+            return tensor(name)
+        width, *streams = tensor(f"{name}.rans").tolist()
+        planes = read_codes(bytes(streams), 8, width, math.prod(shape))
+        whole = [int.from_bytes(number, "little") for number in zip(*planes, strict=True)]
+        bits = np.array([number >> 1 | number % 2 << 8 * width - 1 for number in whole], f"<u{width}")
+        return bits.view(f"<f{width}").reshape(shape)
+
+    def integers(name: str, bits: int, count: int) -> list[int]:
+        if name in header:
+            stream = np.unpackbits(tensor(name), bitorder="little")[: count * bits].reshape(count, bits)
+            return [sum(int(bit) << i for i, bit in enumerate(code)) for code in stream]
+        width, *streams = tensor(f"{name}.rans").tolist()
+        assert width == 0
+        return read_codes(bytes(streams), bits, 1, count)[0]
+
     network = read_model(tiny_model).network
     node = next(node for node in json.loads(metadata["graph"])["nodes"] if node["name"] == "block.conv1")
     weight = node["weight"]
     o, c, kh, kw = weight["shape"]
     bc, bh, bw = weight["block"]
     bits = math.ceil(math.log2(weight["centroids"]))
-    stream = np.unpackbits(tensor("block.conv1.codes"), bitorder="little")
-    codebook = tensor("block.conv1.codebook").astype(np.float32)
     grid = [(j, y, x) for j in range(-(-c // bc)) for y in range(-(-kh // bh)) for x in range(-(-kw // bw))]
+    codes = integers("block.conv1.codes", bits, o * len(grid))
+    codebook = numbers("block.conv1.codebook", 1, weight["centroids"], bc * bh * bw).astype(np.float32)
     decoded = np.zeros((o, c, kh, kw), np.float32)
     for output in range(o):
         for position, (j, y, x) in enumerate(grid):
-            first = (output * len(grid) + position) * bits
-            code = sum(int(bit) << i for i, bit in enumerate(stream[first : first + bits]))
+            code = codes[output * len(grid) + position]
             place = decoded[output, j * bc : (j + 1) * bc, y * bh : (y + 1) * bh, x * bw : (x + 1) * bw]
             block = codebook[0, code].reshape(bc, bh, bw)
             place[:] = block[tuple(slice(size) for size in place.shape)]

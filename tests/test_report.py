@@ -8,7 +8,7 @@ from small_models import IMAGES, fill, golden_model, layer, linear
 
 from pyquant.codecs import DenseConfig, ProductConfig
 from pyquant.errors import InputError
-from pyquant.file import ModelFile, write_model
+from pyquant.file import ModelFile, read_storage, write_model
 from pyquant.graph import Graph, StateNames
 from pyquant.report import Report, bit_operations, dense_bytes, inspect_json, layer_rows
 
@@ -97,14 +97,14 @@ def test_inspect(tmp_path: Path) -> None:
     size = write_model(path, GOLDEN)
     assert inspect_json(path) == {
         "format_version": "1.0",
-        "features": ["product"],
+        "features": ["product", "rans"],
         "bytes": size,
         "ratio": dense_bytes(GRAPH) / size,
         "bit_operations": bit_operations(GRAPH),
         "input": {"name": "x", "shape": [None, 3, None, None], "default": [3, 8, 8]},
         "classes": ["ant", "honey bee", 'crème "brûlée"'],
         "activation_ranges": True,
-        "layers": [row.to_json() for row in layer_rows(GOLDEN)],
+        "layers": [row.to_json() for row in layer_rows(GOLDEN, read_storage(path).tensor_bytes)],
     }
     with pytest.raises(InputError, match="no such file"):
         inspect_json(tmp_path / "missing")

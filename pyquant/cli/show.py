@@ -47,7 +47,7 @@ def show_plan(plan: Mapping[str, Any], as_json: bool) -> None:
         return
     _show_layers([{**layer, "relative_output_error": layer["predicted_error"]} for layer in plan["layers"]])
     print(
-        f"predicted: {console.bytes_text(plan['bytes'])} ({plan['bytes']:,} bytes), dense "
+        f"predicted: at most {console.bytes_text(plan['bytes'])} ({plan['bytes']:,} bytes), dense "
         f"{console.bytes_text(plan['dense_bytes'])}, {plan['ratio']:.1f} times smaller; "
         f"relative squared error of the outputs {plan['predicted_output_error']:.3f}"
     )
