@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from entropy import measure_entropy
 from figures import PARTS as MOST_PARTS
 from figures import Setting
 from precision import measure_precision
@@ -24,7 +25,7 @@ from pyquant import _core, console
 from pyquant.machine import machine_name
 from pyquant.storage import write_whole
 
-PARTS = {**MOST_PARTS, "precision": measure_precision, **SPEED_PARTS}
+PARTS = {**MOST_PARTS, "precision": measure_precision, "entropy": measure_entropy, **SPEED_PARTS}
 
 
 @click.command()
