@@ -34,6 +34,7 @@ from pyquant import _core, console, load
 from pyquant.capture import capture
 from pyquant.choose import Recipe
 from pyquant.compression import compress, plan
+from pyquant.file import dumps
 from pyquant.learn.calibration import from_pictures
 from pyquant.learn.methods import METHODS
 from pyquant.module_state import norms_of
@@ -102,7 +103,7 @@ class Bench:
                 training = {"finetune_minutes": max(0.0, self.settings.minutes - before["minutes"])}
         kind, _, value = variant.size.partition(":")
         if kind == "as":
-            kind, value = "bytes", str(self.results[self._needed(variant)[0].key]["bytes"])
+            kind, value = "bytes", str(self.results[self._needed(variant)[0].key]["fixed_length_bytes"])
         options: dict[str, Any] = {
             "preset": lambda: {"recipe": Recipe(preset=value)},
             "bytes": lambda: {"target_bytes": int(value)},
@@ -136,6 +137,7 @@ class Bench:
         return {
             **accuracy(right),
             "bytes": report.bytes,
+            "fixed_length_bytes": len(dumps(model.file, fixed_length=True)),  # what a size target speaks of
             "ratio": report.ratio,
             "minutes": minutes,
             "processor_minutes": processor_minutes,

@@ -21,7 +21,7 @@ int64_t weight_of(int v, int mantissa) {
 // The v whose weight is nearest, the lower one of two.
 int nearest(int64_t weight, int mantissa) {
   const int exponent = std::max(0, static_cast<int>(std::bit_width(static_cast<uint64_t>(weight))) - 1 - mantissa);
-  const int below = static_cast<int>(exponent << mantissa) + static_cast<int>(weight >> exponent);
+  const int below = (exponent << mantissa) + static_cast<int>(weight >> exponent);
   return weight - weight_of(below, mantissa) > weight_of(below + 1, mantissa) - weight ? below + 1 : below;
 }
 

@@ -14,7 +14,8 @@ namespace pyquant {
 constexpr int kMaxMantissaBits = 4;
 constexpr int kMaxLevelBits = 8;
 
-// Frequencies of the symbols of a stream add up to 2^precision: enough that 16 steps fall to the mean symbol.
+// Frequencies of the symbols of a stream add up to 2^precision: 16 steps or more for a symbol of mean frequency, up to
+// 12 bits.
 constexpr int precision_for(int width) { return width <= 8 ? 12 : width >= 12 ? 16 : width + 4; }
 
 // The levels of the symbols first .. first + levels.size() - 1; all others do not occur.
@@ -23,8 +24,8 @@ constexpr int precision_for(int width) { return width <= 8 ? 12 : width >= 12 ? 
 //   w(v) = v                                                   for v < 2^mantissa
 //   w(v) = (2^mantissa + v mod 2^mantissa) << (v / 2^mantissa - 1)   above.
 // Where all weights are 0, each counts as 1. With u symbols that occur, P = 2^precision, and W the sum of all weights,
-// the frequencies of the symbols up to and with s add up to (how many of them occur) + floor((their weights) * (P - u)
-// / W).
+// the frequencies of the symbols up to and with s add up to
+//   (how many of them occur) + floor((the sum of their weights) * (P - u) / W).
 struct LevelTable {
   int32_t first = 0;
   int mantissa = 0;    // bits, 0 to kMaxMantissaBits
