@@ -39,10 +39,11 @@ class DeclaredTensor:
     dtypes: tuple[str, ...]
     shape: tuple[int, ...]
     codes: PackedCodes | None = None
+    required: bool = True
 
 
 def declared_tensors(graph: Graph) -> dict[str, DeclaredTensor]:
-    """Return all tensors that the layers of a graph need, by name; those of a shared weight once.
+    """Return all tensors that a network of this graph must or may have, by name; those of a shared weight once.
 
     Raises:
         FormatError: the graph cannot run at its default input shape, or would take absurd amounts of memory.
@@ -73,16 +74,10 @@ def declared_tensors(graph: Graph) -> dict[str, DeclaredTensor]:
             result[node.tensor(role)] = DeclaredTensor(node.tensor(role), own[role].dtypes, _shape(own[role], dims, ()))
     if faults:
         raise FormatError("; ".join(faults))
+    dims = {"V": len(graph.values())}
+    for name, spec in NETWORK_TENSORS.items():
+        result[name] = DeclaredTensor(name, spec.dtypes, _shape(spec, dims, ()), required=spec.required)
     return result
-
-
-def all_declared(graph: Graph) -> dict[str, DeclaredTensor]:
-    """Return all tensors that a network of this graph must or may have, by name.
-
-    Raises:
-        FormatError: as `declared_tensors`.
-    """
-    return declared_tensors(graph) | _network_tensors(graph)
 
 
 def weight_dimensions(weight: Weight) -> dict[str, int]:
@@ -109,17 +104,16 @@ def _packed_codes(tensor: Tensor, dims: Mapping[str, int]) -> PackedCodes | None
     return PackedCodes(models=models, count=dimension(word[len(PACKED) : -1], dims) // models, bits=dims["bits"])
 
 
-def check_tensors(network: Network) -> None:
-    """Check a network's tensors against the declarations of its layers, and their contents.
+def check_tensors(network: Network, declared: Mapping[str, DeclaredTensor]) -> None:
+    """Check a network's tensors against `declared_tensors(network.graph)`, and their contents.
 
     Raises:
         FormatError: listing all tensors that are missing, unknown or of another dtype or shape, or else all that hold
             codes of no centroid, numbers that are not finite, or ranges that 8 bits cannot hold.
     """
-    declared, tensors = declared_tensors(network.graph), network.tensors
-    declared |= {name: tensor for name, tensor in _network_tensors(network.graph).items() if name in tensors}
+    tensors = network.tensors
     faults = []
-    if missing := sorted(declared.keys() - tensors.keys()):
+    if missing := sorted(name for name, tensor in declared.items() if tensor.required and name not in tensors):
         faults.append(f"missing tensors: {', '.join(missing)}")
     if unknown := sorted(tensors.keys() - declared.keys()):
         faults.append(f"unknown tensors: {', '.join(unknown)}")
@@ -172,12 +166,6 @@ def _range_faults(graph: Graph, ranges: NDArray[np.float32]) -> Iterator[str]:
             f"tensor '{ACTIVATION_RANGES}': expected ranges that hold 0 and are {narrowest:.0e} to {widest:.0e} wide, "
             f"but {named}{more}"
         )
-
-
-def _network_tensors(graph: Graph) -> dict[str, DeclaredTensor]:
-    """Return the tensors that a whole network may have, by name."""
-    dims = {"V": len(graph.values())}
-    return {name: DeclaredTensor(name, spec.dtypes, _shape(spec, dims, ())) for name, spec in NETWORK_TENSORS.items()}
 
 
 def _shape(tensor: Tensor, dims: Mapping[str, int], weight_shape: tuple[int, ...]) -> tuple[int, ...]:

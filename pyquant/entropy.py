@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from pyquant import _core
 from pyquant.container import DTYPES, dtype_name
-from pyquant.declared import DeclaredTensor, all_declared
+from pyquant.declared import DeclaredTensor, declared_tensors
 from pyquant.errors import FormatError, InputError
-from pyquant.graph import Graph, Network
+from pyquant.graph import Network
 from pyquant.layers import ENTROPY_CODED
 
 SUFFIX = f".{ENTROPY_CODED}"
@@ -36,7 +36,7 @@ MAX_EXPANSION = 256
 
 def coded_tensors(network: Network) -> dict[str, NDArray[Any]]:
     """Return the tensors of a network as a file stores them: each entropy-coded where that saves bytes."""
-    declared = all_declared(network.graph)
+    declared = declared_tensors(network.graph)
     stored = {}
     for name, array in network.tensors.items():
         coded = _coded(array, declared[name])
@@ -47,15 +47,18 @@ def coded_tensors(network: Network) -> dict[str, NDArray[Any]]:
     return stored
 
 
-def whole_tensors(graph: Graph, stored: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+def whole_tensors(
+    declared: Mapping[str, DeclaredTensor], stored: Mapping[str, NDArray[Any]]
+) -> dict[str, NDArray[Any]]:
     """Return the tensors of a network from those that its file stores; what is not declared stays as it is.
+
+    Args:
+        declared: `declared_tensors` of the network's graph.
+        stored: as `coded_tensors` returns them.
 
     Raises:
         FormatError: naming the tensor, where one is stored twice, or is not what `coded_tensors` makes.
     """
-    if not any(is_coded(name) for name in stored):
-        return dict(stored)
-    declared = all_declared(graph)
     tensors = {}
     for name, array in stored.items():
         own = name.removesuffix(SUFFIX)

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from pyquant.classes import ClassName, format_classes, parse_classes
 from pyquant.container import PREFIX_BYTES, check_prefix, compact_json, pack, parse_json, unpack
-from pyquant.declared import check_tensors
+from pyquant.declared import check_tensors, declared_tensors
 from pyquant.entropy import SUFFIX, coded_tensors, is_coded, whole_tensors
 from pyquant.errors import FormatError, InputError
 from pyquant.graph import Graph, Network
@@ -91,7 +91,7 @@ def dumps(model: ModelFile, *, fixed_length: bool = False) -> bytes:
     try:
         metadata = {
             "format_version": FORMAT_VERSION,
-            "features": ",".join(_features(model.network.graph)),
+            "features": ",".join(_features(model.network.graph, entropy_coded=False)),
             "preprocessing": compact_json(model.preprocessing.to_json()) if model.preprocessing else "",
             "classes": format_classes(model.classes),
             "provenance": compact_json(model.provenance, sort_keys=True),
@@ -103,7 +103,7 @@ def dumps(model: ModelFile, *, fixed_length: bool = False) -> bytes:
     plain = pack(metadata, model.network.tensors)
     if fixed_length:
         return plain
-    metadata["features"] = ",".join(_features(model.network.graph, ENTROPY_CODED))
+    metadata["features"] = ",".join(_features(model.network.graph, entropy_coded=True))
     # What coding saves may be less than what the header grows by.
     return min(plain, pack(metadata, coded_tensors(model.network)), key=len)
 
@@ -201,25 +201,26 @@ def _model(metadata: Mapping[str, str], tensors: Mapping[str, NDArray[Any]]) -> 
         )
     preprocessing = metadata["preprocessing"]
     graph = Graph.from_json(parse_json(metadata["graph"], "the graph"))
-    expected = _features(graph, *[ENTROPY_CODED for name in tensors if is_coded(name)][:1])
+    expected = _features(graph, entropy_coded=any(is_coded(name) for name in tensors))
     if features != expected:
         raise FormatError(f"features: the file uses {list(expected)}, it declares {list(features)}")
+    declared = declared_tensors(graph)  # first of all, it makes sure that the graph can run
     model = ModelFile(
-        network=Network(graph=graph, tensors=whole_tensors(graph, tensors)),
+        network=Network(graph=graph, tensors=whole_tensors(declared, tensors)),
         preprocessing=Preprocessing.from_json(parse_json(preprocessing, "preprocessing")) if preprocessing else None,
         classes=_parse_classes(metadata["classes"]),
         provenance=_parse_provenance(metadata["provenance"]),
         format_version=metadata["format_version"],
     )
-    check_tensors(model.network)  # before the classes: it has made sure that the graph can run
+    check_tensors(model.network, declared)
     _check_classes_fit(model)
     return model
 
 
-def _features(graph: Graph, *others: str) -> tuple[str, ...]:
-    """Return what a file of this graph needs of its reader: `others`, and what its codecs do; sorted."""
+def _features(graph: Graph, *, entropy_coded: bool) -> tuple[str, ...]:
+    """Return what a reader of a file of this graph must understand beyond the base format, sorted."""
     used = {CODECS[weight.codec_name].feature for _, weight in graph.weighted()}
-    return tuple(sorted({*others, *(feature for feature in used if feature)}))
+    return tuple(sorted(feature for feature in {*used, ENTROPY_CODED if entropy_coded else None} if feature))
 
 
 def _check_version(version: str) -> int:

@@ -56,6 +56,8 @@ def fill(graph: Graph) -> Network:
     """Give a graph all tensors it declares, their numbers small multiples of 1/8, or of 1 in int8: exact everywhere."""
     tensors: dict[str, NDArray[Any]] = {}
     for name, declared in declared_tensors(graph).items():
+        if not declared.required:
+            continue
         smallest = "F16" if "F16" in declared.dtypes else declared.dtypes[0]
         dtype = {"F32": np.float32, "F16": np.float16, "U8": np.uint8, "I8": np.int8}[smallest]
         unit = 1 if smallest == "I8" else 8

@@ -13,6 +13,7 @@ from small_models import IMAGES, fill, golden_model, layer, linear
 from pyquant.codecs import DenseConfig, ProductConfig
 from pyquant.codecs.product import codebook_tensors, pack_codes
 from pyquant.container import pack, unpack
+from pyquant.declared import declared_tensors
 from pyquant.entropy import MAX_EXPANSION, SUFFIX, coded_tensors, whole_tensors
 from pyquant.errors import FormatError
 from pyquant.file import ModelFile, dumps, loads, read_storage, write_model
@@ -47,7 +48,7 @@ def test_tensors_of_every_kind(dtype: str, rng: np.random.Generator) -> None:
     assert {name for name in stored if name.endswith(SUFFIX)} >= {
         f"{name}{SUFFIX}" for name in ("coded.codes", "coded.codebook", "coded.bias", "dense.weight")
     }
-    for name, array in whole_tensors(network.graph, stored).items():
+    for name, array in whole_tensors(declared_tensors(network.graph), stored).items():
         expected = network.tensors[name]
         assert (array.dtype, array.shape, array.tobytes()) == (expected.dtype, expected.shape, expected.tobytes())
 
@@ -58,7 +59,7 @@ def test_numbers_of_every_pattern_of_bits(rng: np.random.Generator) -> None:
     whole["dense.weight"].reshape(-1)[:5] = [0.0, 1e-45, -1e-45, 3.4e38, -3.4e38]
     whole["dense.weight"][1:] = rng.standard_normal((39, 640)).astype(np.float16)
     network = replace(network, tensors=whole)
-    again = whole_tensors(network.graph, coded_tensors(network))["dense.weight"]
+    again = whole_tensors(declared_tensors(network.graph), coded_tensors(network))["dense.weight"]
     assert again.tobytes() == whole["dense.weight"].tobytes()
 
 
@@ -163,4 +164,4 @@ def test_a_small_file_cannot_ask_for_much_memory() -> None:
     stored = {"a.weight.rans": np.concatenate([np.array([4], np.uint8), few, few, few, few])}
     assert 4 * count > MAX_EXPANSION * stored["a.weight.rans"].size
     with pytest.raises(FormatError, match=r"tensor 'a\.weight\.rans': 9\d bytes are too few"):
-        whole_tensors(graph, stored)
+        whole_tensors(declared_tensors(graph), stored)
