@@ -100,7 +100,7 @@ def _packed_codes(tensor: Tensor, dims: Mapping[str, int]) -> PackedCodes | None
     (word, *_) = tensor.shape
     if not word.startswith(PACKED):
         return None
-    models = dims["M"]
+    models = dims.get("M", 1)  # a model for each codebook, where there are several
     return PackedCodes(models=models, count=dimension(word[len(PACKED) : -1], dims) // models, bits=dims["bits"])
 
 

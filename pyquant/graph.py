@@ -344,7 +344,6 @@ def _weight_from_json(value: dict[str, Any], node_name: str, what: str) -> Weigh
     if not isinstance(shape, list) or any(type(size) is not int or not 0 < size < 2**31 for size in shape):
         raise FormatError(f"{what}: a weight cannot have shape {shape}")
     attributes = canonical_attributes(CODECS[codec].attributes, rest, f"{what} ({codec} weight)")
-    attributes.pop("coding", None)
     try:
         return Weight(name=name, shape=tuple(shape), codec=CODEC_CONFIGS[codec](**attributes))
     except ConfigError as error:

@@ -153,7 +153,6 @@ CODECS: dict[str, CodecSpec] = {
             "centroids": Attribute(minimum=2),
             "codebooks": Attribute(minimum=1, default=1),
             "codebook_dtype": Attribute(kind=str, choices=("float", "int8"), default="float"),
-            "coding": Attribute(kind=str, choices=("packed",), default="packed"),
         },
         tensors={
             # M * O * J codes of ceil(log2 K) bits, least significant bit first; the last byte is filled with zero bits.

@@ -108,7 +108,7 @@ def weight(graph: dict[str, Any]) -> dict[str, Any]:
         (weight, {"centroids": 65537}, "layer 'spatial': centroids must be 2 to 65536, got 65537"),
         (weight, {"centroids": 1}, "attribute 'centroids': expected a number of at least 2"),
         (weight, {"block": [1, 3]}, "attribute 'block': expected 3 values"),
-        (weight, {"coding": "rans"}, "attribute 'coding': expected one of packed, got 'rans'"),
+        (weight, {"codebook_dtype": "int4"}, "attribute 'codebook_dtype': expected one of float, int8, got 'int4'"),
         (weight, {"odd": 1}, r"layer 'spatial' \(product weight\): unknown attribute 'odd'"),
     ],
 )
