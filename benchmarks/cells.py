@@ -1,8 +1,8 @@
 """What is compared: each cell is one network, compressed in one way to one size, with or without training.
 
 A size is written as `preset:NAME`, `bytes:N`, `ratio:R` (how many times smaller than the network in fp32) or `as:SIZE`
-(the bytes that ours has with that one, before entropy coding); all but presets are reached by pyquant's own allocation.
-Cells that several parts share are run once.
+(the bytes that ours has with that one); all but presets are reached by pyquant's own allocation. All bytes are those at
+fixed length, as files made for a size have them. Cells that several parts share are run once.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 Every weight has a list of candidate codecs with their bytes and the error that they are predicted to cause
 (`pyquant.sensitivity`); a dynamic programme over bytes picks one for each. Rules of the recipe stay as they are. Sizes
-are those before entropy coding: what that saves depends on codes that are not learnt yet, and a file that counted on it
-could become too large.
+are those of tensors at fixed length, as the writer keeps them in a file that was made for a size (`pyquant.file`).
 """
 
 from __future__ import annotations
@@ -79,7 +78,7 @@ def candidate_blocks(recipe: Recipe, graph: Graph) -> dict[str, tuple[Block, ...
 def allocate(
     network: Network, recipe: Recipe, curves: Curves, *, target_bytes: int, max_codebooks: int, size_of: FileSize
 ) -> dict[str, Choice]:
-    """Return the choices, by the weight's name, whose file has at most `target_bytes` and at least 99 % of them.
+    """Return the choices, by the weight's name, whose file has at most `target_bytes` and at least 1 % less.
 
     Of all that fit, these are predicted to change the network's outputs least.
 
@@ -87,7 +86,7 @@ def allocate(
         network: dense.
         curves: for every shape of block in `candidate_blocks(recipe, network.graph)`.
         max_codebooks: the most additive codebooks of a weight.
-        size_of: exact, header and all, or a little more than the file will have before entropy coding.
+        size_of: exact, header and all, or a little more than the file will have.
 
     Raises:
         ConfigError: no such file is possible; the message names the sizes that are.

@@ -38,6 +38,7 @@ from pyquant.storage import AnyPath, check_writable, open_input, write_whole
 
 __all__ = [
     "FORMAT_VERSION",
+    "TARGET_BYTES",
     "ClassName",
     "ModelFile",
     "check_classes",
@@ -49,6 +50,7 @@ __all__ = [
 ]
 
 FORMAT_VERSION = "1.0"
+TARGET_BYTES = "target_bytes"  # the entry of `provenance` that a file has whose size was asked for
 _MAJOR, _MINOR = (int(part) for part in FORMAT_VERSION.split("."))
 _ENTRIES = ("format_version", "features", "preprocessing", "classes", "provenance", "graph")
 
@@ -57,9 +59,9 @@ _ENTRIES = ("format_version", "features", "preprocessing", "classes", "provenanc
 class ModelFile:
     """All that a `.pqmodel` holds.
 
-    `provenance` is plain JSON, without times, paths or thread counts, so that the same input gives the same file. Two
-    of its entries are read again, by `inspect`: `dense`, the reason of each layer left dense, and `errors`, the
-    `relative_output_error` of each compressed one, both by layer name.
+    `provenance` is plain JSON, without times, paths or thread counts, so that the same input gives the same file. Some
+    of its entries are read again: by `inspect`, `dense`, the reason of each layer left dense, and `errors`, the
+    `relative_output_error` of each compressed one, both by layer name; by the writer, TARGET_BYTES.
     """
 
     network: Network
@@ -67,6 +69,11 @@ class ModelFile:
     classes: tuple[ClassName, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     format_version: str = FORMAT_VERSION
+
+    @property
+    def made_for_size(self) -> bool:
+        """Whether a size was asked for, whatever has become of the file since."""
+        return TARGET_BYTES in self.provenance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,10 +87,12 @@ class Storage:
 def dumps(model: ModelFile, *, fixed_length: bool = False) -> bytes:
     """Return the bytes of a `.pqmodel`; the same model gives the same bytes.
 
+    Tensors are entropy-coded where that makes the file smaller, but not in a file that was made for a size: codecs are
+    chosen before codes are learnt, and only of fixed lengths is it known then how many bytes they take.
+
     Args:
         model: what it is to hold.
-        fixed_length: store all tensors as they are, so that the size does not depend on their contents. Otherwise they
-            are entropy-coded where that makes the file smaller.
+        fixed_length: store the tensors of any file as they are, so that its size does not depend on their contents.
 
     Raises:
         FormatError: the model would not be readable again; all unusable tensors are listed.
@@ -101,7 +110,7 @@ def dumps(model: ModelFile, *, fixed_length: bool = False) -> bytes:
         raise FormatError(f"the model cannot be written: {error}") from error
     _model(metadata, model.network.tensors)
     plain = pack(metadata, model.network.tensors)
-    if fixed_length:
+    if fixed_length or model.made_for_size:
         return plain
     metadata["features"] = ",".join(_features(model.network.graph, entropy_coded=True))
     # What coding saves may be less than what the header grows by.

@@ -22,7 +22,7 @@ from pyquant.choose import Choice, dense_reasons
 from pyquant.codecs import ProductConfig
 from pyquant.console import Progress
 from pyquant.errors import ConfigError, InputError
-from pyquant.file import ModelFile, check_classes, read_model, write_model
+from pyquant.file import TARGET_BYTES, ModelFile, check_classes, read_model, write_model
 from pyquant.graph import Network
 from pyquant.identity import circumstances, identity
 from pyquant.layers import ACTIVATION_RANGES
@@ -285,10 +285,10 @@ class Job:
         how_tuned: Mapping[str, Any],
     ) -> ModelFile:
         """Return the file that holds `network`, which is coded as `choices` say."""
-        chosen: dict[str, Any] = self._settings.recipe.to_json() | {"target_bytes": target_bytes}
+        chosen: dict[str, Any] = self._settings.recipe.to_json() | {TARGET_BYTES: target_bytes}
         weighed = self.inputs is not None and self._method.weighs_inputs
         # With a target, the preset has no say.
-        del chosen["target_bytes" if target_bytes is None else "preset"]
+        del chosen[TARGET_BYTES if target_bytes is None else "preset"]
         return ModelFile(
             network=network,
             preprocessing=self.preprocessing,

@@ -1,15 +1,13 @@
-"""Networks and files made by hand, without PyTorch, and what files would have without entropy coding."""
+"""Networks and files made by hand, without PyTorch."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyquant.codecs import ProductConfig
 from pyquant.codecs.product import pack_codes
-from pyquant.file import ModelFile, dumps, read_model
+from pyquant.file import ModelFile
 from pyquant.graph import Graph, GraphInput, Network, Node, StateNames, Weight
 
 F32 = NDArray[np.float32]
@@ -29,11 +27,6 @@ def relative_error(got: NDArray[np.floating], expected: NDArray[np.floating]) ->
 
 def model_file(network: Network) -> ModelFile:
     return ModelFile(network=network)
-
-
-def fixed_length_bytes(path: Path) -> int:
-    """Return the bytes that a file would have without entropy coding: what plans and size targets speak of."""
-    return len(dumps(read_model(path), fixed_length=True))
 
 
 def tiny_network(rng: np.random.Generator) -> Network:

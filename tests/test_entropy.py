@@ -16,7 +16,7 @@ from pyquant.container import pack, unpack
 from pyquant.declared import declared_tensors
 from pyquant.entropy import MAX_EXPANSION, SUFFIX, coded_tensors, whole_tensors
 from pyquant.errors import FormatError
-from pyquant.file import ModelFile, dumps, loads, read_storage, write_model
+from pyquant.file import ModelFile, dumps, loads, read_model, read_storage, write_model
 from pyquant.graph import Graph, Network
 from pyquant.report import inspect_json, layer_rows
 
@@ -85,6 +85,14 @@ def test_file(tmp_path: Path, rng: np.random.Generator) -> None:
         assert not any(array.flags.writeable for array in read.network.tensors.values())
         assert dumps(read) == data
         assert dumps(read, fixed_length=True) == plain
+
+
+def test_a_file_made_for_a_size_keeps_its_tensors_at_fixed_length(tmp_path: Path, rng: np.random.Generator) -> None:
+    model = replace(big_model(rng), provenance={"target_bytes": 100_000})
+    path = tmp_path / "x.pqmodel"
+    write_model(path, model)
+    assert path.read_bytes() == dumps(model, fixed_length=True) == dumps(read_model(path))
+    assert read_storage(path).features == ("product",)
 
 
 def test_uniform_codes_are_not_coded(rng: np.random.Generator) -> None:

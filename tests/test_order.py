@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import SIDE
-from hand_made import fixed_length_bytes
 
 import pyquant
 from pyquant.choose import Recipe, parse_rule
@@ -65,8 +64,7 @@ def test_several_sizes_share_what_is_measured(
     assert (len(measured), len(captured)) == (1, 1)
     assert [Path(made.report.file).name for made in outcome.files] == ["net-15000.pqmodel", "net-11000.pqmodel"]
     for made, size in zip(outcome.files, sizes, strict=True):
-        assert made.report.bytes <= size
-        assert 0.99 * size <= fixed_length_bytes(made.report.file) <= size
+        assert 0.99 * size <= made.report.bytes <= size
         assert made.predicted_error is not None
         assert made.output_error is not None
         assert 0 < made.output_error < 1
@@ -166,6 +164,8 @@ def test_the_smallest_file_within_a_drop(tmp_path: Path, rng: np.random.Generato
     assert made.accuracy.top1_before == 100
     assert made.accuracy.drop <= 5
     assert made.report.file == str(out)
+    assert made.target_bytes is not None
+    assert 0.99 * made.target_bytes <= made.report.bytes <= made.target_bytes
     assert made.report.bytes == out.stat().st_size == min(tried.bytes for tried in outcome.trials if tried.holds)
     assert all(tried.accuracy.drop > 5 for tried in outcome.trials if not tried.holds)
     assert outcome.to_json()["trials"][0]["bytes"] == outcome.trials[0].bytes

@@ -15,7 +15,7 @@ from small_models import IMAGES, layer
 from pyquant import calibrate
 from pyquant.cli import commands
 from pyquant.errors import ConfigError, InputError
-from pyquant.file import ModelFile, dumps, read_model, write_model
+from pyquant.file import ModelFile, dumps, read_model, read_storage, write_model
 from pyquant.graph import Graph, GraphInput, Network
 from pyquant.histogram import Histogram
 from pyquant.learn.calibration import from_arrays
@@ -192,6 +192,15 @@ def test_compressed_files_have_the_ranges_that_calibrating_gives(
     """The same pictures, drawn by the same seed in the same order."""
     calibrate(tiny_model, pictures, out=tmp_path / "y.pqmodel")
     assert (tmp_path / "y.pqmodel").read_bytes() == tiny_model.read_bytes()
+
+
+def test_calibrating_a_file_made_for_a_size_leaves_its_size(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
+    out, model = tmp_path / "x.pqmodel", read_model(tiny_model)
+    write_model(out, replace(model, provenance={**model.provenance, "target_bytes": 100_000}))
+    done = calibrate(out, pictures, out=out, samples=5)
+    assert done.bytes == done.bytes_before > tiny_model.stat().st_size
+    assert "rans" in read_storage(tiny_model).features
+    assert "rans" not in read_storage(out).features
 
 
 def test_what_cannot_be_calibrated(file: Path, pictures: Path, tmp_path: Path, rng: np.random.Generator) -> None:

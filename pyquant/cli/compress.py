@@ -43,9 +43,9 @@ from pyquant.cli.show import show_outcome
     "shell-style, on a layer's dotted name; the last rule that matches counts.",
 )
 @click.option("--target-size", "target_sizes", type=options.byte_size, multiple=True, metavar="SIZE",
-              help="Bytes of the file, header included, such as 963kB or 1.5MiB: never more, and before entropy coding "
-              "at most 1 % less. Codecs are chosen by measured sensitivities; of preset and rules, the rules count. "
-              "May be repeated: a file each, in one run.")  # fmt: skip
+              help="Bytes of the file, header included, such as 963kB or 1.5MiB: never more, at most 1 % less; such a "
+              "file is not entropy-coded. Codecs are chosen by measured sensitivities; of preset and rules, the rules "
+              "count. May be repeated: a file each, in one run.")  # fmt: skip
 @click.option("--target-ratio", "target_ratios", type=click.FloatRange(min=0, min_open=True), multiple=True,
               metavar="R", help="The same, as how many times smaller than the network in fp32.")  # fmt: skip
 @click.option("--max-drop", type=click.FloatRange(min=0, max=100), metavar="POINTS",
