@@ -44,6 +44,7 @@ class StateNames:
     norm: str = ""  # the batch norm's module path; "" : none was folded
     norm_affine: bool = True  # the batch norm had a weight and a bias
     eps: float = 1e-5
+    transposed: bool = False  # the weight was a transposed convolution's [C, O, kh, kw]; its rows here are O * kh * kw
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -139,6 +139,16 @@ OPS: dict[str, OpSpec] = {
             "align_corners": _flag(False),
         }
     ),
+    "upsample_like": OpSpec(  # to the rows and columns of the second input
+        inputs=2,
+        attributes={
+            "mode": Attribute(kind=str, choices=("nearest", "bilinear")),
+            "align_corners": _flag(False),
+        },
+    ),
+    # [N, C * fy * fx, H, W] -> [N, C, H * fy, W * fx]: channels become the pixels of a block. A transposed convolution
+    # whose kernel is its stride is a 1x1 convolution, an output for each pixel of the kernel, and this.
+    "pixel_shuffle": OpSpec(attributes={"factor": Attribute(length=2, minimum=1)}),
 }
 
 CODECS: dict[str, CodecSpec] = {

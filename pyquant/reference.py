@@ -203,7 +203,7 @@ def source_step(node: Node, axis: int, size: int, out_size: int) -> np.float32:
     """
     if node.attributes["align_corners"]:
         return np.float32((size - 1) / (out_size - 1) if out_size > 1 else 0)
-    factor = node.attributes["factor"][axis]
+    factor = node.attributes.get("factor", (0, 0))[axis]
     return np.float32(1 / factor if factor else size / out_size)
 
 
@@ -216,10 +216,9 @@ def nearest_pixels(node: Node, axis: int, size: int, out_size: int) -> NDArray[n
     return np.asarray(np.minimum(source.astype(np.int64), size - 1))
 
 
-def _interpolate_axis(node: Node, x: F64, axis: int) -> F64:
-    """Return `x` with rows (axis 0) or columns (axis 1) upsampled."""
+def _interpolate_axis(node: Node, x: F64, axis: int, out_size: int) -> F64:
+    """Return `x` with `out_size` rows (axis 0) or columns (axis 1)."""
     size = x.shape[2 + axis]
-    out_size = node.attributes["size"][axis] or floor(size * node.attributes["factor"][axis])
     if out_size == size:  # PyTorch copies, whatever the factor that led to this size
         return x
     if node.attributes["mode"] == "nearest":
@@ -239,7 +238,21 @@ def _interpolate_axis(node: Node, x: F64, axis: int) -> F64:
 
 
 def _upsample(network: Network, node: Node, inputs: list[F64]) -> F64:
-    return _interpolate_axis(node, _interpolate_axis(node, inputs[0], 0), 1)
+    size, factor = node.attributes["size"], node.attributes["factor"]
+    rows, columns = (size[axis] or floor(inputs[0].shape[2 + axis] * factor[axis]) for axis in (0, 1))
+    return _interpolate_axis(node, _interpolate_axis(node, inputs[0], 0, rows), 1, columns)
+
+
+def _upsample_like(network: Network, node: Node, inputs: list[F64]) -> F64:
+    x, like = inputs
+    return _interpolate_axis(node, _interpolate_axis(node, x, 0, like.shape[2]), 1, like.shape[3])
+
+
+def _pixel_shuffle(network: Network, node: Node, inputs: list[F64]) -> F64:
+    fy, fx = node.attributes["factor"]
+    n, c, h, w = inputs[0].shape
+    blocks = inputs[0].reshape(n, c // (fy * fx), fy, fx, h, w)
+    return blocks.transpose(0, 1, 4, 2, 5, 3).reshape(n, c // (fy * fx), h * fy, w * fx)
 
 
 OPS: dict[str, Operation] = {
@@ -259,4 +272,6 @@ OPS: dict[str, Operation] = {
     "adaptive_avg_pool2d": _adaptive_avg_pool2d,
     "flatten": _flatten,
     "upsample": _upsample,
+    "upsample_like": _upsample_like,
+    "pixel_shuffle": _pixel_shuffle,
 }

@@ -107,6 +107,21 @@ def _upsample(node: Node, inputs: list[Shape]) -> Shape:
     return n, c, floor(h * fy), floor(w * fx)
 
 
+def _upsample_like(node: Node, inputs: list[Shape]) -> Shape:
+    for shape in inputs:
+        if len(shape) != 4:
+            raise _fail(node, shape, "[N, C, H, W]")
+    return *inputs[0][:2], *inputs[1][2:]
+
+
+def _pixel_shuffle(node: Node, inputs: list[Shape]) -> Shape:
+    fy, fx = node.attributes["factor"]
+    if len(inputs[0]) != 4 or inputs[0][1] % (fy * fx):
+        raise _fail(node, inputs[0], f"[N, a multiple of {fy * fx}, H, W]")
+    n, c, h, w = inputs[0]
+    return n, c // (fy * fx), h * fy, w * fx
+
+
 SHAPE_RULES: dict[str, Callable[[Node, list[Shape]], Shape]] = {
     "conv2d": _conv2d,
     "linear": _linear,
@@ -124,4 +139,6 @@ SHAPE_RULES: dict[str, Callable[[Node, list[Shape]], Shape]] = {
     "adaptive_avg_pool2d": _adaptive_avg_pool2d,
     "flatten": _flatten,
     "upsample": _upsample,
+    "upsample_like": _upsample_like,
+    "pixel_shuffle": _pixel_shuffle,
 }

@@ -212,6 +212,19 @@ def _upsample(network: TorchNetwork, node: Node, inputs: list[Tensor]) -> Tensor
     return F.interpolate(inputs[0], size=size, scale_factor=factor, mode=a["mode"], align_corners=corners)
 
 
+def _upsample_like(network: TorchNetwork, node: Node, inputs: list[Tensor]) -> Tensor:
+    x, like = inputs
+    corners = node.attributes["align_corners"] if node.attributes["mode"] == "bilinear" else None
+    return F.interpolate(x, size=like.shape[2:], mode=node.attributes["mode"], align_corners=corners)
+
+
+def _pixel_shuffle(network: TorchNetwork, node: Node, inputs: list[Tensor]) -> Tensor:
+    fy, fx = node.attributes["factor"]
+    n, _, h, w = inputs[0].shape
+    blocks = inputs[0].reshape(n, -1, fy, fx, h, w)
+    return blocks.permute(0, 1, 4, 2, 5, 3).reshape(n, -1, h * fy, w * fx)
+
+
 OPS: dict[str, Operation] = {
     "conv2d": _conv2d,
     "linear": _linear,
@@ -229,4 +242,6 @@ OPS: dict[str, Operation] = {
     "adaptive_avg_pool2d": _adaptive_avg_pool2d,
     "flatten": _flatten,
     "upsample": _upsample,
+    "upsample_like": _upsample_like,
+    "pixel_shuffle": _pixel_shuffle,
 }

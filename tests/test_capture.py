@@ -126,6 +126,18 @@ WRITTEN: dict[str, tuple[nn.Module, list[str]]] = {
         nn.Sequential(nn.Upsample((9, 7), mode="bilinear", align_corners=True), nn.UpsamplingNearest2d((5, 6))),
         ["upsample", "upsample"],
     ),
+    "upsample to the size of another value": (
+        Written(lambda m, x: x + F.interpolate(m.down(x), size=x.shape[2:]), down=nn.MaxPool2d(3, 3)),
+        ["max_pool2d", "upsample_like", "add"],
+    ),
+    "transposed convolution": (
+        nn.Sequential(nn.ConvTranspose2d(3, 5, (2, 3), (2, 3)), nn.ReLU(), nn.ConvTranspose2d(5, 4, 1, bias=False)),
+        ["conv2d", "pixel_shuffle", "relu", "conv2d", "pixel_shuffle"],
+    ),
+    "pixel shuffle": (
+        nn.Sequential(nn.Conv2d(3, 12, 1), nn.PixelShuffle(2)),
+        ["conv2d", "pixel_shuffle"],
+    ),
     "gate": (
         Written(
             lambda m, x: x * torch.sigmoid(m.expand(F.relu(m.squeeze(x.mean((2, 3), keepdim=True))))),

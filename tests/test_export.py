@@ -84,13 +84,20 @@ def shared_layers() -> Any:
     return Shared()
 
 
+def transposed() -> Any:
+    from torch import nn
+
+    last = nn.ConvTranspose2d(5, 2, 2, stride=2, bias=False)
+    return nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 5, (2, 3), stride=(2, 3)), nn.ReLU(), last)
+
+
 def residual() -> Any:
     import tiny_networks
 
     return tiny_networks.residual()
 
 
-@pytest.mark.parametrize("build", [residual, shared_layers])
+@pytest.mark.parametrize("build", [residual, shared_layers, transposed])
 def test_captured_network_goes_back_into_its_module(build: Callable[[], Any]) -> None:
     torch = pytest.importorskip("torch")
     from pyquant.capture import capture
@@ -277,6 +284,9 @@ CASES = [
     case("upsample", mode="bilinear", factor=(1.7, 0.5)),
     case("upsample", mode="bilinear", size=(13, 4)),
     case("upsample", mode="bilinear", size=(13, 4), align_corners=True),
+    case("upsample_like", (2, 4, 7, 9), (2, 1, 11, 5), mode="nearest"),
+    case("upsample_like", (2, 4, 7, 9), (2, 1, 3, 19), mode="bilinear"),
+    *(case("pixel_shuffle", (2, 12, 3, 5), factor=factor) for factor in ((2, 2), (3, 2), (1, 4))),
 ]
 
 

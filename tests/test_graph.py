@@ -172,6 +172,7 @@ def pool(op: str, **attributes: Any) -> Node:
         (pool("flatten", start_axis=2), (2, 3, 154)),
         (pool("upsample", mode="bilinear", factor=(1.5, 0.5)), (2, 3, 16, 7)),
         (pool("upsample", mode="bilinear", size=(5, 6)), (2, 3, 5, 6)),
+        (pool("pixel_shuffle", factor=(3, 1)), (2, 1, 33, 14)),
     ],
 )
 def test_shape_rules(node: Node, expected: tuple[int, ...]) -> None:

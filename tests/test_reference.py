@@ -257,6 +257,22 @@ def test_upsample_by_a_factor(
     assert_same(got, F.interpolate(torch.from_numpy(x), scale_factor=factor, mode=mode, align_corners=corners))
 
 
+@pytest.mark.parametrize(("mode", "corners"), [("nearest", False), ("bilinear", False), ("bilinear", True)])
+def test_upsample_like(mode: str, corners: bool) -> None:
+    x, like = normal(2, 3, 5, 4), normal(2, 1, 11, 3)
+    got = one_node("upsample_like", x, like, mode=mode, align_corners=corners)
+    align = corners if mode == "bilinear" else None
+    assert_same(got, F.interpolate(torch.from_numpy(x), size=(11, 3), mode=mode, align_corners=align))
+
+
+def test_pixel_shuffle() -> None:
+    x = normal(2, 12, 3, 5)
+    assert_same(one_node("pixel_shuffle", x, factor=(2, 2)), F.pixel_shuffle(torch.from_numpy(x), 2))
+    tall = one_node("pixel_shuffle", x, factor=(4, 1))
+    assert tall.shape == (2, 3, 12, 5)
+    np.testing.assert_array_equal(tall[:, 1, 4 + 3], x[:, 1 * 4 + 3, 1])
+
+
 def test_wrong_dtype_is_refused() -> None:
     with pytest.raises(InputError, match=r"input 'x0': expected float32, got float64; use .astype"):
         one_node("relu", np.zeros((1, 2)))

@@ -134,6 +134,9 @@ PLANE_LAYERS = [
     layer("upsample", mode="bilinear", size=(11, 31), align_corners=True),
     layer("upsample", mode="bilinear", factor=(2.5, 0.4)),
     layer("upsample", mode="bilinear", factor=(1.05, 2.0)),
+    layer("pixel_shuffle", factor=(1, 1)),
+    layer("pixel_shuffle", factor=(3, 1)),
+    layer("pixel_shuffle", factor=(1, 3)),
 ]
 
 
@@ -175,6 +178,21 @@ def test_concat(rng: np.random.Generator) -> None:
     check(model_file([layer("concat", "x", "x1", "x2", axis=1)], {}, *shapes), *arrays, terms=1)
     wide = [rng.standard_normal((2, 3, 4, width)).astype(np.float32) for width in (2, 5)]
     check(model_file([layer("concat", "x", "x1", axis=3)], {}, *(w.shape for w in wide)), *wide, terms=1)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+def test_upsample_like(mode: str, rng: np.random.Generator) -> None:
+    shapes = [(2, 3, 4, 5), (2, 1, 7, 13)]
+    arrays = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+    check(model_file([layer("upsample_like", "x", "x1", mode=mode)], {}, *shapes), *arrays, terms=20)
+
+
+@pytest.mark.parametrize("codec", [DenseConfig(), ProductConfig(block=(4, 1, 1), centroids=16)])
+def test_transposed_convolution(codec: ProductConfig | DenseConfig, rng: np.random.Generator) -> None:
+    node, tensors = weighted_layer(rng, (6 * 4, 10, 1, 1), codec, output="pixels")
+    x = rng.standard_normal((2, 10, 5, 3)).astype(np.float32)
+    file = model_file([node, layer("pixel_shuffle", "pixels", factor=(2, 2))], tensors, x.shape)
+    check(file, x, terms=10)
 
 
 def test_max_pool_keeps_nan() -> None:

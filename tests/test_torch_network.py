@@ -56,6 +56,8 @@ def every_operation() -> Network:
     y = add("avg_pool2d", y, kernel=(3, 3), stride=(2, 2), padding=(1, 1), ceil_mode=True, count_include_pad=False)
     y = add("upsample", y, mode="bilinear", factor=(2.0, 2.0))
     y = add("upsample", y, mode="nearest", size=(8, 9))
+    shuffled = add("pixel_shuffle", y, factor=(3, 2))
+    y = add("mul", y, add("upsample_like", shuffled, y, mode="nearest"))
     y = add("max_pool2d", y, kernel=(2, 2), stride=(2, 2), padding=(1, 1), ceil_mode=True)
     y = add("concat", y, y, axis=1)
     pooled = add("adaptive_avg_pool2d", y, output_size=(2, 3))

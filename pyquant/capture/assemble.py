@@ -25,7 +25,7 @@ def assemble(
     """
     names = _layer_names(drafts, containers)
     values = _value_names(drafts, outputs, names, declared.name)
-    weight_names: dict[int, str] = {}
+    weight_names: dict[tuple[int, bool], str] = {}
     tensors: dict[str, NDArray[np.float32]] = {}
     nodes = []
     for draft, name in zip(drafts, names, strict=True):

@@ -48,6 +48,9 @@ class Unsupported(Exception):
 class Layers(Protocol):
     """Where translated layers go."""
 
+    def of_size(self, rows: Any, columns: Any) -> Value | None:
+        """Return a value `[N, C, rows, columns]`, whatever the input's size is, or None where there is none."""
+
     def add(
         self,
         op: str,

@@ -20,7 +20,7 @@ class DraftWeight:
 
     array: F32
     source: str
-    identity: int
+    identity: tuple[int, bool]  # where it lies in memory, and whether its rows are those of a transposed convolution
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

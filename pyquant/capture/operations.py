@@ -40,6 +40,25 @@ def _conv2d(layers: Layers, call: Call) -> Value:
     return _weighted(layers, "conv2d", x, attributes, weight, bias)
 
 
+def _conv_transpose2d(layers: Layers, call: Call) -> Value:
+    """Add a 1x1 convolution with an output for each pixel of the kernel, and the shuffle that lays these out."""
+    x, weight, bias = _image(call.value("input")), call.parameter("weight"), call.constant("bias")
+    kernel = tuple(weight.tensor.shape[2:])
+    # Then no two windows overlap, and none is cut.
+    alone = call.pair("stride") == kernel and call.pair("padding") == call.pair("output_padding") == (0, 0)
+    if not alone or call.pair("dilation") != (1, 1) or call.arguments["groups"] != 1:
+        raise Unsupported("whose stride is not its kernel, or with padding, dilation or groups")
+    own = {} if bias is None else {"bias": bias.tensor.repeat_interleave(kernel[0] * kernel[1])}
+    state = StateNames(weight=weight.source, bias="" if bias is None else bias.source, transposed=True)
+    pixels = layers.add("conv2d", [x], weight=weight, own=own, state=state)
+    return layers.add("pixel_shuffle", [pixels], {"factor": kernel})
+
+
+def _pixel_shuffle(layers: Layers, call: Call) -> Value:
+    factor = call.arguments["upscale_factor"]
+    return layers.add("pixel_shuffle", [_image(call.value("self"))], {"factor": (factor, factor)})
+
+
 def _linear(layers: Layers, call: Call) -> Value:
     x, weight, bias = call.value("input"), call.parameter("weight"), call.constant("bias")
     if len(x.shape) != 2:
@@ -252,17 +271,21 @@ def _dropout(layers: Layers, call: Call) -> Value:
 
 def _upsample(mode: str) -> Translator:
     def translate(layers: Layers, call: Call) -> Value:
+        x = _image(call.value("input" if "input" in call.arguments else "self"))
         attributes: dict[str, Any] = {"mode": mode, "align_corners": bool(call.arguments.get("align_corners", False))}
         factors = call.arguments.get("scale_factors")
         if call.arguments.get("scales_h") is not None:  # the form without `.vec`
             factors = [call.arguments["scales_h"], call.arguments["scales_w"]]
         if factors is None:
+            rows, columns = call.shape[2:]
+            fixed = isinstance(rows, int) and isinstance(columns, int)
+            if not fixed and (like := layers.of_size(rows, columns)) is not None:
+                return layers.add("upsample_like", [x, like], attributes)
             attributes["size"] = call.pair("output_size")
         else:
             attributes["factor"] = tuple(float(factor) for factor in factors)
             if not all(math.isfinite(factor) and factor > 0 for factor in attributes["factor"]):
                 raise Unsupported(f"by a factor of {factors}")
-        x = _image(call.value("input" if "input" in call.arguments else "self"))
         return layers.add("upsample", [x], attributes)
 
     return translate
@@ -271,6 +294,8 @@ def _upsample(mode: str) -> Translator:
 # By the name of the ATen operation, without its overload and the `_` of its form in place.
 TRANSLATORS: dict[str, Translator] = {
     "conv2d": _conv2d,
+    "conv_transpose2d": _conv_transpose2d,
+    "pixel_shuffle": _pixel_shuffle,
     "linear": _linear,
     "batch_norm": _batch_norm,
     "_native_batch_norm_legit_no_training": _batch_norm,

@@ -13,7 +13,7 @@ from torch import fx
 from torch._ops import OpOverload
 
 from pyquant.capture.aliases import is_in_place
-from pyquant.capture.calls import NO_STATE, Call, Constant, Symbolic, Unsupported, Value
+from pyquant.capture.calls import NO_STATE, Call, Constant, Symbolic, Unsupported, Value, same_sizes
 from pyquant.capture.drafts import F32, Draft, DraftWeight
 from pyquant.capture.operations import TRANSLATORS
 from pyquant.capture.program import NeedsFixedSizeError, Program
@@ -49,7 +49,8 @@ def translate(program: Program, state: Mapping[str, torch.Tensor]) -> tuple[list
 
 SUPPORTED = (
     "conv2d, linear, batch norm, relu, relu6, silu, hardswish, sigmoid, add, mul, concat, max, average and adaptive "
-    "average pooling, flatten, dropout, upsampling (nearest, bilinear)"
+    "average pooling, flatten, dropout, upsampling (nearest, bilinear), pixel shuffle, transposed conv2d whose stride "
+    "is its kernel"
 )
 
 
@@ -118,7 +119,7 @@ class _Translation:
             inputs=tuple(value.number for value in inputs),
             output=len(self.drafts) + 1,
             attributes=attributes or {},
-            weight=None if weight is None else self._weight(weight),
+            weight=None if weight is None else self._weight(weight, transposed=state.transposed),
             own={role: self._array(tensor, f"the {role} of '{path}'") for role, tensor in (own or {}).items()},
             state=state,
             path=path,
@@ -196,12 +197,22 @@ class _Translation:
             raise Unsupported("of constants")
         return Constant(tensor=result, source=inputs[0].source if _operation(node) in ("alias", "detach") else "")
 
-    def _weight(self, weight: Constant) -> DraftWeight:
-        identity = weight.tensor.data_ptr()
+    def of_size(self, rows: Any, columns: Any) -> Value | None:
+        """Return the latest value `[N, C, rows, columns]`, whatever the input's size is, or None."""
+        for value in reversed(self.values.values()):
+            known = isinstance(value, Value) and value.number != _UNKNOWN and len(value.shape) == 4
+            if known and same_sizes(value.shape[2:], (rows, columns)):
+                return value  # type: ignore[no-any-return]
+        return None
+
+    def _weight(self, weight: Constant, *, transposed: bool) -> DraftWeight:
+        identity = (weight.tensor.data_ptr(), transposed)
         for draft in self.drafts:
             if draft.weight is not None and draft.weight.identity == identity:
                 return replace(draft.weight, source=weight.source)
         array = self._array(weight.tensor, f"'{weight.source}'")
+        if transposed:
+            array = np.ascontiguousarray(array.transpose(1, 2, 3, 0).reshape(-1, len(array), 1, 1))
         return DraftWeight(array=array, source=weight.source, identity=identity)
 
     def _array(self, tensor: torch.Tensor, what: str) -> F32:

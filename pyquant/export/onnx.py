@@ -296,17 +296,43 @@ def _flatten(writer: _Writer, node: Node) -> None:
 
 
 def _upsample(writer: _Writer, node: Node) -> None:
-    a = node.attributes
-    if a["mode"] == "nearest":
-        how = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    if any(node.attributes["size"]):
+        size = ["", "", writer.integers(node, "size", *node.attributes["size"])]
     else:
-        centres = "align_corners" if a["align_corners"] else "half_pixel"
-        how = {"mode": "linear", "coordinate_transformation_mode": centres}
-    if any(a["size"]):
-        size = ["", "", writer.integers(node, "size", *a["size"])]
-    else:
-        size = ["", writer.numbers(node, "factor", a["factor"])]
-    writer.add("Resize", node, *node.inputs, *size, axes=[2, 3], **how)
+        size = ["", writer.numbers(node, "factor", node.attributes["factor"])]
+    writer.add("Resize", node, *node.inputs, *size, axes=[2, 3], **_interpolation(node))
+
+
+def _upsample_like(writer: _Writer, node: Node) -> None:
+    x, like = node.inputs
+    size = writer.inner("Shape", node, "size", like, start=2, end=4)
+    writer.add("Resize", node, x, "", "", size, axes=[2, 3], **_interpolation(node))
+
+
+def _interpolation(node: Node) -> dict[str, str]:
+    if node.attributes["mode"] == "nearest":
+        return {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    centres = "align_corners" if node.attributes["align_corners"] else "half_pixel"
+    return {"mode": "linear", "coordinate_transformation_mode": centres}
+
+
+def _pixel_shuffle(writer: _Writer, node: Node) -> None:
+    fy, fx = node.attributes["factor"]
+    if fy == fx:
+        writer.add("DepthToSpace", node, *node.inputs, blocksize=fy, mode="CRD")
+        return
+    (value,) = node.inputs
+    channels = writer.shapes[node.output][1]
+    plane = writer.inner("Shape", node, "plane", value, start=2, end=4)
+    batch = writer.inner("Shape", node, "batch", value, start=0, end=1)
+    split = writer.inner(
+        "Concat", node, "split", batch, writer.integers(node, "factors", channels, fy, fx), plane, axis=0
+    )
+    blocks = writer.inner("Reshape", node, "blocks", value, split)
+    pixels = writer.inner("Transpose", node, "pixels", blocks, perm=[0, 1, 4, 2, 5, 3])
+    larger = writer.inner("Mul", node, "larger", plane, writer.integers(node, "factor", fy, fx))
+    joined = writer.inner("Concat", node, "joined", batch, writer.integers(node, "channels", channels), larger, axis=0)
+    writer.add("Reshape", node, pixels, joined)
 
 
 def _same_name(op: str) -> Callable[[_Writer, Node], None]:
@@ -333,4 +359,6 @@ EXPORTERS: dict[str, Callable[[_Writer, Node], None]] = {
     "adaptive_avg_pool2d": _adaptive_avg_pool2d,
     "flatten": _flatten,
     "upsample": _upsample,
+    "upsample_like": _upsample_like,
+    "pixel_shuffle": _pixel_shuffle,
 }

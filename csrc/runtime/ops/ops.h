@@ -28,6 +28,7 @@ std::unique_ptr<Step> plan_pool(const Layer& layer, const PlanContext& context);
 std::unique_ptr<Step> plan_adaptive_pool(const Layer& layer, const PlanContext& context);
 // Between formats: the one of the input is the opposite of the output's.
 std::unique_ptr<Step> plan_conversion(const Layer& layer, const PlanContext& context);
-std::unique_ptr<Step> plan_upsample(const Layer& layer, const PlanContext& context);
+std::unique_ptr<Step> plan_upsample(const Layer& layer, const PlanContext& context);  // and upsample_like
+std::unique_ptr<Step> plan_pixel_shuffle(const Layer& layer, const PlanContext& context);
 
 }  // namespace pyquant

@@ -7,14 +7,23 @@ namespace pyquant {
 
 PlanFn planner_for(const std::string& op) {
   static const std::map<std::string, PlanFn> kPlanners = {
-      {"conv2d", &plan_convolution},   {"linear", &plan_convolution},
-      {"affine", &plan_affine},        {"relu", &plan_activation},
-      {"relu6", &plan_activation},     {"silu", &plan_activation},
-      {"hardswish", &plan_activation}, {"sigmoid", &plan_activation},
-      {"add", &plan_binary},           {"mul", &plan_binary},
-      {"concat", &plan_concat},        {"max_pool2d", &plan_pool},
-      {"avg_pool2d", &plan_pool},      {"adaptive_avg_pool2d", &plan_adaptive_pool},
+      {"conv2d", &plan_convolution},
+      {"linear", &plan_convolution},
+      {"affine", &plan_affine},
+      {"relu", &plan_activation},
+      {"relu6", &plan_activation},
+      {"silu", &plan_activation},
+      {"hardswish", &plan_activation},
+      {"sigmoid", &plan_activation},
+      {"add", &plan_binary},
+      {"mul", &plan_binary},
+      {"concat", &plan_concat},
+      {"max_pool2d", &plan_pool},
+      {"avg_pool2d", &plan_pool},
+      {"adaptive_avg_pool2d", &plan_adaptive_pool},
       {"upsample", &plan_upsample},
+      {"upsample_like", &plan_upsample},
+      {"pixel_shuffle", &plan_pixel_shuffle},
   };
   const auto found = kPlanners.find(op);
   if (found != kPlanners.end()) return found->second;

@@ -49,7 +49,8 @@ class UpsampleStep : public Step {
     const Node& node = *layer.node;
     const Shape& in = context.shapes[input_];
     const Shape& out = context.shapes[output_];
-    const auto& factor = node.attribute<std::vector<double>>("factor");
+    const std::vector<double> by_size = {0, 0};
+    const auto& factor = node.op == "upsample_like" ? by_size : node.attribute<std::vector<double>>("factor");
     const bool bilinear = node.attribute<std::string>("mode") == "bilinear";
     const bool align_corners = node.attribute<bool>("align_corners");
     planes_ = checked_multiply(in.at(0), in.at(1));
