@@ -15,19 +15,22 @@ from pyquant.errors import FormatError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attribute:
-    """One attribute of an operation: `length` values of `kind` (or one where it is 0), numbers at least `minimum`."""
+    """One attribute of an operation: `length` values of `kind`, numbers at least `minimum`.
+
+    A `length` of 0 is one value by itself, None a list of any length.
+    """
 
     kind: type = int
-    length: int = 0
+    length: int | None = 0
     minimum: int = 0
     choices: tuple[str, ...] = ()
     default: Any = None
 
     def check(self, value: Any) -> Any:
         """Return `value` in canonical form (lists become tuples); raise ValueError saying what was expected."""
-        if self.length:
-            if not isinstance(value, (list, tuple)) or len(value) != self.length:
-                raise ValueError(f"expected {self.length} values, got {value!r}")
+        if self.length != 0:
+            if not isinstance(value, (list, tuple)) or not value or self.length not in (None, len(value)):
+                raise ValueError(f"expected {self.length or 'a list of'} values, got {value!r}")
             return tuple(self._check_scalar(v) for v in value)
         return self._check_scalar(value)
 
@@ -98,6 +101,16 @@ _EPILOGUE = {
     "bias": Tensor(dtypes=("F32",), shape=("O",), required=False),
 }
 
+_LOWEST = -(2**31)
+_BOXES = {  # of an operation that decodes boxes, and lets the best stay that overlap no better one
+    "keep": Attribute(minimum=1),  # boxes of an image, at most
+    "max_overlap": Attribute(kind=float),  # intersection over union
+    "min_score": Attribute(kind=float, minimum=_LOWEST),
+    "min_side": Attribute(kind=float),  # pixels
+    "box_weights": Attribute(kind=float, length=4),  # what dx, dy, dw and dh are divided by
+    "max_log_scale": Attribute(kind=float),  # of dw and dh
+}
+
 OPS: dict[str, OpSpec] = {
     "conv2d": OpSpec(
         weight_rank=4,
@@ -149,6 +162,27 @@ OPS: dict[str, OpSpec] = {
     # [N, C * fy * fx, H, W] -> [N, C, H * fy, W * fx]: channels become the pixels of a block. A transposed convolution
     # whose kernel is its stride is a 1x1 convolution, an output for each pixel of the kernel, and this.
     "pixel_shuffle": OpSpec(attributes={"factor": Attribute(length=2, minimum=1)}),
+    # Detectors. Rows are boxes, as many for each image: [image, or -1 where the row is not used; left, top, right,
+    # bottom in pixels], and of detections [score, label] too. `sizes` [N, 2] are heights and widths without padding.
+    "proposals": OpSpec(  # images, sizes, objectness [N, A, h, w] of each level, numbers [N, A * 4, h, w] of each
+        inputs=None,
+        attributes={
+            **_BOXES,
+            "best": Attribute(minimum=1),  # boxes of a level that are decoded
+            "anchors": Attribute(kind=float, length=None, minimum=_LOWEST),  # levels * A * 4, around the origin
+        },
+    ),
+    "roi_align": OpSpec(  # images, rows, features of each level [N, C, h, w]
+        inputs=None,
+        attributes={
+            "output_size": Attribute(length=2, minimum=1),
+            "samples": Attribute(minimum=1),  # along each axis of an output pixel
+            "canonical_side": Attribute(minimum=1, default=224),  # a box of so many pixels ..
+            "canonical_level": Attribute(default=4),  # .. is taken from the level that was halved so many times
+        },
+    ),
+    "detections": OpSpec(inputs=4, attributes=_BOXES),  # sizes, rows, logits [R, classes], numbers [R, classes * 4]
+    "select_masks": OpSpec(inputs=2),  # logits [R, classes, h, w], detections [R, 7]
 }
 
 CODECS: dict[str, CodecSpec] = {

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pyquant.errors import InputError
 from pyquant.graph import Network, Node
+from pyquant.reference_detection import detections, proposals, roi_align, select_masks
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -274,4 +275,8 @@ OPS: dict[str, Operation] = {
     "upsample": _upsample,
     "upsample_like": _upsample_like,
     "pixel_shuffle": _pixel_shuffle,
+    "proposals": proposals,
+    "roi_align": roi_align,
+    "detections": detections,
+    "select_masks": select_masks,
 }

@@ -122,6 +122,60 @@ def _pixel_shuffle(node: Node, inputs: list[Shape]) -> Shape:
     return n, c // (fy * fx), h * fy, w * fx
 
 
+ROW_COLUMNS = 5  # of a box: image, left, top, right, bottom
+DETECTION_COLUMNS = 7  # and score, label
+
+
+def _proposals(node: Node, inputs: list[Shape]) -> Shape:
+    if len(inputs) < 4 or len(inputs) % 2 or len(inputs[0]) != 4 or inputs[1] != (inputs[0][0], 2):
+        raise _fail(node, inputs[0], "images [N, C, H, W], sizes [N, 2], and for each level objectness and numbers")
+    (n, _, height, width), _, *heads = inputs
+    levels, corners = len(heads) // 2, len(node.attributes["anchors"])
+    for objectness, numbers in zip(heads[:levels], heads[levels:], strict=True):
+        if (
+            len(objectness) != 4
+            or (objectness[0], objectness[1] * 4 * levels) != (n, corners)
+            or objectness[2] > height
+            or objectness[3] > width
+        ):
+            raise _fail(node, objectness, f"[{n}, {corners / 4 / levels:g}, h, w] for {corners} numbers of anchors")
+        if numbers != (n, objectness[1] * 4, *objectness[2:]):
+            raise _fail(node, numbers, str([n, objectness[1] * 4, *objectness[2:]]))
+    return n * node.attributes["keep"], ROW_COLUMNS
+
+
+def _roi_align(node: Node, inputs: list[Shape]) -> Shape:
+    if len(inputs) < 3 or len(inputs[0]) != 4:
+        raise _fail(node, inputs[0], "images [N, C, H, W], rows [R, 5] and features [N, C, h, w]")
+    images, rows, *levels = inputs
+    if len(rows) != 2 or rows[1] < ROW_COLUMNS:
+        raise _fail(node, rows, "rows of boxes [R, 5]")
+    for shape in levels:
+        if len(shape) != 4 or shape[:2] != (images[0], levels[0][1]):
+            raise _fail(node, shape, f"[{images[0]}, {levels[0][1:2]}, h, w]")
+    return rows[0], levels[0][1], *node.attributes["output_size"]
+
+
+def _detections(node: Node, inputs: list[Shape]) -> Shape:
+    sizes, rows, logits, numbers = inputs
+    if len(sizes) != 2 or sizes[1] != 2:
+        raise _fail(node, sizes, "sizes [N, 2]")
+    if len(rows) != 2 or rows[1] < ROW_COLUMNS or rows[0] % sizes[0]:
+        raise _fail(node, rows, f"rows of boxes [a multiple of {sizes[0]}, 5]")
+    if len(logits) != 2 or logits[0] != rows[0] or logits[1] < 2:
+        raise _fail(node, logits, f"[{rows[0]}, two classes or more]")
+    if numbers != (rows[0], logits[1] * 4):
+        raise _fail(node, numbers, str([rows[0], logits[1] * 4]))
+    return sizes[0] * node.attributes["keep"], DETECTION_COLUMNS
+
+
+def _select_masks(node: Node, inputs: list[Shape]) -> Shape:
+    logits, rows = inputs
+    if len(logits) != 4 or rows != (logits[0], DETECTION_COLUMNS):
+        raise _fail(node, logits, f"masks [R, classes, h, w] of detections [R, {DETECTION_COLUMNS}]")
+    return logits[0], *logits[2:]
+
+
 SHAPE_RULES: dict[str, Callable[[Node, list[Shape]], Shape]] = {
     "conv2d": _conv2d,
     "linear": _linear,
@@ -141,4 +195,8 @@ SHAPE_RULES: dict[str, Callable[[Node, list[Shape]], Shape]] = {
     "upsample": _upsample,
     "upsample_like": _upsample_like,
     "pixel_shuffle": _pixel_shuffle,
+    "proposals": _proposals,
+    "roi_align": _roi_align,
+    "detections": _detections,
+    "select_masks": _select_masks,
 }

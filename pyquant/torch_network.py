@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from pyquant.errors import ConfigError, InputError
 from pyquant.file import read_model
 from pyquant.graph import Network, Node
+from pyquant.reference_detection import detections, halvings_of, level_of, proposals, resampling, select_masks
 
 
 class TorchNetwork(nn.Module):
@@ -225,6 +226,43 @@ def _pixel_shuffle(network: TorchNetwork, node: Node, inputs: list[Tensor]) -> T
     return blocks.permute(0, 1, 4, 2, 5, 3).reshape(n, -1, h * fy, w * fx)
 
 
+def _by_reference(operation: Callable[[object, Node, list[NDArray[np.float64]]], NDArray[np.float64]]) -> Operation:
+    """Return a choice among boxes or masks: it has no gradient, so the reference may make it."""
+
+    def run(network: TorchNetwork, node: Node, inputs: list[Tensor]) -> Tensor:
+        arrays = [x.detach().cpu().double().numpy() for x in inputs]
+        return torch.from_numpy(operation(network, node, arrays)).to(inputs[0])
+
+    return run
+
+
+def _roi_align(network: TorchNetwork, node: Node, inputs: list[Tensor]) -> Tensor:
+    images, rows, *levels = inputs
+    size, samples = node.attributes["output_size"], node.attributes["samples"]
+    halvings = [halvings_of(images.shape[2], level.shape[2]) for level in levels]
+    result = []
+    for image, *box in rows[:, :5].tolist():
+        if not 0 <= image < len(images):
+            result.append(images.new_zeros((levels[0].shape[1], *size)))
+            continue
+        level = level_of(node, box, halvings)
+        features = levels[level][int(image)]
+        left, top, right, bottom = (side / 2 ** halvings[level] for side in box)
+        down = resampling(top, bottom, size[0], features.shape[1], samples)
+        across = resampling(left, right, size[1], features.shape[2], samples)
+        # Only the pixels that count: a box covers few of a level.
+        ys, xs = (_extent(matrix) for matrix in (down, across))
+        down_t, across_t = (torch.from_numpy(m).to(features) for m in (down[:, ys], across[:, xs].T))
+        result.append(down_t @ features[:, ys, xs] @ across_t)
+    return torch.stack(result)
+
+
+def _extent(matrix: NDArray[np.float64]) -> slice:
+    """Return the columns from the first to the last that hold something."""
+    used = np.flatnonzero(matrix.any(axis=0))
+    return slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(0, 0)
+
+
 OPS: dict[str, Operation] = {
     "conv2d": _conv2d,
     "linear": _linear,
@@ -244,4 +282,8 @@ OPS: dict[str, Operation] = {
     "upsample": _upsample,
     "upsample_like": _upsample_like,
     "pixel_shuffle": _pixel_shuffle,
+    "proposals": _by_reference(proposals),
+    "roi_align": _roi_align,
+    "detections": _by_reference(detections),
+    "select_masks": _by_reference(select_masks),
 }

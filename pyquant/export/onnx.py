@@ -42,8 +42,10 @@ def onnx_model(network: Network) -> onnx.ModelProto:
 
     Raises:
         MissingDependencyError: the onnx package is not installed.
-        InputError: the weights are too many for one ONNX file.
+        InputError: the weights are too many for one ONNX file, or layers have no form in ONNX.
     """
+    if missing := [f"'{node.name}' ({node.op})" for node in network.graph.nodes if node.op not in EXPORTERS]:
+        raise InputError(f"ONNX has no operation for {', '.join(missing)}; export to .safetensors instead")
     try:
         import onnx
         from onnx import helper

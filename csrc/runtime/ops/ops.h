@@ -30,5 +30,9 @@ std::unique_ptr<Step> plan_adaptive_pool(const Layer& layer, const PlanContext& 
 std::unique_ptr<Step> plan_conversion(const Layer& layer, const PlanContext& context);
 std::unique_ptr<Step> plan_upsample(const Layer& layer, const PlanContext& context);  // and upsample_like
 std::unique_ptr<Step> plan_pixel_shuffle(const Layer& layer, const PlanContext& context);
+std::unique_ptr<Step> plan_proposals(const Layer& layer, const PlanContext& context);
+std::unique_ptr<Step> plan_roi_align(const Layer& layer, const PlanContext& context);
+std::unique_ptr<Step> plan_detections(const Layer& layer, const PlanContext& context);
+std::unique_ptr<Step> plan_select_masks(const Layer& layer, const PlanContext& context);
 
 }  // namespace pyquant

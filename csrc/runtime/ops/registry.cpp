@@ -24,6 +24,10 @@ PlanFn planner_for(const std::string& op) {
       {"upsample", &plan_upsample},
       {"upsample_like", &plan_upsample},
       {"pixel_shuffle", &plan_pixel_shuffle},
+      {"proposals", &plan_proposals},
+      {"roi_align", &plan_roi_align},
+      {"detections", &plan_detections},
+      {"select_masks", &plan_select_masks},
   };
   const auto found = kPlanners.find(op);
   if (found != kPlanners.end()) return found->second;

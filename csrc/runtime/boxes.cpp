@@ -1,0 +1,63 @@
+#include "runtime/boxes.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace pyquant {
+
+Box clipped(const Box& box, float height, float width) {
+  const auto within = [](float at, float end) { return std::min(std::max(at, 0.0f), end); };
+  return {within(box.left, width), within(box.top, height), within(box.right, width), within(box.bottom, height)};
+}
+
+BoxCoder::BoxCoder(const Node& node) : max_log_scale_(static_cast<float>(node.attribute<double>("max_log_scale"))) {
+  const auto& weights = node.attribute<std::vector<double>>("box_weights");
+  for (size_t i = 0; i < weights_.size(); ++i) weights_[i] = static_cast<float>(weights.at(i));
+}
+
+Box BoxCoder::decode(const std::array<float, 4>& numbers, const Box& box) const {
+  const float centre_x = box.left + 0.5f * box.width();
+  const float centre_y = box.top + 0.5f * box.height();
+  const float x = numbers[0] / weights_[0] * box.width() + centre_x;
+  const float y = numbers[1] / weights_[1] * box.height() + centre_y;
+  const float half_width = 0.5f * (std::exp(std::min(numbers[2] / weights_[2], max_log_scale_)) * box.width());
+  const float half_height = 0.5f * (std::exp(std::min(numbers[3] / weights_[3], max_log_scale_)) * box.height());
+  return {x - half_width, y - half_height, x + half_width, y + half_height};
+}
+
+int64_t suppress(std::span<Candidate> candidates, double max_overlap, int64_t most) {
+  int64_t kept = 0;
+  for (const Candidate& candidate : candidates) {
+    if (kept == most) break;
+    const Box& box = candidate.box;
+    const bool is_hidden = std::any_of(candidates.begin(), candidates.begin() + kept, [&](const Candidate& better) {
+      const Box& other = better.box;
+      const float width = std::min(box.right, other.right) - std::max(box.left, other.left);
+      const float height = std::min(box.bottom, other.bottom) - std::max(box.top, other.top);
+      const float shared = std::max(width, 0.0f) * std::max(height, 0.0f);
+      // Of two empty boxes this is not a number, and both stay.
+      return shared / (other.area() + box.area() - shared) > max_overlap;
+    });
+    if (!is_hidden) candidates[kept++] = candidate;
+  }
+  return kept;
+}
+
+Survivors::Survivors(float* memory, int64_t group_count, int64_t slot_count)
+    : slots(reinterpret_cast<Candidate*>(memory)),
+      counts(reinterpret_cast<int32_t*>(memory + group_count * slot_count * kCandidateFloats)),
+      groups(group_count),
+      capacity(slot_count) {}
+
+std::span<const Candidate> Survivors::best(int64_t first, int64_t count, int64_t most) {
+  Candidate* begin = slots + first * capacity;
+  Candidate* end = begin;
+  for (int64_t group = first; group < first + count; ++group) {
+    end = std::copy_n(slots + group * capacity, counts[group], end);
+  }
+  const int64_t kept = std::min<int64_t>(most, end - begin);
+  std::partial_sort(begin, begin + kept, end, &is_better);
+  return {begin, static_cast<size_t>(kept)};
+}
+
+}  // namespace pyquant

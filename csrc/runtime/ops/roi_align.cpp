@@ -1,0 +1,145 @@
+// RoIAlign (He et al., Mask R-CNN, 2017): boxes resampled to one size, each from the pyramid level that suits it.
+#include <algorithm>
+#include <cmath>
+
+#include "runtime/boxes.h"
+#include "runtime/ops/ops.h"
+
+namespace pyquant {
+namespace {
+
+// A box as large as the canonical one may come out just below it.
+constexpr float kLevelSlack = 1e-6f;
+
+class RoiAlignStep : public Step {
+ public:
+  RoiAlignStep(const Layer& layer, const PlanContext& context)
+      : Step(layer.node->name, layer.op, "gather"),
+        canonical_level_(static_cast<float>(layer.node->attribute<int64_t>("canonical_level"))),
+        canonical_side_(static_cast<float>(layer.node->attribute<int64_t>("canonical_side"))),
+        samples_(layer.node->attribute<int64_t>("samples")),
+        boxes_(layer.inputs[1]),
+        output_(layer.output) {
+    const Shape& images = context.shapes[layer.inputs[0]];
+    const Shape& out = context.shapes[output_];
+    images_ = images.at(0);
+    row_columns_ = context.shapes[boxes_].at(1);
+    rows_ = out.at(0);
+    channels_ = out.at(1);
+    out_height_ = out.at(2);
+    out_width_ = out.at(3);
+    for (size_t i = 2; i < layer.inputs.size(); ++i) {
+      const Shape& shape = context.shapes[layer.inputs[i]];
+      const float halvings =
+          std::nearbyint(std::log2(static_cast<float>(images.at(2)) / static_cast<float>(shape.at(2))));
+      levels_.push_back({.value = layer.inputs[i],
+                         .height = shape.at(2),
+                         .width = shape.at(3),
+                         .scale = std::exp2(-halvings),
+                         .halvings = halvings});
+    }
+  }
+
+  int64_t scratch_floats() const override {
+    return 2 * samples_ * (out_height_ + out_width_) * static_cast<int64_t>(sizeof(Tap) / sizeof(float));
+  }
+
+  void run(const RunState& state) const override {
+    const int64_t size = channels_ * out_height_ * out_width_;
+    state.pool->parallel_for(rows_, [&](int64_t row, int worker) {
+      const float* from = state.values[boxes_] + row * row_columns_;
+      float* out = state.values[output_] + row * size;
+      // Not a cast first: the number may be anything.
+      if (!(from[0] >= 0 && from[0] < static_cast<float>(images_))) {
+        std::fill_n(out, size, 0.0f);
+        return;
+      }
+      const Box box{from[1], from[2], from[3], from[4]};
+      const Level& level = levels_[level_of(box)];
+      const int64_t plane = level.height * level.width;
+      const float* features = state.values[level.value] + static_cast<int64_t>(from[0]) * channels_ * plane;
+      auto* rows = reinterpret_cast<Tap*>(state.scratch[worker]);
+      Tap* columns = rows + 2 * samples_ * out_height_;
+      write_taps(box.top * level.scale, box.bottom * level.scale, out_height_, level.height, rows);
+      write_taps(box.left * level.scale, box.right * level.scale, out_width_, level.width, columns);
+      for (int64_t channel = 0; channel < channels_; ++channel) {
+        out = resample(features + channel * plane, level.width, rows, columns, out);
+      }
+    });
+  }
+
+ private:
+  struct Level {
+    ValueId value;  // [N, C, height, width]
+    int64_t height, width;
+    float scale;  // pixels of the level in one of the picture
+    float halvings;
+  };
+
+  // A pixel along one axis, and its share of an output pixel.
+  struct Tap {
+    int32_t at;
+    float weight;
+  };
+
+  size_t level_of(const Box& box) const {
+    const float side = std::sqrt(box.area());
+    const float wanted = std::floor(canonical_level_ + std::log2(side / canonical_side_) + kLevelSlack);
+    const float last = levels_.back().halvings;
+    // A box with negative sides has no size; its level does not matter.
+    if (std::isnan(wanted)) return 0;
+    const float level = std::min(std::max(wanted, levels_.front().halvings), last) - levels_.front().halvings;
+    return std::min(static_cast<size_t>(std::max(level, 0.0f)), levels_.size() - 1);
+  }
+
+  // For each output pixel along an axis, two taps for each of its samples.
+  void write_taps(float begin, float end, int64_t out_size, int64_t size, Tap* taps) const {
+    const float step = std::max(end - begin, 1.0f) / static_cast<float>(out_size);
+    const float last = static_cast<float>(size - 1);
+    for (int64_t pixel = 0; pixel < out_size; ++pixel) {
+      for (int64_t i = 0; i < samples_; ++i, taps += 2) {
+        const auto samples = static_cast<float>(samples_);
+        const float within = (static_cast<float>(i) + 0.5f) * step / samples;
+        const float position = begin + static_cast<float>(pixel) * step + within;
+        // What lies further outside than a pixel counts nothing; neither does what is not a number.
+        const float share = position >= -1 && position <= last + 1 ? 1 / samples : 0.0f;
+        const float at = share == 0 ? 0.0f : std::min(std::max(position, 0.0f), last);
+        const auto first = static_cast<int32_t>(at);
+        const float weight = at - static_cast<float>(first);
+        taps[0] = {.at = first, .weight = share * (1 - weight)};
+        taps[1] = {.at = std::min(first + 1, static_cast<int32_t>(size - 1)), .weight = share * weight};
+      }
+    }
+  }
+
+  float* resample(const float* plane, int64_t width, const Tap* rows, const Tap* columns, float* out) const {
+    const int64_t taps = 2 * samples_;
+    for (int64_t y = 0; y < out_height_; ++y) {
+      for (int64_t x = 0; x < out_width_; ++x) {
+        float sum = 0;
+        for (const Tap& row : std::span(rows + y * taps, taps)) {
+          const float* line = plane + row.at * width;
+          float along = 0;
+          for (const Tap& column : std::span(columns + x * taps, taps)) along += column.weight * line[column.at];
+          sum += row.weight * along;
+        }
+        *out++ = sum;
+      }
+    }
+    return out;
+  }
+
+  float canonical_level_, canonical_side_;
+  int64_t samples_;
+  ValueId boxes_, output_;
+  int64_t images_, row_columns_, rows_, channels_, out_height_, out_width_;
+  std::vector<Level> levels_;
+};
+
+}  // namespace
+
+std::unique_ptr<Step> plan_roi_align(const Layer& layer, const PlanContext& context) {
+  return std::make_unique<RoiAlignStep>(layer, context);
+}
+
+}  // namespace pyquant
