@@ -24,6 +24,7 @@ from pyquant.file import ModelFile, read_model, write_model
 from pyquant.graph import Graph, Network
 from pyquant.machine import machine_name
 from pyquant.pictures import find_pictures, load_batch, sample_pictures
+from pyquant.preprocessing import Preprocessing
 from pyquant.ranges import with_ranges
 from pyquant.runtime import check_options
 from pyquant.shapes import Shape
@@ -162,7 +163,7 @@ def picture_batches(file: ModelFile, pictures: AnyPath, shapes: Sequence[Shape])
     Raises:
         InputError: the file does not say how pictures become inputs, they do not fit the shape, or are too few.
     """
-    if file.preprocessing is None or len(shapes) != 1:
+    if not isinstance(file.preprocessing, Preprocessing) or len(shapes) != 1:
         raise InputError("calibration: the file does not say how pictures become inputs; leave it out")
     (shape,) = shapes
     if (made := (3, *file.preprocessing.crop)) != shape[1:]:

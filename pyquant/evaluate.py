@@ -51,10 +51,8 @@ def evaluate(
         InputError: the file has no preprocessing, there is no picture, one is corrupt, or a folder is no class.
     """
     file = model.file
-    if file.preprocessing is None:
-        raise InputError("the file does not say how pictures become inputs: it was written without preprocessing")
     names = file.classes if classes is None else classes
-    return evaluate_network(model, data, file.preprocessing, limit=limit, classes=names)
+    return evaluate_network(model, data, file.cropped, limit=limit, classes=names)
 
 
 def evaluate_network(

@@ -6,7 +6,7 @@ The bytes are described in `pyquant.container`, the tensors of each layer and of
     format_version   "major.minor"; a newer major version is refused, a newer minor one may hold further entries
     features         what a reader must understand, separated by commas; an unknown one is refused by name
     graph            the layers and how they are connected, JSON (`Graph.to_json`)
-    preprocessing    JSON (`Preprocessing.to_json`); "" where inputs are not pictures
+    preprocessing    JSON (`to_json` of `Preprocessing` or `DetectorPreprocessing`); "" where inputs are not pictures
     classes          a line a class: folder name, blank, name to show
     provenance       how the file was made, JSON without times, paths or thread counts
 
@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from pyquant.classes import ClassName, format_classes, parse_classes
 from pyquant.container import PREFIX_BYTES, check_prefix, compact_json, pack, parse_json, unpack
 from pyquant.declared import check_tensors, declared_tensors
+from pyquant.detector import KIND, DetectorPreprocessing
 from pyquant.entropy import SUFFIX, coded_tensors, is_coded, whole_tensors
 from pyquant.errors import FormatError, InputError
 from pyquant.graph import Graph, Network
@@ -65,7 +66,7 @@ class ModelFile:
     """
 
     network: Network
-    preprocessing: Preprocessing | None = None
+    preprocessing: Preprocessing | DetectorPreprocessing | None = None
     classes: tuple[ClassName, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     format_version: str = FORMAT_VERSION
@@ -74,6 +75,19 @@ class ModelFile:
     def made_for_size(self) -> bool:
         """Whether a size was asked for, whatever has become of the file since."""
         return TARGET_BYTES in self.provenance
+
+    @property
+    def cropped(self) -> Preprocessing:
+        """How a picture becomes the input of a network that takes one crop of each.
+
+        Raises:
+            InputError: the file does not say it, or holds a detector.
+        """
+        if self.preprocessing is None:
+            raise InputError("the file does not say how pictures become inputs: it was written without preprocessing")
+        if isinstance(self.preprocessing, DetectorPreprocessing):
+            raise InputError("the file holds a detector; expected a network that takes pictures of one size")
+        return self.preprocessing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,14 +198,19 @@ def write_model(path: AnyPath, model: ModelFile) -> int:
 
 
 def check_classes(graph: Graph, classes: Sequence[ClassName]) -> None:
-    """Check that there is a class for each output of a classifier.
+    """Check that there is a class for each output of a classifier, or label of a detector, the background included.
 
     Raises:
         InputError: the numbers differ.
     """
     shapes = graph.infer_shapes()
     output = shapes[graph.outputs[0]]
-    if classes and len(graph.outputs) == 1 and len(output) == 2 and output[1] != len(classes):
+    if classes and (boxes := graph.of_kind("detections")):
+        if (labels := shapes[boxes[0].inputs[2]][1]) != len(classes):
+            raise InputError(
+                f"{len(classes)} classes are named, but the detector has {labels}, of which the first is the background"
+            )
+    elif classes and len(graph.outputs) == 1 and len(output) == 2 and output[1] != len(classes):
         raise InputError(f"{len(classes)} classes are named, but the network has {output[1]} outputs")
 
 
@@ -216,13 +235,13 @@ def _model(metadata: Mapping[str, str], tensors: Mapping[str, NDArray[Any]]) -> 
     declared = declared_tensors(graph)  # first of all, it makes sure that the graph can run
     model = ModelFile(
         network=Network(graph=graph, tensors=whole_tensors(declared, tensors)),
-        preprocessing=Preprocessing.from_json(parse_json(preprocessing, "preprocessing")) if preprocessing else None,
+        preprocessing=_parse_preprocessing(parse_json(preprocessing, "preprocessing")) if preprocessing else None,
         classes=_parse_classes(metadata["classes"]),
         provenance=_parse_provenance(metadata["provenance"]),
         format_version=metadata["format_version"],
     )
     check_tensors(model.network, declared)
-    _check_classes_fit(model)
+    _check_fits(model)
     return model
 
 
@@ -250,6 +269,11 @@ def _parse_classes(text: str) -> tuple[ClassName, ...]:
         raise FormatError(f"classes: {error}") from error
 
 
+def _parse_preprocessing(value: Any) -> Preprocessing | DetectorPreprocessing:
+    is_detector = isinstance(value, Mapping) and value.get("kind") == KIND
+    return DetectorPreprocessing.from_json(value) if is_detector else Preprocessing.from_json(value)
+
+
 def _parse_provenance(text: str) -> dict[str, Any]:
     provenance = parse_json(text, "provenance")
     for key, kinds in (("dense", (str,)), ("errors", (float, int, type(None)))):
@@ -259,8 +283,14 @@ def _parse_provenance(text: str) -> dict[str, Any]:
     return provenance
 
 
-def _check_classes_fit(model: ModelFile) -> None:
+def _check_fits(model: ModelFile) -> None:
+    graph = model.network.graph
+    if isinstance(model.preprocessing, DetectorPreprocessing):
+        ranks = [len(declared.shape) for declared in graph.inputs]
+        found = graph.of_kind("detections")
+        if ranks != [4, 2] or not found or graph.outputs[0] != found[0].output:
+            raise FormatError("preprocessing is a detector's: expected inputs images and sizes, and output detections")
     try:
-        check_classes(model.network.graph, model.classes)
+        check_classes(graph, model.classes)
     except InputError as error:
         raise FormatError(str(error)) from error

@@ -112,6 +112,10 @@ class Graph:
         """Return the layer called `name`."""
         return next(node for node in self.nodes if node.name == name)
 
+    def of_kind(self, op: str) -> list[Node]:
+        """Return the layers of one operation, in order."""
+        return [node for node in self.nodes if node.op == op]
+
     def values(self) -> tuple[str, ...]:
         """Return the names of all values in order: the inputs, then what each layer writes."""
         return (*(declared.name for declared in self.inputs), *(name for node in self.nodes for name in node.outputs))

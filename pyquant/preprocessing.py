@@ -43,10 +43,7 @@ class Preprocessing:
                 f"a short side of {self.resize} pixels is too small for a crop of {_by(self.crop)}; "
                 f"resize to {min(self.crop)} or more"
             )
-        if not _are_numbers(self.mean, 3):
-            raise ConfigError(f"mean must be three numbers (red, green, blue), got {self.mean!r}")
-        if not _are_numbers(self.std, 3) or min(self.std) <= 0:
-            raise ConfigError(f"std must be three positive numbers (red, green, blue), got {self.std!r}")
+        normalised_levels(self.mean, self.std)
 
     @classmethod
     def default_for(
@@ -96,10 +93,7 @@ class Preprocessing:
 
     @cached_property
     def _table(self) -> NDArray[np.float32]:
-        """The normalised value of each of the 256 levels of each channel, `[3, 256]`, rounded in PyTorch's order."""
-        levels = np.arange(256, dtype=np.float32) / np.float32(255)
-        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
-        return (levels - mean[:, None]) / std[:, None]
+        return normalised_levels(self.mean, self.std)
 
     def to_json(self) -> dict[str, Any]:
         """Return the preprocessing as plain JSON values."""
@@ -125,6 +119,20 @@ class Preprocessing:
             )
         except ConfigError as error:
             raise FormatError(f"preprocessing: {error}") from error
+
+
+def normalised_levels(mean: tuple[float, ...], std: tuple[float, ...]) -> NDArray[np.float32]:
+    """Return the normalised value of each of the 256 levels of each channel, `[3, 256]`, rounded in PyTorch's order.
+
+    Raises:
+        ConfigError: there are not three numbers each, or a standard deviation is not positive.
+    """
+    if not _are_numbers(mean, 3):
+        raise ConfigError(f"mean must be three numbers (red, green, blue), got {mean!r}")
+    if not _are_numbers(std, 3) or min(std) <= 0:
+        raise ConfigError(f"std must be three positive numbers (red, green, blue), got {std!r}")
+    levels = np.arange(256, dtype=np.float32) / np.float32(255)
+    return (levels - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]
 
 
 def _is_side(value: Any) -> bool:

@@ -67,11 +67,9 @@ def calibrate(
     model = read_model(path)
     bytes_before = os.path.getsize(path)
     check_writable(out, inputs=(data,))
-    if model.preprocessing is None:
-        raise InputError(f"{os.fspath(path)}: does not say how pictures become inputs: it has no preprocessing")
-    graph = model.network.graph
-    graph.infer_shapes([(graph.inputs[0].shape[0] or 1, 3, *model.preprocessing.crop)])
-    inputs = from_pictures(data, model.preprocessing, samples=samples, seed=SEED)
+    graph, preprocessing = model.network.graph, model.cropped
+    graph.infer_shapes([(graph.inputs[0].shape[0] or 1, 3, *preprocessing.crop)])
+    inputs = from_pictures(data, preprocessing, samples=samples, seed=SEED)
     with console.progress() as progress:
         model = with_ranges(model, some_batches(inputs, samples, progress), threads=threads)
     size = write_model(out, model)

@@ -189,3 +189,42 @@ def select_masks(network: object, node: Node, inputs: list[F64]) -> F64:
         if row[0] >= 0 and 0 <= row[6] < logits.shape[1]:
             result[i] = _sigmoid(logits[i, int(row[6])])
     return result
+
+
+def interpolation(size: int, out_size: int) -> F64:
+    """Return the matrix `[out_size, size]` of bilinear interpolation along one axis, corners not aligned."""
+    matrix = np.zeros((out_size, size))
+    for i in range(out_size):
+        position = max((i + 0.5) * size / out_size - 0.5, 0.0)
+        low = min(int(position), size - 1)
+        share = min(position - low, 1.0)
+        matrix[i, low] += 1 - share
+        matrix[i, min(low + 1, size - 1)] += share
+    return matrix
+
+
+def resize(image: F64, height: int, width: int) -> F64:
+    """Return an image `[.., H, W]` of another size."""
+    down, across = interpolation(image.shape[-2], height), interpolation(image.shape[-1], width)
+    return np.asarray(down @ image @ across.T)
+
+
+def paste_mask(mask: F64, box: Sequence[float], height: int, width: int) -> F64:
+    """Return a mask `[m, m]` laid over its box in a picture `[height, width]` that is zero elsewhere.
+
+    The mask gets a border of zeros, its box grows with it, and then begins and ends at whole pixels.
+    """
+    growth = (len(mask) + 2) / len(mask)
+    spans = []
+    for begin, end in ((box[1], box[3]), (box[0], box[2])):
+        centre, half = (begin + end) / 2, (end - begin) / 2 * growth
+        first = int(centre - half)
+        spans.append((first, max(int(centre + half) - first + 1, 1)))
+    (top, rows), (left, columns) = spans
+    # The picture, with room around it for what lies outside.
+    room = max(rows, columns, 0) + max(abs(top), abs(left))
+    picture = np.zeros((height + 2 * room, width + 2 * room))
+    picture[room + top : room + top + rows, room + left : room + left + columns] = resize(
+        np.pad(mask, 1), rows, columns
+    )
+    return picture[room : room + height, room : room + width]

@@ -13,11 +13,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from pyquant import _core, tuning
 from pyquant.codecs import ProductConfig
+from pyquant.detector import DetectorPreprocessing, detections_on
 from pyquant.errors import ConfigError, InputError
 from pyquant.file import ModelFile, read_model
 from pyquant.graph import GraphInput, Network, Node, Weight
 from pyquant.pictures import read_picture
 from pyquant.shapes import Shape
+
+Picture = str | os.PathLike[str] | NDArray[np.uint8]
 
 PRECISIONS = ("exact", "fast")
 MAX_THREADS = 1024
@@ -142,31 +145,61 @@ class Model:
         results = self._core.run(*self._prepare(inputs))
         return results[0] if len(results) == 1 else dict(zip(self.outputs, results, strict=True))
 
-    def predict(
-        self, pictures: Sequence[str | os.PathLike[str] | NDArray[np.uint8]], topk: int = 5
-    ) -> list[list[dict[str, Any]]]:
-        """Name what pictures show.
+    @property
+    def is_detector(self) -> bool:
+        """Whether the network finds things in pictures, instead of naming the whole."""
+        return isinstance(self.file.preprocessing, DetectorPreprocessing)
+
+    def detect(self, pictures: Sequence[Picture]) -> list[dict[str, NDArray[Any]]]:
+        """Find what pictures show, one picture after the other: what is found in one does not depend on the others.
+
+        Args:
+            pictures: paths, or uint8 RGB arrays `[H, W, 3]` of any sizes.
+
+        Returns:
+            Per picture `boxes` float32 `[D, 4]` (left, top, right, bottom, in its pixels), `labels` int64 `[D]` (0, the
+            background, does not occur) and `scores` float32 `[D]`, best first; of a network with masks, `masks` bool
+            `[D, H, W]`, true where the probability is above one half.
+
+        Raises:
+            InputError: a picture cannot be read, or the network is not a detector.
+        """
+        preprocessing = self.file.preprocessing
+        if not isinstance(preprocessing, DetectorPreprocessing):
+            raise InputError("the file does not hold a detector; use predict, or call the model with an array")
+        results = []
+        for picture in pictures:
+            pixels = _pixels(picture)
+            image, size = preprocessing(pixels)
+            found = self(image[None], size[None])
+            rows, masks = (found, None) if isinstance(found, np.ndarray) else (found[name] for name in self.outputs)
+            assert rows is not None
+            height, width = pixels.shape[:2]
+            results.append(detections_on((height, width), preprocessing.resized(height, width), rows, masks))
+        return results
+
+    def predict(self, pictures: Sequence[Picture], topk: int = 5) -> list[Any]:
+        """Name what pictures show, or find it.
 
         Args:
             pictures: paths, or uint8 RGB arrays `[H, W, 3]`; each is resized, cropped and normalised as the file says.
-            topk: how many classes to return for each.
+            topk: how many classes to return for each; a detector returns all that it finds.
 
         Returns:
             Per picture a list of `{"class": name, "probability": float}`, best first. A class without a name is called
-            by its number.
+            by its number. Of a detector, what `detect` returns.
 
         Raises:
-            InputError: a picture cannot be read, or the network is not a classifier of pictures.
+            InputError: a picture cannot be read, or the network is neither a classifier of pictures nor a detector.
         """
+        if self.is_detector:
+            return self.detect(pictures)
         if topk < 1:
             raise InputError(f"topk: expected at least 1, got {topk}")
-        preprocessing = self.file.preprocessing
-        if preprocessing is None:
-            raise InputError("the file says nothing of preprocessing; call the model with an array instead")
+        preprocessing = self.file.cropped
         results = []
         for picture in pictures:
-            pixels = picture if isinstance(picture, np.ndarray) else read_picture(picture)
-            logits = self(preprocessing(pixels)[None])
+            logits = self(preprocessing(_pixels(picture))[None])
             if isinstance(logits, dict) or logits.ndim != 2:
                 raise InputError("the network's output is not a score per class; call the model with an array instead")
             results.append(self._best(logits[0], topk))
@@ -284,6 +317,10 @@ class Model:
         best = np.argsort(-probabilities, kind="stable")[:topk]
         names = self.file.classes
         return [{"class": names[i].name if names else str(i), "probability": float(probabilities[i])} for i in best]
+
+
+def _pixels(picture: Picture) -> NDArray[np.uint8]:
+    return picture if isinstance(picture, np.ndarray) else read_picture(picture)
 
 
 def _to_core(network: Network, *, fast: bool, threads: int, isa: str, kernel: str, memory_budget: int) -> _core.Model:

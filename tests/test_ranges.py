@@ -217,7 +217,7 @@ def test_what_cannot_be_calibrated(file: Path, pictures: Path, tmp_path: Path, r
         ((file, pictures, tmp_path), "is a folder"),
         ((file, pictures, tmp_path / "no" / "y"), "there is no folder"),
         ((file, data, data), "is an input of this work"),
-        ((tmp_path / "plain.pqmodel", pictures, file), r"plain\.pqmodel: does not say how pictures become inputs"),
+        ((tmp_path / "plain.pqmodel", pictures, file), "does not say how pictures become inputs"),
         ((tmp_path / "small.pqmodel", pictures, file), r"expected shape \[any, 3, 8, 8\], got \[1, 3, 32, 32\]"),
     ):
         path, source, out = arguments

@@ -38,9 +38,14 @@ def test_python_examples_run(
 ) -> None:
     """All blocks in order, in a folder with the module, pictures and files that they name."""
     pytest.importorskip("torch", reason="the examples compress a network")
-    (tmp_path / "my_project.py").write_text("from tiny_networks import residual\n\nnetwork = residual()\n")
+    pytest.importorskip("torchvision", reason="they capture one of its detectors")
+    (tmp_path / "my_project.py").write_text(
+        "from detectors import tiny_detector\nfrom tiny_networks import residual\n\n"
+        "network, detector = residual(), tiny_detector()\n"
+    )
     (tmp_path / "pictures").symlink_to(pictures)
-    (tmp_path / "cat.jpg").write_bytes((pictures / "cat" / "0.png").read_bytes())
+    for name in ("cat.jpg", "street.jpg"):
+        (tmp_path / name).write_bytes((pictures / "cat" / "0.png").read_bytes())
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(__import__("sys").modules, "my_project", raising=False)

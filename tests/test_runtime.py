@@ -190,7 +190,7 @@ def test_predict(classifier: ModelFile, rng: np.random.Generator) -> None:
 
 def test_predict_needs_preprocessing(rng: np.random.Generator) -> None:
     file = model_file([Node(op="relu", name="r", inputs=("x",), outputs=("y",))], {}, (1, 3, 8, 8))
-    with pytest.raises(InputError, match="nothing of preprocessing"):
+    with pytest.raises(InputError, match="does not say how pictures become inputs"):
         Model(file).predict([np.zeros((8, 8, 3), np.uint8)])
 
 

@@ -26,7 +26,7 @@ MAY_INCLUDE = {  # layers of csrc, each with those that it may use besides itsel
 
 LEVELS = (  # of pyquant, lowest first: a module may import from levels below its own, and from its own
     {"errors", "extras", "console", "layers", "classes", "codecs", "machine", "storage", "_core"},
-    {"histogram", "graph", "shapes", "preprocessing"},
+    {"histogram", "graph", "shapes", "preprocessing", "detector"},
     {"pictures", "container", "declared", "entropy", "reference", "reference_detection", "tuning"},
     {"file", "checkpoint"},
     {"report", "runtime", "export", "choose", "torch_network"},

@@ -49,7 +49,7 @@ def isolated(module: nn.Module) -> nn.Module:
             if id(buffer) not in memo:
                 memo[id(buffer)] = _converted(buffer, name).clone()
     try:
-        return copy.deepcopy(module, memo).eval()
+        return _thawed(copy.deepcopy(module, memo).eval())
     except Exception as error:  # whatever a user's own __deepcopy__ or train() raises
         raise CaptureError(f"the module cannot be copied, {type(error).__name__}: {error}") from error
 
@@ -69,6 +69,18 @@ def undisturbed() -> Iterator[None]:
         logging.disable(silenced)
         random.setstate(python)
         np.random.set_state(numpy)
+
+
+def _thawed(module: nn.Module) -> nn.Module:
+    """Return `module` with a batch norm in place of each of torchvision's frozen ones, which are arithmetic."""
+    for parent in list(module.modules()):
+        part: Any
+        for name, part in parent.named_children():
+            if type(part).__name__ == "FrozenBatchNorm2d":
+                norm = nn.BatchNorm2d(len(part.weight), eps=part.eps).eval()
+                norm.load_state_dict(part.state_dict(), strict=False)  # a frozen one counts no batches
+                setattr(parent, name, norm.requires_grad_(False))
+    return module
 
 
 def _converted(tensor: torch.Tensor, name: str) -> torch.Tensor:

@@ -2,17 +2,11 @@
 #include <algorithm>
 #include <cmath>
 
+#include "runtime/interpolation.h"
 #include "runtime/ops/ops.h"
 
 namespace pyquant {
 namespace {
-
-// The two source pixels of an output pixel along one axis, and the weight of the second.
-struct Source {
-  int64_t first;
-  int64_t second;
-  float weight;
-};
 
 // Source pixels per output pixel: as given, or the ratio of the sizes.
 double step_of(int64_t in, int64_t out, double factor, bool align_corners) {
@@ -33,10 +27,7 @@ std::vector<Source> sources_of(int64_t in, int64_t out, double factor, bool bili
       const int64_t nearest = out == 2 * in ? i / 2 : std::min(static_cast<int64_t>(std::floor(at * step)), in - 1);
       sources.push_back({nearest, nearest, 0});
     } else {
-      const float position = align_corners ? at * step : std::max((at + 0.5f) * step - 0.5f, 0.0f);
-      const int64_t first = std::min(static_cast<int64_t>(position), in - 1);
-      const float weight = std::clamp(position - static_cast<float>(first), 0.0f, 1.0f);
-      sources.push_back({first, std::min(first + 1, in - 1), weight});
+      sources.push_back(source_at(align_corners ? at * step : position_of(i, step), in));
     }
   }
   return sources;

@@ -1,0 +1,130 @@
+"""How a picture becomes a detector's input, and how what it finds there is laid over the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from math import floor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyquant import _core
+from pyquant.errors import ConfigError, FormatError, InputError
+from pyquant.preprocessing import IMAGENET_MEAN, IMAGENET_STD, MAX_RESIZED_PIXELS, MAX_SIDE, normalised_levels
+
+KIND = "detector"  # what tells this preprocessing from a classifier's in a file
+F32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)  # no slots: `_levels` is computed once and kept
+class DetectorPreprocessing:
+    """Normalise pixels in 0..1 per channel, resize (bilinear, not antialiased), and pad with zeros, right and below.
+
+    The short side becomes `short` pixels, or less where the long one would exceed `long`: as torchvision's
+    `GeneralizedRCNNTransform`, save that a side never becomes 0, which it refuses.
+    """
+
+    short: int
+    long: int
+    multiple: int = 32  # of which the padded sides are
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        for name in ("short", "long", "multiple"):
+            value = getattr(self, name)
+            if type(value) is not int or not 0 < value <= MAX_SIDE:
+                raise ConfigError(f"{name} must be 1 to {MAX_SIDE:,} pixels, got {value!r}")
+        normalised_levels(self.mean, self.std)
+        if (pixels := self._padded(self.short) * self._padded(self.long)) > MAX_RESIZED_PIXELS:
+            raise ConfigError(f"short and long: inputs of {pixels:,} pixels are too large")
+
+    def __call__(self, picture: NDArray[np.uint8]) -> tuple[F32, F32]:
+        """Return the network's inputs, the image `[3, H, W]` and its height and width without padding `[2]`.
+
+        Args:
+            picture: RGB pixels, uint8 `[height, width, 3]`.
+
+        Raises:
+            InputError: the array is not that.
+        """
+        pixels = np.asarray(picture)
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
+            found = f"{pixels.dtype} {list(pixels.shape)}"
+            raise InputError(f"a picture is a uint8 array [H, W, 3] of red, green and blue, got {found}")
+        height, width = self.resized(*pixels.shape[:2])
+        padded = self._padded(height), self._padded(width)
+        image = _core.resize_picture(np.ascontiguousarray(pixels), self._levels, height, width, *padded)
+        return image, np.array([height, width], np.float32)
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width that a picture of this size is given, without padding."""
+        scale = min(self.short / min(height, width), self.long / max(height, width))
+        return max(floor(height * scale), 1), max(floor(width * scale), 1)
+
+    @property
+    def usual_input(self) -> tuple[int, int, int]:
+        """The shape `[3, H, W]` of the largest input, which most pictures come near."""
+        return 3, self._padded(self.short), self._padded(max(self.short, self.long))
+
+    def _padded(self, side: int) -> int:
+        return -(-side // self.multiple) * self.multiple
+
+    @cached_property
+    def _levels(self) -> F32:
+        return normalised_levels(self.mean, self.std)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the preprocessing as plain JSON values."""
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {"kind": KIND, **values}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> DetectorPreprocessing:
+        """Return the preprocessing that `to_json` described.
+
+        Raises:
+            FormatError: an entry is unknown, missing or makes no sense.
+        """
+        keys = ("kind", "short", "long", "multiple", "mean", "std")
+        if set(value) != set(keys):
+            raise FormatError(f"preprocessing: expected {', '.join(keys)}, got {sorted(value)!r}")
+        given: dict[str, Any] = {key: value[key] for key in keys[1:]}
+        given |= {key: tuple(entry) for key, entry in given.items() if isinstance(entry, list)}
+        try:
+            return cls(**given)
+        except ConfigError as error:
+            raise FormatError(f"preprocessing: {error}") from error
+
+
+def detections_on(
+    picture: tuple[int, int], resized: tuple[int, int], rows: F32, masks: F32 | None
+) -> dict[str, NDArray[Any]]:
+    """Return what a network found in one picture, in the picture's own pixels.
+
+    Args:
+        picture: its height and width.
+        resized: those of the network's input, without padding.
+        rows: the network's detections `[R, 7]`: image, or -1 where the row is not used, box, score, label.
+        masks: their probabilities `[R, m, m]`, or None.
+
+    Returns:
+        `boxes` float32 `[D, 4]` (left, top, right, bottom), `labels` int64 `[D]`, `scores` float32 `[D]`, best first,
+        and where there are masks, `masks` bool `[D, height, width]`.
+    """
+    used = rows[:, 0] >= 0
+    found = rows[used]
+    # In float32, as torchvision has it: masks begin at whole pixels.
+    down, across = np.array(picture, np.float32) / np.array(resized, np.float32)
+    boxes = found[:, 1:5] * np.array([across, down, across, down], np.float32)
+    result: dict[str, NDArray[Any]] = {
+        "boxes": boxes,
+        "labels": found[:, 6].astype(np.int64),
+        "scores": found[:, 5].copy(),
+    }
+    if masks is not None:
+        result["masks"] = _core.paste_masks(np.ascontiguousarray(masks[used]), boxes, *picture)
+    return result
