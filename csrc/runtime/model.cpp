@@ -101,16 +101,23 @@ void Model::run(const Plan& plan, std::span<const float* const> inputs, std::spa
                 std::span<double> step_ms) {
   using Clock = std::chrono::steady_clock;
   std::unique_ptr<Session> session = take_session(plan);
-  const RunState& state = session->state;
+  RunState& state = session->state;
   for (size_t i = 0; i < inputs.size(); ++i) {
     const ValueId value = graph_.inputs[i];
     std::copy_n(inputs[i], checked_product(plan.shapes[value]), state.values[value]);
   }
-  for (size_t i = 0; i < plan.steps.size(); ++i) {
+  const auto run_step = [&](int64_t i) {
     const auto start = Clock::now();
     plan.steps[i]->run(state);
-    if (!step_ms.empty()) step_ms[i] = std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+    if (!step_ms.empty()) step_ms[i] += std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+  };
+  int64_t done = 0;
+  for (const Section& section : plan.sections) {
+    for (; done < section.first_step; ++done) run_step(done);
+    run_section(section, state, run_step);
+    done = section.end_step;
   }
+  for (; done < static_cast<int64_t>(plan.steps.size()); ++done) run_step(done);
   for (size_t i = 0; i < outputs.size(); ++i) {
     const ValueId value = plan.outputs[i];
     std::copy_n(state.values[value], checked_product(plan.shapes[value]), outputs[i]);

@@ -33,8 +33,8 @@ class Model {
   // Make the plan for values of these shapes, given by ValueId; it takes the place of any other for these inputs.
   std::shared_ptr<Plan> make_plan(std::vector<Shape> values, KernelChoices choices);
 
-  // Run: inputs and outputs are contiguous and have the plan's shapes. step_ms, unless empty, receives each step's
-  // time.
+  // Run: inputs and outputs are contiguous and have the plan's shapes. step_ms, unless empty, holds zeros, to which
+  // each step's time is added.
   void run(const Plan& plan, std::span<const float* const> inputs, std::span<float* const> outputs,
            std::span<double> step_ms = {});
 

@@ -24,6 +24,10 @@ int64_t size_of(const Shape& shape, Format format) {
 Plan::Plan(const Graph& graph, PlanContext context) {
   FormattedLayers formatted = assign_formats(fuse_layers(graph, context.shapes), graph, context);
   outputs = std::move(formatted.outputs);
+  sections = find_sections(formatted.layers, outputs, context.shapes);
+  for (const Section& section : sections) {
+    for (const ValueId value : section.inner) context.shapes[value].at(0) = section.chunk;
+  }
   shapes = context.shapes;
   for (const auto& range : context.ranges) quantization.push_back(range.value_or(Quantization{}));
   storage.resize(shapes.size());
@@ -36,22 +40,48 @@ Plan::Plan(const Graph& graph, PlanContext context) {
     Lifetime& life = lifetimes[storage[value]];
     life.last = std::max(life.last, step);
   };
+  // Steps of a section run again and again: what they read of others stays to its end, what others read of it is
+  // there from its beginning.
+  const auto hold_through = [&](const Section& held, const std::vector<Layer>& layers) {
+    for (size_t i = held.first_layer; i < held.end_layer; ++i) {
+      for (const ValueId input : layers[i].inputs) {
+        if (lifetimes[storage[input]].first < held.first_step) read(input, held.end_step - 1);
+      }
+    }
+    for (const WholeValue& whole : held.whole) {
+      Lifetime& life = lifetimes[storage[whole.value]];
+      life.first = std::min(life.first, held.first_step);
+      life.last = std::max(life.last, held.end_step - 1);
+    }
+  };
 
   for (const ValueId input : graph.inputs) write(input, -1);
-  for (const Layer& layer : formatted.layers) {
+  auto section = sections.begin();
+  for (size_t i = 0; i < formatted.layers.size(); ++i) {
+    const Layer& layer = formatted.layers[i];
+    if (section != sections.end() && i == section->first_layer) {
+      section->first_step = static_cast<int64_t>(steps.size());
+      set_rows(*section, section->chunk, context.shapes);
+    }
     // Values are contiguous, so flattening only gives the same memory another shape.
     if (layer.node != nullptr && layer.node->op == "flatten") {
       storage[layer.output] = storage[layer.inputs[0]];
-      continue;
+    } else {
+      const auto step = static_cast<int64_t>(steps.size());
+      const PlanFn plan = layer.node == nullptr ? &plan_conversion : planner_for(layer.node->op);
+      steps.push_back(plan(layer, context));
+      scratch_floats = std::max(scratch_floats, steps.back()->scratch_floats());
+      shared_floats = std::max(shared_floats, steps.back()->shared_floats());
+      for (const ValueId input : layer.inputs) read(input, step);
+      if (layer.residual >= 0) read(layer.residual, step);
+      write(layer.output, step);
     }
-    const auto step = static_cast<int64_t>(steps.size());
-    const PlanFn plan = layer.node == nullptr ? &plan_conversion : planner_for(layer.node->op);
-    steps.push_back(plan(layer, context));
-    scratch_floats = std::max(scratch_floats, steps.back()->scratch_floats());
-    shared_floats = std::max(shared_floats, steps.back()->shared_floats());
-    for (const ValueId input : layer.inputs) read(input, step);
-    if (layer.residual >= 0) read(layer.residual, step);
-    write(layer.output, step);
+    if (section != sections.end() && i + 1 == section->end_layer) {
+      section->end_step = static_cast<int64_t>(steps.size());
+      set_rows(*section, section->rows, context.shapes);
+      hold_through(*section, formatted.layers);
+      ++section;
+    }
   }
   for (const ValueId output : outputs) read(output, static_cast<int64_t>(steps.size()));
   placement = place(lifetimes, kSlackBytes / static_cast<int64_t>(sizeof(float)));

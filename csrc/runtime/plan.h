@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "runtime/arena.h"
+#include "runtime/sections.h"
 #include "runtime/step.h"
 
 namespace pyquant {
@@ -14,6 +15,7 @@ struct Plan {
   Plan(const Graph& graph, PlanContext context);
 
   std::vector<std::unique_ptr<Step>> steps;
+  std::vector<Section> sections;           // of the steps, in order
   std::vector<ValueId> outputs;            // of the graph, in floats
   std::vector<Shape> shapes;               // by ValueId; values behind the graph's are conversions of these
   std::vector<ValueId> storage;            // by ValueId: the value whose memory it uses, itself except for views

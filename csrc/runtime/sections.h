@@ -1,0 +1,62 @@
+// Sections: layers that treat rows of boxes one by one are run with a chunk of the rows at a time.
+//
+// The heads of a detector make large values of each box, and most boxes may not be used. A chunk at a time, memory does
+// not grow with the number of boxes, and chunks in which no row is used are passed over.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "runtime/step.h"
+
+namespace pyquant {
+
+// A value that is there as a whole: of it, layers of the section see the rows of the chunk.
+struct WholeValue {
+  ValueId value;
+  int64_t row_floats;
+  bool is_written;
+};
+
+struct Section {
+  size_t first_layer;
+  size_t end_layer;
+  int64_t first_step = 0;
+  int64_t end_step = 0;
+  int64_t rows;
+  int64_t chunk;  // rows, at most `rows`
+  ValueId boxes;  // [rows, box_columns]: a row whose first number is negative is not used
+  int64_t box_columns;
+  std::vector<ValueId> inner;     // values that are there for one chunk only
+  std::vector<WholeValue> whole;  // boxes among them
+};
+
+// The sections among `layers`, each beginning with a roi_align; graph_outputs are read when all is done.
+std::vector<Section> find_sections(const std::vector<Layer>& layers, const std::vector<ValueId>& graph_outputs,
+                                   const std::vector<Shape>& shapes);
+
+// Give the whole values of a section as many rows, in `shapes`: a chunk while its layers are planned, then all.
+void set_rows(const Section& section, int64_t rows, std::vector<Shape>& shapes);
+
+// Run the steps of a section, chunk by chunk, with `run(i)`; `state` is as before afterwards.
+template <typename Run>
+void run_section(const Section& section, RunState& state, const Run& run) {
+  for (int64_t next = 0; next < section.rows; next += section.chunk) {
+    // The last chunk is as large as the others: some rows are computed twice.
+    const int64_t first = std::min(next, section.rows - section.chunk);
+    const float* boxes = state.values[section.boxes] + first * section.box_columns;
+    bool is_used = false;
+    for (int64_t row = 0; row < section.chunk; ++row) is_used |= boxes[row * section.box_columns] >= 0;
+    for (const WholeValue& whole : section.whole) state.values[whole.value] += first * whole.row_floats;
+    for (int64_t step = section.first_step; is_used && step < section.end_step; ++step) run(step);
+    for (const WholeValue& whole : section.whole) {
+      if (!is_used && whole.is_written) {
+        std::fill_n(state.values[whole.value], section.chunk * whole.row_floats, 0.0f);
+      }
+      state.values[whole.value] -= first * whole.row_floats;
+    }
+  }
+}
+
+}  // namespace pyquant

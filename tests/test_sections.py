@@ -1,0 +1,101 @@
+"""Heads of detectors, run with a chunk of the boxes at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from layer_networks import weighted_layer
+from numpy.typing import NDArray
+
+from pyquant import reference
+from pyquant.codecs import DenseConfig
+from pyquant.file import ModelFile
+from pyquant.graph import Graph, GraphInput, Network, Node
+from pyquant.runtime import Model
+
+CHANNELS, SIDE = 512, 16  # of the features of a box: 131,072 numbers, of which 32 boxes fit into a chunk
+
+Build = tuple[ModelFile, list[NDArray[np.float32]]]
+
+
+def head(rng: np.random.Generator, boxes: int, used: int, *, outputs: tuple[str, ...], columns: int = 7) -> Build:
+    """Return RoIAlign and a head of a few layers, and inputs of which `used` boxes are in a picture."""
+    align = Node(
+        op="roi_align",
+        name="align",
+        inputs=("images", "boxes", "features"),
+        outputs=("aligned",),
+        attributes={"output_size": (SIDE, SIDE), "samples": 1},
+    )
+    dense = DenseConfig()
+    conv, tensors = weighted_layer(rng, (3, CHANNELS, 1, 1), dense, name="conv", inputs=("aligned",), output="c")
+    relu = Node(op="relu", name="relu", inputs=("c",), outputs=("r",))
+    masks = Node(op="select_masks", name="masks", inputs=("r", "boxes"), outputs=("masks",))
+    pool = Node(
+        op="max_pool2d", name="pool", inputs=("r",), outputs=("p",), attributes={"kernel": (4, 4), "stride": (4, 4)}
+    )
+    flat = Node(op="flatten", name="flat", inputs=("p",), outputs=("f",))
+    fc, more = weighted_layer(rng, (5, 3 * 16), dense, name="fc", inputs=("f",), output="scores")
+    inputs = tuple(
+        GraphInput(name=name, shape=shape, default=default)
+        for name, shape, default in [
+            ("images", (None, 3, None, None), (3, 32, 32)),
+            ("boxes", (None, columns), (columns,)),
+            ("features", (None, CHANNELS, None, None), (CHANNELS, 8, 8)),
+        ]
+    )
+    graph = Graph(inputs=inputs, nodes=(align, conv, relu, pool, flat, fc, masks), outputs=outputs)
+    rows = np.zeros((boxes, columns), np.float32)
+    rows[used:, 0] = -1
+    rows[:, 1:3] = rng.uniform(0, 16, (boxes, 2))
+    rows[:, 3:5] = rows[:, 1:3] + rng.uniform(2, 16, (boxes, 2))
+    rows[:, 6] = rng.integers(3, size=boxes)
+    images, features = np.zeros((1, 3, 32, 32), np.float32), rng.standard_normal((1, CHANNELS, 8, 8)).astype(np.float32)
+    return ModelFile(network=Network(graph=graph, tensors={**tensors, **more})), [images, rows, features]
+
+
+def outputs_of(result: Any) -> dict[str, NDArray[np.float32]]:
+    assert isinstance(result, dict)
+    return result
+
+
+@pytest.mark.parametrize(("boxes", "used"), [(1, 1), (32, 32), (33, 33), (70, 70), (70, 33), (70, 1), (70, 0)])
+def test_chunks_give_what_all_boxes_at_once_give(boxes: int, used: int, rng: np.random.Generator) -> None:
+    file, inputs = head(rng, boxes, used, outputs=("masks", "scores"))
+    expected = reference.run(file.network, *inputs)
+    for threads in (1, 3):
+        model = Model(file, threads=threads)
+        for _ in range(2):  # a run leaves the plan as it was
+            got = outputs_of(model(*inputs))
+            np.testing.assert_allclose(got["scores"][:used], expected["scores"][:used], rtol=0, atol=1e-3)
+            np.testing.assert_allclose(got["masks"], expected["masks"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("outputs", [("masks", "f"), ("masks", "p", "scores"), ("aligned", "masks"), ("c", "r")])
+def test_values_inside_may_be_read_from_outside(outputs: tuple[str, ...], rng: np.random.Generator) -> None:
+    file, inputs = head(rng, 40, 40, outputs=outputs)
+    expected = reference.run(file.network, *inputs)
+    got = outputs_of(Model(file, threads=2)(*inputs))
+    for name in outputs:
+        np.testing.assert_allclose(got[name], expected[name], rtol=0, atol=1e-3)
+
+
+def test_memory_does_not_grow_with_the_number_of_boxes(rng: np.random.Generator) -> None:
+    sizes = []
+    for boxes in (64, 640):
+        file, inputs = head(rng, boxes, boxes, outputs=("masks", "scores"))
+        plan, _ = Model(file)._prepare(inputs)
+        sizes.append(plan.arena_bytes)
+    # Only what is there as a whole is larger: boxes, masks and what they are chosen from.
+    whole = 4 * (7 + 5 + 4 * SIDE * SIDE)
+    assert sizes[1] - sizes[0] < 1.1 * whole * (640 - 64)
+    assert sizes[0] > 4 * 32 * CHANNELS * SIDE * SIDE
+
+
+def test_profile_adds_up_the_chunks(rng: np.random.Generator) -> None:
+    file, inputs = head(rng, 70, 70, outputs=("masks", "scores"))
+    steps = Model(file).profile(*inputs)["steps"]
+    assert [step["name"] for step in steps] == ["align", "conv", "pool", "fc", "masks"]
+    assert all(step["ms"] > 0 for step in steps)
