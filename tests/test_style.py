@@ -25,7 +25,7 @@ MAY_INCLUDE = {  # layers of csrc, each with those that it may use besides itsel
 }
 
 LEVELS = (  # of pyquant, lowest first: a module may import from levels below its own, and from its own
-    {"errors", "extras", "console", "layers", "classes", "codecs", "machine", "storage", "_core"},
+    {"errors", "extras", "console", "layers", "classes", "codecs", "machine", "storage", "_core", "masks", "drawing"},
     {"histogram", "graph", "shapes", "preprocessing", "detector"},
     {"pictures", "container", "declared", "entropy", "reference", "reference_detection", "tuning"},
     {"file", "checkpoint"},
