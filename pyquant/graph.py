@@ -46,6 +46,14 @@ class StateNames:
     eps: float = 1e-5
     transposed: bool = False  # the weight was a transposed convolution's [C, O, kh, kw]; its rows here are O * kh * kw
 
+    @property
+    def has_bias_of_its_own(self) -> bool:
+        """Whether the module has a bias for each output of the layer, which no norm takes away.
+
+        A transposed convolution has one for all pixels of an output, which are outputs here.
+        """
+        return bool(self.bias) and not self.norm and not self.transposed
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
@@ -242,6 +250,16 @@ class Network:
         if isinstance(weight.codec, ProductConfig):
             return decode(self.codes(weight), self.codebook(weight), weight.shape, weight.codec)
         return self.tensors[weight.tensor("weight")].astype(np.float32).reshape(weight.shape)
+
+    def module_weight(self, node: Node) -> NDArray[np.float32]:
+        """Return the weight of a layer as its PyTorch module holds it: of a transposed convolution `[C, O, kh, kw]`."""
+        assert node.weight is not None
+        value = self.weight(node.weight)
+        if not node.state.transposed:
+            return value
+        shuffle = next(reader for reader in self.graph.nodes if reader.inputs == node.outputs)
+        pixels = value.reshape(-1, *shuffle.attributes["factor"], value.shape[1])
+        return np.ascontiguousarray(pixels.transpose(3, 0, 1, 2))
 
     def codes(self, weight: Weight) -> NDArray[np.uint16]:
         """Return the codes `[M, O, J]` of a weight in the product codec."""

@@ -41,10 +41,10 @@ def with_learnt(module: nn.Module, learnt: Learnt) -> nn.Module:
     """
     state = module.state_dict(keep_vars=True)
     new: dict[str, NDArray[np.float32]] = {}
-    for node, weight in learnt.network.graph.weighted():
-        new[node.state.weight or f"{node.name}.weight"] = learnt.network.weight(weight)
+    for node, _ in learnt.network.graph.weighted():
+        new[node.state.weight or f"{node.name}.weight"] = learnt.network.module_weight(node)
     for node in learnt.network.graph.nodes:
-        if node.weight is None or not node.state.bias:
+        if node.weight is None or not node.state.bias or node.state.transposed:
             continue
         if node.state.norm in learnt.norms:
             new[node.state.bias] = learnt.norms[node.state.norm].input_bias

@@ -290,3 +290,16 @@ def test_a_failed_self_check_leaves_what_was_there(
         compress(tiny_networks.residual(), inputs, out=out)
     assert out.read_bytes() == b"older"
     assert os.listdir(out.parent) == ["x.pqmodel"]
+
+
+@pytest.mark.parametrize("method", ["gram", "pqf"])
+def test_transposed_convolutions_are_compressed_and_tuned(method: str, inputs: np.ndarray, out: Path) -> None:
+    up = nn.ConvTranspose2d(16, 12, 2, stride=2)
+    module = nn.Sequential(nn.Conv2d(3, 16, 3, stride=2), nn.ReLU(), up, nn.BatchNorm2d(12), nn.Conv2d(12, 4, 1))
+    recipe = Recipe(rules=(parse_rule("2=block:4,1,1;centroids:8"),))
+    report = compress(module, inputs, out=out, recipe=recipe, method=method, finetune_steps=2, threads=1)
+    assert {layer.name for layer in report.layers if layer.status == "compressed"} >= {"2"}
+    assert report.self_check["max_relative_error"] < 1e-3
+    network = read_model(out).network
+    weight = network.module_weight(network.graph.node("2"))
+    assert weight.shape == up.weight.shape

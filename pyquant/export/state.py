@@ -52,11 +52,13 @@ def _entries(network: Network, node: Node) -> Iterator[tuple[str, NDArray[np.gen
         yield from _norm_entries(node, node.state.norm, scale, bias)
     if node.weight is None:
         return
-    weight = network.weight(node.weight)
-    if node.state.transposed:
-        weight, bias = _transposed(network, node, weight, bias)
-    outputs = node.weight.shape[0] if bias is None else len(bias)
+    weight = network.module_weight(node)
     yield node.state.weight or f"{node.name}.weight", weight
+    outputs = len(weight)
+    if node.state.transposed:
+        outputs = weight.shape[1]
+        # One bias for all pixels of an output, which neither learning nor training changes.
+        bias = None if bias is None else bias.reshape(outputs, -1)[:, 0]
     if node.state.norm:
         if node.state.bias:
             yield node.state.bias, np.zeros(outputs, np.float32)
@@ -69,21 +71,6 @@ def _entries(network: Network, node: Node) -> Iterator[tuple[str, NDArray[np.gen
         yield node.state.bias, np.zeros(outputs, np.float32) if bias is None else bias
     elif bias is not None:
         raise ValueError("it has a bias, but the module had none")
-
-
-def _transposed(
-    network: Network, node: Node, weight: NDArray[np.float32], bias: NDArray[np.floating] | None
-) -> tuple[NDArray[np.float32], NDArray[np.floating] | None]:
-    """Return weight and bias of the transposed convolution that this layer, and the shuffle after it, stand for."""
-    shuffle = next(reader for reader in network.graph.nodes if reader.inputs == node.outputs)
-    fy, fx = shuffle.attributes["factor"]
-    pixels = weight.reshape(-1, fy, fx, weight.shape[1])  # [O, kh, kw, C]
-    if bias is not None:
-        bias = bias.reshape(-1, fy * fx)
-        if np.ptp(bias, axis=1).any():
-            raise ValueError("its bias differs among the pixels of an output")
-        bias = bias[:, 0]
-    return np.ascontiguousarray(pixels.transpose(3, 0, 1, 2)), bias
 
 
 def _norm_entries(

@@ -364,7 +364,7 @@ class _Walk:
 
     def _renews_bias(self, node: Node) -> bool:
         """Say whether a layer that is learnt or measured has a bias of its own, which no batch norm takes away."""
-        has_bias = node.weight is not None and bool(node.state.bias) and not node.state.norm
+        has_bias = node.weight is not None and node.state.has_bias_of_its_own
         return has_bias and node.state.bias not in self._shared
 
     def _renew_norm(self, node: Node, before: Moments, after: Moments) -> None:

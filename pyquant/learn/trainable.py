@@ -152,7 +152,9 @@ class Trainable(TorchNetwork):
         state = node.state
         for role in ("scale", "bias"):
             # A norm without a weight of its own can hold any mean, but not any scale.
-            has_place = state.norm_affine or role == "bias" if state.norm else role == "bias" and bool(state.bias)
+            has_place = (
+                state.norm_affine or role == "bias" if state.norm else role == "bias" and state.has_bias_of_its_own
+            )
             value = self.network.own(node, role)
             if value is None or not has_place:
                 continue
