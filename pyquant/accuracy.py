@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pyquant._core import default_threads
 from pyquant.classes import ClassName
+from pyquant.detector import DetectorPreprocessing
 from pyquant.errors import InputError
 from pyquant.evaluate import measure_hits
 from pyquant.graph import Network
@@ -71,7 +72,7 @@ class Labelled:
         self,
         network: Network,
         data: str | os.PathLike[str],
-        preprocessing: Preprocessing | None,
+        preprocessing: Preprocessing | DetectorPreprocessing | None,
         classes: Sequence[ClassName],
         threads: int | None,
     ) -> None:
@@ -90,6 +91,8 @@ class Labelled:
         """
         if preprocessing is None:
             raise InputError("labelled pictures need a size: give preprocessing, or calibrate on pictures")
+        if isinstance(preprocessing, DetectorPreprocessing):
+            raise InputError("labelled pictures: top-1 and top-5 say nothing of a detector; leave them out")
         self._data = data
         self._preprocessing = preprocessing
         self._classes = classes

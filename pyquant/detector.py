@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 
 from pyquant import _core
 from pyquant.errors import ConfigError, FormatError, InputError
+from pyquant.graph import Graph, GraphInput, Network
+from pyquant.layers import ACTIVATION_RANGES
 from pyquant.preprocessing import IMAGENET_MEAN, IMAGENET_STD, MAX_RESIZED_PIXELS, MAX_SIDE, normalised_levels
 
+CHOICES = frozenset({"proposals", "detections", "select_masks"})  # operations that choose among boxes or masks
 KIND = "detector"  # what tells this preprocessing from a classifier's in a file
 F32 = NDArray[np.float32]
 
@@ -98,6 +101,27 @@ class DetectorPreprocessing:
             return cls(**given)
         except ConfigError as error:
             raise FormatError(f"preprocessing: {error}") from error
+
+
+def tensor_parts(network: Network) -> Network:
+    """Return a detector without its choices: its other parts side by side, for boxes that are inputs.
+
+    Its outputs are what the choices read. Choices turn a rounding error into another box; these outputs do not.
+    """
+    chosen = [node for node in network.graph.nodes if node.op in CHOICES]
+    kept = tuple(node for node in network.graph.nodes if node.op not in CHOICES)
+    shapes = network.graph.infer_shapes()
+    boxes = {node.output: shapes[node.output][1:] for node in chosen if len(shapes[node.output]) == 2}
+    written = {name for node in kept for name in node.outputs}
+    outputs = dict.fromkeys(name for node in chosen for name in node.inputs if name in written)
+    inputs = (
+        network.graph.inputs[0],
+        *(GraphInput(name=name, shape=(None, *columns), default=columns) for name, columns in boxes.items()),
+    )
+    graph = Graph(inputs=inputs, nodes=kept, outputs=tuple(outputs))
+    graph.check_edges()
+    own = {name: tensor for name, tensor in network.tensors.items() if name != ACTIVATION_RANGES}
+    return Network(graph=graph, tensors=own)
 
 
 def detections_on(

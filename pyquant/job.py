@@ -15,12 +15,13 @@ from torch import nn
 
 import pyquant
 from pyquant import _core, console
-from pyquant.capture import capture
+from pyquant.capture import capture, capture_detector, is_detector
 from pyquant.capture.isolate import undisturbed
 from pyquant.checkpoint import NOWHERE, Checkpoint, Records
 from pyquant.choose import Choice, dense_reasons
 from pyquant.codecs import ProductConfig
 from pyquant.console import Progress
+from pyquant.detector import DetectorPreprocessing
 from pyquant.errors import ConfigError, InputError
 from pyquant.file import TARGET_BYTES, ModelFile, check_classes, read_model, write_model
 from pyquant.graph import Network
@@ -41,7 +42,7 @@ from pyquant.planning import Plan, Planner
 from pyquant.preprocessing import Preprocessing
 from pyquant.ranges import CALIBRATED_INPUTS, measure_ranges, some_batches, unmeasured_ranges
 from pyquant.report import Report
-from pyquant.selfcheck import check_against_decoded, check_against_module
+from pyquant.selfcheck import check_against_decoded, check_against_module, check_detector
 from pyquant.settings import Settings, checked_shape
 from pyquant.storage import checked_before_use
 from pyquant.yardstick import Yardstick
@@ -87,8 +88,13 @@ class Job:
         self._module = module
         self._settings = settings
         self._progress = progress
-        self.preprocessing = settings.preprocessing
-        if is_path(calibration) and self.preprocessing is None:
+        self.preprocessing: Preprocessing | DetectorPreprocessing | None = settings.preprocessing
+        self._is_detector = is_detector(module)
+        if self._is_detector:
+            _check_detector_order(calibration, settings)
+        elif isinstance(self.preprocessing, DetectorPreprocessing):
+            raise ConfigError("preprocessing is a detector's, but the network is none; give a Preprocessing")
+        elif is_path(calibration) and self.preprocessing is None:
             if settings.input_shape is None:
                 raise InputError("pictures need a size: give input_shape or preprocessing")
             self.preprocessing = Preprocessing.default_for(settings.input_shape)
@@ -96,10 +102,14 @@ class Job:
         self._kept = KeptInputs(self.inputs) if several and self.inputs is not None and is_path(calibration) else None
         if self._kept is not None:
             self.inputs = self._kept.calibration
-        self._shape = self._input_shape()
         if self.inputs is None:
             console.note("no calibration: codebooks are learnt on the weights alone, which costs accuracy")
-        self.network = capture(module, self._shape)
+        if self._is_detector:
+            self.network, self.preprocessing = capture_detector(module)
+            self._shape = checked_shape(self.network.graph.inputs[0].default)
+        else:
+            self._shape = self._input_shape()
+            self.network = capture(module, self._shape)
         if self.inputs is not None:
             self.network.graph.infer_shapes([(1, *self.inputs.shape)])
         check_classes(self.network.graph, settings.classes)
@@ -153,16 +163,22 @@ class Job:
         self._records = self._planner.records = checkpoint
 
     def possible_sizes(self) -> tuple[int, int]:
-        """Return the bytes of the smallest and of the largest file that can be asked for."""
+        """Return the bytes of the smallest and of the largest file that can be asked for.
+
+        Raises:
+            ConfigError: the network is a detector.
+        """
+        self._check_sensitivities()
         return self._planner.possible_sizes()
 
     def plan(self, target_bytes: int | None) -> Plan:
         """Return the plan for a file of `target_bytes`, or for the recipe where there is no target.
 
         Raises:
-            ConfigError: no such file is possible.
+            ConfigError: no such file is possible, or the network is a detector.
             InputError: a calibration picture is corrupt, or the network's outputs are not finite.
         """
+        self._check_sensitivities()
         with Workers(self._threads) as workers:
             return self._planner.plan(target_bytes, workers)
 
@@ -311,7 +327,7 @@ class Job:
         if source is None:
             return None
         if is_path(source):
-            assert self.preprocessing is not None
+            assert isinstance(self.preprocessing, Preprocessing)
             return from_pictures(source, self.preprocessing, samples=samples, seed=self._settings.seed)
         return from_arrays(source, samples=samples, seed=self._settings.seed)
 
@@ -322,8 +338,18 @@ class Job:
             raise InputError("without calibration, input_shape=(C, H, W) is required")
         return checked_shape(self.inputs.shape)
 
+    def _check_sensitivities(self) -> None:
+        if self._is_detector:
+            raise ConfigError(
+                "sizes and plans need the sensitivities of layers, which are not measured for detectors; "
+                "give a preset and rules"
+            )
+
     def _self_check(self, path: Path, learnt: Learnt) -> float:
         """Return the largest relative difference of the file from PyTorch; raise SelfCheckError if it is too large."""
+        if self._is_detector:  # its parts were compared with the module's when they were captured
+            with undisturbed():
+                return check_detector(path, seed=self._settings.seed, threads=self._settings.threads)
         written = replace(learnt, network=read_model(path).network)
         batch = self._check_batch()
         threads = self._settings.threads
@@ -339,6 +365,14 @@ class Job:
             return self.inputs.load(0)[:CHECKED_INPUTS]
         rng = np.random.default_rng(self._settings.seed)
         return rng.standard_normal((CHECKED_INPUTS, *self._shape), dtype=np.float32)
+
+
+def _check_detector_order(calibration: Source, settings: Settings) -> None:
+    """Raise ConfigError where something is asked for that detectors cannot have."""
+    if calibration is not None:
+        raise ConfigError("the codebooks of a detector are learnt on its weights alone; leave the calibration out")
+    if settings.preprocessing is not None:
+        raise ConfigError("a detector has a preprocessing of its own, which is kept; leave out any other")
 
 
 def _check_codebooks(choices: Mapping[str, Choice], most: int, method: str) -> None:

@@ -21,8 +21,9 @@ def build_network(name: str, *, weights: str | Path | None = None, num_classes: 
     """Return the network called `name`, in evaluation mode.
 
     Args:
-        name: a torchvision classification network such as "resnet18", or `package.module:callable`, a callable that
-            returns a network; the current directory is searched for the package too.
+        name: a torchvision classification network or detector such as "resnet18" and "maskrcnn_resnet50_fpn", or
+            `package.module:callable`, a callable that returns a network; the current directory is searched for the
+            package too.
         weights: a .safetensors file, or a .pth file that holds weights alone; None: as they are built.
         num_classes: passed to torchvision, or to the callable, where it is given.
 
@@ -121,6 +122,8 @@ def _from_torchvision(name: str) -> Callable[..., Any]:
         ) from error
     except RuntimeError as error:  # how torchvision reports that it was built for another torch
         raise MissingDependencyError(f"torchvision does not work with the installed torch: {error}") from error
+    if name in models.list_models(module=models.detection):
+        return lambda **options: models.get_model(name, weights=None, weights_backbone=None, **options)
     if name not in models.list_models(module=models):
         known = ", ".join(n for n in models.list_models(module=models) if n.startswith(("resnet", "vgg")))
         raise ConfigError(f"unknown network '{name}'; torchvision has {known}, ..; or give package.module:callable")

@@ -11,12 +11,16 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pyquant.capture import flat_outputs
+from pyquant.detector import tensor_parts
 from pyquant.errors import SelfCheckError
-from pyquant.runtime import load
-from pyquant.torch_network import to_torch
+from pyquant.file import ModelFile, read_model
+from pyquant.runtime import Model, load
+from pyquant.torch_network import TorchNetwork, to_torch
 
 DECODED_TOLERANCE = 1e-4  # the same layers with the same weights, summed in another order
 MODULE_TOLERANCE = 1e-3  # and every batch norm by itself, where the file has it folded
+DETECTOR_IMAGE = (3, 128, 160)  # what a detector is checked on: large enough for every level of a pyramid ..
+DETECTOR_BOXES = 8  # .. and boxes of all sizes in it
 
 Floats = NDArray[np.float32]
 
@@ -52,6 +56,31 @@ def check_against_module(
     expected = run_module(module, batch)
     what = "the PyTorch module with the decoded weights"
     return _compare(_run_file(path, batch, threads), expected, MODULE_TOLERANCE, path, what)
+
+
+def check_detector(path: str | os.PathLike[str], *, seed: int, threads: int | None = None) -> float:
+    """Compare a detector with PyTorch's on the decoded network of the same file: all that it computes, and no choices.
+
+    Returns:
+        The largest difference, relative to the largest value of the same output; of several outputs the worst.
+
+    Raises:
+        SelfCheckError: it is above `DECODED_TOLERANCE`, or an output is not finite.
+    """
+    parts = tensor_parts(read_model(os.fspath(path)).network)
+    rng = np.random.default_rng(seed)
+    image = rng.standard_normal((1, *DETECTOR_IMAGE), dtype=np.float32)
+    inputs = [image]
+    for declared in parts.graph.inputs[1:]:
+        boxes = np.zeros((DETECTOR_BOXES, *declared.default), np.float32)
+        corners = rng.uniform(0, DETECTOR_IMAGE[1:], (2, DETECTOR_BOXES, 2))[:, :, ::-1]  # rows, columns: x comes first
+        boxes[:, 1:5] = np.concatenate([corners.min(axis=0), corners.max(axis=0)], axis=1)
+        inputs.append(boxes)
+    with torch.inference_mode():
+        expected = [output.numpy() for output in flat_outputs(TorchNetwork(parts)(*map(torch.from_numpy, inputs)))]
+    found = Model(ModelFile(network=parts), threads=threads)(*inputs)
+    got = list(found.values()) if isinstance(found, dict) else [found]
+    return _compare(got, expected, DECODED_TOLERANCE, path, "PyTorch on the decoded network")
 
 
 def run_module(module: nn.Module, batch: Floats) -> list[Floats]:

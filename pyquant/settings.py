@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from pyquant.choose import Recipe
 from pyquant.classes import ClassName
+from pyquant.detector import DetectorPreprocessing
 from pyquant.errors import ConfigError, InputError
 from pyquant.learn.methods import DEFAULT_METHOD
 from pyquant.preprocessing import Preprocessing
@@ -19,7 +20,7 @@ class Settings:
     recipe: Recipe = field(default_factory=Recipe)
     method: str = DEFAULT_METHOD
     input_shape: tuple[int, int, int] | None = None  # C, H, W
-    preprocessing: Preprocessing | None = None
+    preprocessing: Preprocessing | DetectorPreprocessing | None = None
     classes: tuple[ClassName, ...] = ()
     samples: int = 1024  # calibration inputs at most
     seed: int = 0

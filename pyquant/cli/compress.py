@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -119,6 +120,7 @@ def command(
     names = () if classes is None else read_classes(classes)
     preprocessing = options.preprocessing_for(input_shape, resize, mean, std)
 
+    from pyquant.capture import is_detector
     from pyquant.models import build_network, is_torchvision_name
     from pyquant.order import Order
     from pyquant.settings import Settings
@@ -153,5 +155,7 @@ def command(
     # The user's code may print; standard output is for the result alone.
     with redirect_stdout(sys.stderr), console.progress() as progress:
         network = build_network(model, weights=weights, num_classes=num_classes)
+        if is_detector(network) and (resize, mean, std) == (None, None, None):
+            settings = replace(settings, preprocessing=None)  # it has one of its own
         outcome = order.carry_out(network, calibration, settings, progress)
     show_outcome(outcome.to_json(), as_json)

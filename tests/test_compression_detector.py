@@ -1,0 +1,143 @@
+"""Detectors through the commands that serve all networks: compressed on their weights, inspected, run, exported."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from detectors import smooth_picture, tiny_detector
+from PIL import Image
+
+import pyquant
+from pyquant.choose import Recipe, parse_rule
+from pyquant.cli import main
+from pyquant.detector import DetectorPreprocessing
+from pyquant.errors import ConfigError, InputError, SelfCheckError
+from pyquant.file import read_model
+from pyquant.preprocessing import Preprocessing
+from pyquant.runtime import Model
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("torchvision")
+pytest.importorskip("faiss", reason="compressing needs faiss")
+
+from pyquant import selfcheck  # noqa: E402
+from pyquant.models import build_network  # noqa: E402
+
+RULES = ("*=block:4,1,1;centroids:16", "backbone.stem*=dense", "backbone.fpn.layer_blocks*=block:1,3,3;centroids:16")
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cli:
+    """Run the command line in this process, in a folder with a picture."""
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(smooth_picture(90, 120)).save(tmp_path / "street.png")
+
+    def run(*arguments: Any) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_commands_from_module_to_drawing(cli: Cli) -> None:
+    rules = [word for rule in RULES for word in ("--rule", rule)]
+    code, out, err = cli(
+        "compress", "detectors:tiny_detector", "--out", "x.pqmodel", *rules, "--threads", "1", "--json"
+    )
+    assert code == 0, err
+    report = json.loads(out)
+    coded = {layer["name"] for layer in report["layers"] if layer["status"] == "compressed"}
+    assert {"roi_heads.box_head.fc6", "roi_heads.mask_predictor.conv5_mask", "backbone.fpn.layer_blocks.0.0"} <= coded
+    assert report["self_check"]["max_relative_error"] < 1e-4
+    code, out, err = cli("inspect", "x.pqmodel", "--json")
+    assert code == 0, err
+    assert json.loads(out)["input"] == {"name": "images", "shape": [None, 3, None, None], "default": [3, 96, 160]}
+    code, out, err = cli("run", "x.pqmodel", "street.png", "--min-score", "0", "--draw", "drawn.png", "--json")
+    assert code == 0, err
+    assert json.loads(out)[0]["detections"]
+    assert Path("drawn.png").exists()
+    for name, message in [("x.safetensors", ""), ("x.onnx", "ONNX has no operation for 'rpn' (proposals)")]:
+        code, _, err = cli("export", "x.pqmodel", "--out", name)
+        assert code == (2 if message else 0), err
+        assert message in err.replace("\n", " ")
+
+
+def test_exported_weights_go_back_into_the_module(tmp_path: Path) -> None:
+    from pyquant.export.state import state_dict
+
+    pyquant.compress(tiny_detector(), None, out=tmp_path / "x.pqmodel", recipe=Recipe(rules=(parse_rule("*=dense"),)))
+    network = read_model(tmp_path / "x.pqmodel").network
+    module, other = tiny_detector(), tiny_detector(box_score_thresh=0.5)
+    for parameter in other.parameters():
+        parameter.data.zero_()
+    other.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in state_dict(network).items()})
+    assert torch.equal(
+        other.roi_heads.mask_predictor.conv5_mask.weight, module.roi_heads.mask_predictor.conv5_mask.weight
+    )
+    assert torch.equal(other.rpn.head.cls_logits.weight, module.rpn.head.cls_logits.weight)
+
+
+def test_self_check_sees_a_wrong_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Halved(Model):
+        def __call__(self, *inputs: Any) -> Any:
+            outputs = super().__call__(*inputs)
+            assert isinstance(outputs, dict)
+            return {name: value / 2 for name, value in outputs.items()}
+
+    monkeypatch.setattr(selfcheck, "Model", Halved)
+    with pytest.raises(SelfCheckError, match="differs from PyTorch on the decoded network"):
+        pyquant.compress(tiny_detector(), None, out=tmp_path / "x.pqmodel")
+    assert not (tmp_path / "x.pqmodel").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"calibration": np.zeros((2, 3, 96, 96), np.float32)},
+            "on its weights alone; leave the calibration out",
+        ),
+        ({"preprocessing": Preprocessing(resize=96, crop=(96, 96))}, "a preprocessing of its own"),
+        ({"target_bytes": 50_000}, "not measured for detectors; give a preset and rules"),
+        ({"finetune_steps": 3}, "calibration"),
+    ],
+)
+def test_what_detectors_cannot_have_is_refused(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:
+    calibration = arguments.pop("calibration", None)
+    with pytest.raises((ConfigError, InputError), match=message):
+        pyquant.compress(tiny_detector(), calibration, out=tmp_path / "x.pqmodel", **arguments)
+    assert not (tmp_path / "x.pqmodel").exists()
+
+
+def test_a_detectors_preprocessing_is_for_detectors(tmp_path: Path) -> None:
+    import tiny_networks
+
+    preprocessing = DetectorPreprocessing(short=96, long=160)
+    with pytest.raises(ConfigError, match="preprocessing is a detector's, but the network is none"):
+        pyquant.compress(tiny_networks.residual(), None, out=tmp_path / "x", preprocessing=preprocessing)  # type: ignore[arg-type]
+
+
+def test_other_commands_refuse_detectors(cli: Cli) -> None:
+    assert cli("compress", "detectors:tiny_detector", "--out", "x.pqmodel")[0] == 0
+    Path("pictures").mkdir()
+    Path("street.png").rename("pictures/street.png")
+    for arguments in (["calibrate", "x.pqmodel", "pictures", "--out", "y.pqmodel"], ["eval", "x.pqmodel", "pictures"]):
+        code, _, err = cli(*arguments)
+        assert code == 2
+        assert "the file holds a detector" in err.replace("\n", " ")
+    code, _, err = cli("compress", "detectors:tiny_detector", "--out", "x.pqmodel", "--resize", "300")
+    assert code == 2
+    assert "a preprocessing of its own" in err.replace("\n", " ")
+
+
+def test_detectors_are_built_by_name() -> None:
+    module = build_network("fasterrcnn_mobilenet_v3_large_320_fpn", num_classes=3)
+    assert type(module).__name__ == "FasterRCNN"
