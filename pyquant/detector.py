@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from math import floor
 from typing import Any
@@ -15,9 +15,18 @@ from pyquant import _core
 from pyquant.errors import ConfigError, FormatError, InputError
 from pyquant.graph import Graph, GraphInput, Network
 from pyquant.layers import ACTIVATION_RANGES
-from pyquant.preprocessing import IMAGENET_MEAN, IMAGENET_STD, MAX_RESIZED_PIXELS, MAX_SIDE, normalised_levels
+from pyquant.preprocessing import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    MAX_RESIZED_PIXELS,
+    MAX_SIDE,
+    Preprocessing,
+    normalised_levels,
+)
 
 CHOICES = frozenset({"proposals", "detections", "select_masks"})  # operations that choose among boxes or masks
+LEARNT_FROM = {"proposals": {"best": 100, "keep": 32}, "detections": {"keep": 8}}  # of a picture, at most
+LEARNING_SIDE = 320  # pixels of the pictures that codebooks are learnt on, at most
 KIND = "detector"  # what tells this preprocessing from a classifier's in a file
 F32 = NDArray[np.float32]
 
@@ -69,6 +78,12 @@ class DetectorPreprocessing:
         return max(floor(height * scale), 1), max(floor(width * scale), 1)
 
     @property
+    def for_learning(self) -> Preprocessing:
+        """How pictures become inputs of one size, without padding, for codebooks to be learnt on."""
+        side = max(min(self.short, LEARNING_SIDE) // self.multiple, 1) * self.multiple
+        return Preprocessing(resize=side, crop=(side, side), mean=self.mean, std=self.std)
+
+    @property
     def usual_input(self) -> tuple[int, int, int]:
         """The shape `[3, H, W]` of the largest input, which most pictures come near."""
         return 3, self._padded(self.short), self._padded(max(self.short, self.long))
@@ -101,6 +116,25 @@ class DetectorPreprocessing:
             return cls(**given)
         except ConfigError as error:
             raise FormatError(f"preprocessing: {error}") from error
+
+
+def for_learning(network: Network) -> Network:
+    """Return a detector that finds less: what its heads learn from takes memory for each box of each picture."""
+    nodes = []
+    for node in network.graph.nodes:
+        if node.op in LEARNT_FROM:
+            most = {key: min(node.attributes[key], value) for key, value in LEARNT_FROM[node.op].items()}
+            # Whatever its score: where little is found, the heads would have nothing to learn from.
+            node = replace(node, attributes={**node.attributes, **most, "min_score": 0.0})
+        nodes.append(node)
+    return replace(network, graph=replace(network.graph, nodes=tuple(nodes)))
+
+
+def as_before(learnt: Network, network: Network) -> Network:
+    """Return what was learnt of `for_learning(network)` with the choices of `network`."""
+    choices = {node.name: node for node in network.graph.nodes if node.op in CHOICES}
+    nodes = tuple(choices.get(node.name, node) for node in learnt.graph.nodes)
+    return replace(learnt, graph=replace(learnt.graph, nodes=nodes))
 
 
 def tensor_parts(network: Network) -> Network:

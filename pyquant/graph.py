@@ -137,14 +137,18 @@ class Graph:
     def infer_shapes(self, inputs: Sequence[Shape] | None = None) -> dict[str, Shape]:
         """Return the shape of every value for input arrays of these shapes (default: the default shapes, batch 1).
 
+        Inputs behind those given have their default shapes and the batch of the first.
+
         Raises:
             InputError: an input does not fit, or a layer would have no output pixels.
         """
         shapes: dict[str, Shape] = {}
         if inputs is None:
             inputs = [declared.default_shape for declared in self.inputs]
-        if len(inputs) != len(self.inputs):
+        if not 0 < len(inputs) <= len(self.inputs):
             raise InputError(f"the network takes {len(self.inputs)} inputs, got {len(inputs)}")
+        batch = inputs[0][0] if len(inputs[0]) else 0
+        inputs = [*inputs, *((batch, *declared.default) for declared in self.inputs[len(inputs) :])]
         for declared, shape in zip(self.inputs, inputs, strict=True):
             declared.check(shape)
             shapes[declared.name] = tuple(shape)

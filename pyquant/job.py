@@ -21,7 +21,7 @@ from pyquant.checkpoint import NOWHERE, Checkpoint, Records
 from pyquant.choose import Choice, dense_reasons
 from pyquant.codecs import ProductConfig
 from pyquant.console import Progress
-from pyquant.detector import DetectorPreprocessing
+from pyquant.detector import DetectorPreprocessing, as_before, for_learning
 from pyquant.errors import ConfigError, InputError
 from pyquant.file import TARGET_BYTES, ModelFile, check_classes, read_model, write_model
 from pyquant.graph import Network
@@ -91,7 +91,8 @@ class Job:
         self.preprocessing: Preprocessing | DetectorPreprocessing | None = settings.preprocessing
         self._is_detector = is_detector(module)
         if self._is_detector:
-            _check_detector_order(calibration, settings)
+            _check_detector_order(settings, self._effort)
+            self.network, self.preprocessing = capture_detector(module)
         elif isinstance(self.preprocessing, DetectorPreprocessing):
             raise ConfigError("preprocessing is a detector's, but the network is none; give a Preprocessing")
         elif is_path(calibration) and self.preprocessing is None:
@@ -104,14 +105,13 @@ class Job:
             self.inputs = self._kept.calibration
         if self.inputs is None:
             console.note("no calibration: codebooks are learnt on the weights alone, which costs accuracy")
-        if self._is_detector:
-            self.network, self.preprocessing = capture_detector(module)
-            self._shape = checked_shape(self.network.graph.inputs[0].default)
-        else:
-            self._shape = self._input_shape()
+        self._shape = self._input_shape()
+        if not self._is_detector:
             self.network = capture(module, self._shape)
+        # What codebooks are learnt on: the network itself, or a detector that finds less.
+        self._lesson = for_learning(self.network) if self._is_detector else self.network
         if self.inputs is not None:
-            self.network.graph.infer_shapes([(1, *self.inputs.shape)])
+            self._lesson.graph.infer_shapes([(1, *self.inputs.shape)])
         check_classes(self.network.graph, settings.classes)
         choices = settings.recipe.choose(self.network.graph)
         _check_codebooks(choices, self._method.max_codebooks, settings.method)
@@ -121,7 +121,7 @@ class Job:
                 self._tuning_inputs = self._open(calibration, ALL)
             check_enough(self._tuning_inputs)
         if self.inputs is not None:
-            warn_if_few(self.network.graph, choices, self.inputs, self._method)
+            warn_if_few(self._lesson.graph, choices, self.inputs, self._method)
         self._norms = norms_of(self.network.graph, module.state_dict())
         self._threads = settings.threads or _core.default_threads()
         self._planner = Planner(
@@ -209,7 +209,7 @@ class Job:
         """Return the network with its weights coded, fine-tuned if that is asked for, and how it was fine-tuned."""
         with Workers(self._threads) as workers:
             network, norms = self._method.prepare(
-                self.network,
+                self._lesson,
                 self._norms,
                 choices,
                 seed=self._settings.seed,
@@ -241,7 +241,9 @@ class Job:
                     progress=self._progress,
                     records=records,
                 )
-                learnt = replace(learnt, norms={**norms, **learnt.norms})
+                learnt = replace(
+                    learnt, network=as_before(learnt.network, self.network), norms={**norms, **learnt.norms}
+                )
                 save_learnt(records, LEARNT, learnt, {})
         how_tuned: dict[str, Any] = {}
         if self._effort and self._tuning_inputs is not None:
@@ -262,8 +264,11 @@ class Job:
         return learnt, how_tuned
 
     def _ranges(self, network: Network, records: Records) -> NDArray[np.float32] | None:
-        """Return the activation ranges of the compressed network `[V, 2]`, None where there are no inputs."""
-        if self.inputs is None:
+        """Return the activation ranges of the compressed network `[V, 2]`, None where there are no inputs.
+
+        Nor of a detector: pictures of one size do not tell what others give.
+        """
+        if self.inputs is None or self._is_detector:
             return None
         if (record := records.load(RANGES)) is not None:
             return record.arrays[ACTIVATION_RANGES]
@@ -273,8 +278,11 @@ class Job:
         return ranges
 
     def output_error(self, file: str | os.PathLike[str]) -> float | None:
-        """Return the relative squared error of a file's outputs on calibration inputs, None where there are none."""
-        if self.inputs is None:
+        """Return the relative squared error of a file's outputs on calibration inputs, None where there are none.
+
+        Nor of a detector, whose outputs are boxes.
+        """
+        if self.inputs is None or self._is_detector:
             return None
         if self._yardstick is None:
             self._yardstick = Yardstick(self.network, self.inputs)
@@ -327,11 +335,16 @@ class Job:
         if source is None:
             return None
         if is_path(source):
-            assert isinstance(self.preprocessing, Preprocessing)
-            return from_pictures(source, self.preprocessing, samples=samples, seed=self._settings.seed)
+            preprocessing = self.preprocessing
+            if isinstance(preprocessing, DetectorPreprocessing):
+                preprocessing = preprocessing.for_learning
+            assert preprocessing is not None
+            return from_pictures(source, preprocessing, samples=samples, seed=self._settings.seed)
         return from_arrays(source, samples=samples, seed=self._settings.seed)
 
     def _input_shape(self) -> tuple[int, int, int]:
+        if self._is_detector:
+            return checked_shape(self.network.graph.inputs[0].default)
         if self._settings.input_shape is not None:
             return checked_shape(self._settings.input_shape)
         if self.inputs is None:
@@ -367,10 +380,10 @@ class Job:
         return rng.standard_normal((CHECKED_INPUTS, *self._shape), dtype=np.float32)
 
 
-def _check_detector_order(calibration: Source, settings: Settings) -> None:
+def _check_detector_order(settings: Settings, effort: Effort) -> None:
     """Raise ConfigError where something is asked for that detectors cannot have."""
-    if calibration is not None:
-        raise ConfigError("the codebooks of a detector are learnt on its weights alone; leave the calibration out")
+    if effort:
+        raise ConfigError("fine-tuning does not take detectors; leave it out")
     if settings.preprocessing is not None:
         raise ConfigError("a detector has a preprocessing of its own, which is kept; leave out any other")
 

@@ -13,9 +13,11 @@ from detectors import smooth_picture, tiny_detector
 from PIL import Image
 
 import pyquant
+from pyquant import reference
+from pyquant.capture import capture_detector
 from pyquant.choose import Recipe, parse_rule
 from pyquant.cli import main
-from pyquant.detector import DetectorPreprocessing
+from pyquant.detector import DetectorPreprocessing, tensor_parts
 from pyquant.errors import ConfigError, InputError, SelfCheckError
 from pyquant.file import read_model
 from pyquant.preprocessing import Preprocessing
@@ -70,6 +72,44 @@ def test_commands_from_module_to_drawing(cli: Cli) -> None:
         assert message in err.replace("\n", " ")
 
 
+def relative_errors(path: Path, module: Any, pictures: list[Any]) -> dict[str, float]:
+    """Return how far what a file's boxes are chosen from is from the module's, on pictures and boxes of the module."""
+    dense, preprocessing = capture_detector(module)
+    parts = [tensor_parts(network) for network in (dense, read_model(path).network)]
+    signal: dict[str, float] = {}
+    error: dict[str, float] = {}
+    for picture in pictures:
+        image, size = preprocessing(picture)
+        values = reference.all_values(dense, image[None], size[None])
+        inputs = [image[None], values["rpn"], values["detections"]]
+        expected, got = (reference.run(network, *inputs) for network in parts)
+        for name, value in expected.items():
+            signal[name] = signal.get(name, 0.0) + float(np.square(value).sum())
+            error[name] = error.get(name, 0.0) + float(np.square(got[name] - value).sum())
+    return {name: error[name] / signal[name] for name in signal}
+
+
+def test_calibration_lowers_the_error_of_the_heads(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for seed in range(24):
+        Image.fromarray(smooth_picture(100, 120, seed)).save(folder / f"{seed}.png")
+    module, recipe = tiny_detector(), Recipe(rules=tuple(parse_rule(rule) for rule in RULES))
+    unseen = [smooth_picture(96, 110, 100 + seed) for seed in range(2)]
+    errors = {}
+    for name, calibration in (("weights", None), ("pictures", folder)):
+        path = tmp_path / f"{name}.pqmodel"
+        report = pyquant.compress(module, calibration, out=path, recipe=recipe)
+        assert report.self_check["max_relative_error"] < 1e-4
+        errors[name] = relative_errors(path, module, unseen)
+    for output in ("box_logits", "box_moves", "mask_logits"):
+        assert errors["pictures"][output] < 0.1 * errors["weights"][output], output
+    network = read_model(path).network
+    assert network.graph.node("rpn").attributes["keep"] == 50
+    assert network.graph.node("detections").attributes["min_score"] == pytest.approx(0.02)
+    assert pyquant.load(path).predict(unseen)
+
+
 def test_exported_weights_go_back_into_the_module(tmp_path: Path) -> None:
     from pyquant.export.state import state_dict
 
@@ -101,13 +141,10 @@ def test_self_check_sees_a_wrong_file(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            {"calibration": np.zeros((2, 3, 96, 96), np.float32)},
-            "on its weights alone; leave the calibration out",
-        ),
+        ({"calibration": np.zeros((2, 1, 96, 96), np.float32)}, r"expected shape \[any, 3, any, any\]"),
         ({"preprocessing": Preprocessing(resize=96, crop=(96, 96))}, "a preprocessing of its own"),
         ({"target_bytes": 50_000}, "not measured for detectors; give a preset and rules"),
-        ({"finetune_steps": 3}, "calibration"),
+        ({"finetune_steps": 3}, "fine-tuning does not take detectors"),
     ],
 )
 def test_what_detectors_cannot_have_is_refused(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from pyquant.choose import Choice
 from pyquant.codecs import ProductConfig
 from pyquant.codecs.product import codebook_tensors, pack_codes
 from pyquant.console import Progress
+from pyquant.detector import CHOICES
 from pyquant.errors import InputError
 from pyquant.graph import Network, Node, Weight
 from pyquant.layers import CODECS
@@ -277,10 +278,13 @@ class _Walk:
         return self._learner.workers.map(function, range(self._calibration.batches))
 
     def _read_inputs(self) -> None:
-        (declared,) = self._graph.inputs
+        declared, *others = self._graph.inputs
         self._progress("reading calibration inputs", 0, self._calibration.batches)
         for batch in range(self._calibration.batches):
-            self._values.put(_dense(declared.name), batch, self._calibration.load(batch))
+            images = self._calibration.load(batch)
+            self._values.put(_dense(declared.name), batch, images)
+            for sizes in others:  # a detector's: images without padding
+                self._values.put(_dense(sizes.name), batch, np.full((len(images), 2), images.shape[2:], np.float32))
             self._progress("reading calibration inputs", batch + 1, self._calibration.batches)
 
     def _read(self, name: str, batch: int, *, coded: bool) -> Tensor:
@@ -372,8 +376,9 @@ class _Walk:
 
     def _run_rest(self, stage: Stage, batch: int) -> None:
         """Finish a stage on one batch, in both streams, and keep what later stages read."""
+        both: dict[str, Tensor] = {}  # what the streams have in common
         for coded in (False, True):
-            local: dict[str, Tensor] = {}
+            local = dict(both)
             if stage.head is not None:
                 head = stage.head
                 source = head.output if head.weight is not None else head.inputs[0]
@@ -385,8 +390,9 @@ class _Walk:
                     local[name] if name in local else self._read(name, batch, coded=coded) for name in node.inputs
                 ]
                 local[node.output] = self._runner.run_node(node, inputs)
-            for name in stage.kept & local.keys():
+            for name in stage.kept & (local.keys() - both.keys()):
                 self._values.put(_coded(name) if coded else _dense(name), batch, local[name].numpy())
+            both = {name: value for name, value in local.items() if name not in self._apart}
 
     def _epilogue(self, node: Node, x: Tensor, *, coded: bool) -> Tensor:
         if coded:
@@ -396,11 +402,14 @@ class _Walk:
 
 
 def _values_apart(learner: _Learner) -> set[str]:
-    """Return the values that compressed weights come before, so that X̃ is not X."""
+    """Return the values that compressed weights come before, so that X̃ is not X.
+
+    A detector's boxes are those of the dense network in both streams: what is found in others could not be compared.
+    """
     apart: set[str] = set()
     for node in learner.network.graph.nodes:
         changed = node.weight is not None and learner.config(node.weight) is not None
-        if changed or apart.intersection(node.inputs):
+        if node.op not in CHOICES and (changed or apart.intersection(node.inputs)):
             apart.update(node.outputs)
     return apart
 
