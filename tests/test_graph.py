@@ -279,3 +279,25 @@ def test_weights_may_be_shared() -> None:
     graph = Graph(inputs=(image(3, 8, 8),), nodes=(layer("flatten", "f", "x"), first, second), outputs=("b",))
     assert Graph.from_json(graph.to_json()) == graph
     assert graph.to_json()["nodes"][2]["weight"]["name"] == "a"
+
+
+def test_inputs_left_out_have_their_default_shape_and_the_batch_of_the_first() -> None:
+    sizes = GraphInput(name="sizes", shape=(None, 2), default=(2,))
+    graph = Graph(inputs=(image(3, 4, 5), sizes), nodes=(layer("relu", "a", "sizes"),), outputs=("a",))
+    assert graph.infer_shapes([(7, 3, 4, 5)])["a"] == (7, 2)
+    for given in ([], [(7, 3, 4, 5), (7, 2), (7, 2)]):
+        with pytest.raises(InputError, match=f"takes 2 inputs, got {len(given)}"):
+            graph.infer_shapes(given)
+
+
+@pytest.mark.parametrize("anchors", [[], [1.0, "2"], 3.0, [float("nan")], [True]])
+def test_a_list_of_any_length_holds_numbers(anchors: Any) -> None:
+    boxes = {"keep": 1, "max_overlap": 0.5, "min_score": 0.0, "min_side": 0.0, "box_weights": [1.0] * 4}
+    with pytest.raises(FormatError, match="attribute 'anchors'"):
+        Node(
+            op="proposals",
+            name="rpn",
+            inputs=("x",) * 4,
+            outputs=("y",),
+            attributes={**boxes, "max_log_scale": 4.0, "best": 1, "anchors": anchors},
+        )

@@ -40,30 +40,28 @@ class RoiAlignStep : public Step {
     }
   }
 
-  int64_t scratch_floats() const override {
-    return 2 * samples_ * (out_height_ + out_width_) * static_cast<int64_t>(sizeof(Tap) / sizeof(float));
-  }
+  int64_t shared_floats() const override { return rows_ * (kRowFloats + tap_floats()); }
 
+  // Channel by channel: a plane stays in the cache while all boxes read their part of it, which would otherwise be
+  // fetched from memory a few numbers at a time.
   void run(const RunState& state) const override {
-    const int64_t size = channels_ * out_height_ * out_width_;
-    state.pool->parallel_for(rows_, [&](int64_t row, int worker) {
-      const float* from = state.values[boxes_] + row * row_columns_;
-      float* out = state.values[output_] + row * size;
-      // Not a cast first: the number may be anything.
-      if (!(from[0] >= 0 && from[0] < static_cast<float>(images_))) {
-        std::fill_n(out, size, 0.0f);
-        return;
-      }
-      const Box box{from[1], from[2], from[3], from[4]};
-      const Level& level = levels_[level_of(box)];
-      const int64_t plane = level.height * level.width;
-      const float* features = state.values[level.value] + static_cast<int64_t>(from[0]) * channels_ * plane;
-      auto* rows = reinterpret_cast<Tap*>(state.scratch[worker]);
-      Tap* columns = rows + 2 * samples_ * out_height_;
-      write_taps(box.top * level.scale, box.bottom * level.scale, out_height_, level.height, rows);
-      write_taps(box.left * level.scale, box.right * level.scale, out_width_, level.width, columns);
-      for (int64_t channel = 0; channel < channels_; ++channel) {
-        out = resample(features + channel * plane, level.width, rows, columns, out);
+    auto* rows = reinterpret_cast<Row*>(state.shared);
+    float* taps = state.shared + rows_ * kRowFloats;
+    state.pool->parallel_for(rows_, [&](int64_t row, int) {
+      rows[row] = prepare(state.values[boxes_] + row * row_columns_, tap_of(taps, row));
+    });
+    state.pool->parallel_for(channels_, [&](int64_t channel, int) {
+      for (int64_t row = 0; row < rows_; ++row) {
+        const int64_t size = out_height_ * out_width_;
+        float* out = state.values[output_] + (row * channels_ + channel) * size;
+        if (rows[row].level < 0) {
+          std::fill_n(out, size, 0.0f);
+          continue;
+        }
+        const Level& level = levels_[rows[row].level];
+        const int64_t plane = (rows[row].image * channels_ + channel) * level.height * level.width;
+        const Tap* down = tap_of(taps, row);
+        resample(state.values[level.value] + plane, level.width, down, down + 2 * samples_ * out_height_, out);
       }
     });
   }
@@ -81,6 +79,33 @@ class RoiAlignStep : public Step {
     int32_t at;
     float weight;
   };
+
+  // Where a row's box is taken from; level -1: nowhere.
+  struct Row {
+    int32_t level;
+    int32_t image;
+  };
+
+  static constexpr int64_t kRowFloats = sizeof(Row) / sizeof(float);
+
+  int64_t tap_floats() const {
+    return 2 * samples_ * (out_height_ + out_width_) * static_cast<int64_t>(sizeof(Tap) / sizeof(float));
+  }
+
+  Tap* tap_of(float* taps, int64_t row) const { return reinterpret_cast<Tap*>(taps + row * tap_floats()); }
+
+  // Decide where the box of a row is taken from, and write its taps: first those of rows, then those of columns.
+  Row prepare(const float* row, Tap* taps) const {
+    // Not a cast first: the number may be anything.
+    if (!(row[0] >= 0 && row[0] < static_cast<float>(images_))) return {.level = -1, .image = 0};
+    const Box box{row[1], row[2], row[3], row[4]};
+    const size_t at = level_of(box);
+    const Level& level = levels_[at];
+    write_taps(box.top * level.scale, box.bottom * level.scale, out_height_, level.height, taps);
+    write_taps(box.left * level.scale, box.right * level.scale, out_width_, level.width,
+               taps + 2 * samples_ * out_height_);
+    return {.level = static_cast<int32_t>(at), .image = static_cast<int32_t>(row[0])};
+  }
 
   size_t level_of(const Box& box) const {
     const float side = std::sqrt(box.area());
@@ -112,7 +137,7 @@ class RoiAlignStep : public Step {
     }
   }
 
-  float* resample(const float* plane, int64_t width, const Tap* rows, const Tap* columns, float* out) const {
+  void resample(const float* plane, int64_t width, const Tap* rows, const Tap* columns, float* out) const {
     const int64_t taps = 2 * samples_;
     for (int64_t y = 0; y < out_height_; ++y) {
       for (int64_t x = 0; x < out_width_; ++x) {
@@ -126,7 +151,6 @@ class RoiAlignStep : public Step {
         *out++ = sum;
       }
     }
-    return out;
   }
 
   float canonical_level_, canonical_side_;
