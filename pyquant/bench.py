@@ -94,7 +94,9 @@ def bench(
     file = read_model(path)
     network = file.network
     shapes = input_shapes(network.graph, batch, input_shape)
-    batches = _random_batches(shapes) if calibration is None else picture_batches(file, calibration, shapes)
+    batches = (
+        [random_inputs(network.graph, shapes)] if calibration is None else picture_batches(file, calibration, shapes)
+    )
     threads = threads or _core.default_threads()
     with tempfile.TemporaryDirectory(prefix="pyquant-bench-") as name, ExitStack() as stack:
         folder = Path(name)
@@ -152,9 +154,14 @@ def input_shapes(graph: Graph, batch: int, input_shape: tuple[int, int, int] | N
     return shapes
 
 
-def _random_batches(shapes: Sequence[Shape]) -> list[Arrays]:
+def random_inputs(graph: Graph, shapes: Sequence[Shape]) -> Arrays:
+    """Return noise for each input; of a detector, sizes without padding."""
     rng = np.random.default_rng(0)
-    return [[rng.standard_normal(shape, dtype=np.float32) for shape in shapes]]
+    first, *others = shapes
+    arrays = [rng.standard_normal(first, dtype=np.float32)]
+    if graph.of_kind("proposals"):
+        return [*arrays, *(np.full(shape, first[2:], np.float32) for shape in others)]
+    return [*arrays, *(rng.standard_normal(shape, dtype=np.float32) for shape in others)]
 
 
 def picture_batches(file: ModelFile, pictures: AnyPath, shapes: Sequence[Shape]) -> list[Arrays]:

@@ -62,6 +62,11 @@ def test_commands_from_module_to_drawing(cli: Cli) -> None:
     code, out, err = cli("inspect", "x.pqmodel", "--json")
     assert code == 0, err
     assert json.loads(out)["input"] == {"name": "images", "shape": [None, 3, None, None], "default": [3, 96, 160]}
+    code, out, err = cli("profile", "x.pqmodel", "--tune", "0", "--json")
+    assert code == 0, err
+    steps = {step["name"]: step["ms"] for step in json.loads(out)["steps"]}
+    assert steps["rpn"] > 0
+    assert steps["roi_heads.box_head.fc6"] > 0  # boxes were found in noise, so that the heads have run
     code, out, err = cli("run", "x.pqmodel", "street.png", "--min-score", "0", "--draw", "drawn.png", "--json")
     assert code == 0, err
     assert json.loads(out)[0]["detections"]

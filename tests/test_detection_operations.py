@@ -109,7 +109,7 @@ def torchvision_proposals(inputs: list[F32], node: Node) -> list[Any]:
     ("images", "size", "planes", "changes"),
     [
         (2, (64, 96), [(16, 24), (8, 12), (4, 6)], {}),
-        (1, (64, 96), [(16, 24), (8, 12)], {"best": 1000, "keep": 1000}),  # more than there are
+        (1, (64, 96), [(16, 24), (8, 12)], {"best": 2**31 - 1, "keep": 1000}),  # more than there are
         (1, (64, 96), [(16, 24)], {"keep": 1}),
         (2, (64, 96), [(16, 24), (4, 6)], {"min_score": 0.6}),
         (2, (64, 96), [(16, 24), (4, 6)], {"min_score": 1.5}),  # none

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-import numpy as np
 
 from pyquant import console
 from pyquant.cli import options
@@ -30,13 +29,12 @@ def command(
     kernels in integers that of 8-bit products in the first-level cache. Kernels that save multiplications can exceed
     it.
     """
-    from pyquant.bench import input_shapes
+    from pyquant.bench import input_shapes, random_inputs
     from pyquant.runtime import load
 
     model = load(file, threads=threads, precision=precision, memory_budget=memory_budget)
-    rng = np.random.default_rng(0)
-    shapes = input_shapes(model.file.network.graph, batch, input_shape)
-    inputs = [rng.standard_normal(shape, dtype=np.float32) for shape in shapes]
+    graph = model.file.network.graph
+    inputs = random_inputs(graph, input_shapes(graph, batch, input_shape))
     measured = {layer["name"]: layer["ms"] for layer in model.tune(*inputs, seconds=tune)} if tune > 0 else {}
     result = model.profile(*inputs)
     for step in result["steps"]:

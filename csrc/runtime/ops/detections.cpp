@@ -25,6 +25,7 @@ class DetectionsStep : public Step {
         output_(layer.output),
         images_(context.shapes[sizes_].at(0)),
         rows_(context.shapes[boxes_].at(0) / images_),
+        slots_(std::min(keep_, rows_)),
         row_columns_(context.shapes[boxes_].at(1)),
         classes_(context.shapes[logits_].at(1)) {
     if (checked_multiply(rows_, classes_) > std::numeric_limits<int32_t>::max()) {
@@ -33,11 +34,11 @@ class DetectionsStep : public Step {
   }
 
   int64_t scratch_floats() const override { return rows_ * kCandidateFloats; }
-  int64_t shared_floats() const override { return Survivors::floats(groups(), keep_) + images_ * rows_ * 2; }
+  int64_t shared_floats() const override { return Survivors::floats(groups(), slots_) + images_ * rows_ * 2; }
 
   void run(const RunState& state) const override {
-    Survivors survivors(state.shared, groups(), keep_);
-    float* softmax = state.shared + Survivors::floats(groups(), keep_);  // [N * rows, 2]: largest logit, sum
+    Survivors survivors(state.shared, groups(), slots_);
+    float* softmax = state.shared + Survivors::floats(groups(), slots_);  // [N * rows, 2]: largest logit, sum
     state.pool->parallel_for(images_ * rows_, [&](int64_t row, int) {
       const std::span logits{state.values[logits_] + row * classes_, static_cast<size_t>(classes_)};
       const float largest = *std::max_element(logits.begin(), logits.end());
@@ -52,8 +53,8 @@ class DetectionsStep : public Step {
       auto* candidates = reinterpret_cast<Candidate*>(state.scratch[worker]);
       const int64_t count = candidates_of(state, image, label, softmax, candidates);
       std::sort(candidates, candidates + count, &is_better);
-      const int64_t kept = suppress({candidates, static_cast<size_t>(count)}, max_overlap_, keep_);
-      std::copy_n(candidates, kept, survivors.slots + group * keep_);
+      const int64_t kept = suppress({candidates, static_cast<size_t>(count)}, max_overlap_, slots_);
+      std::copy_n(candidates, kept, survivors.slots + group * slots_);
       survivors.counts[group] = static_cast<int32_t>(kept);
     });
     std::fill_n(state.values[output_], images_ * keep_ * kDetectionColumns, 0.0f);
@@ -102,7 +103,8 @@ class DetectionsStep : public Step {
   float min_score_, min_side_;
   ValueId sizes_, boxes_, logits_, numbers_, output_;
   int64_t images_;
-  int64_t rows_;  // of boxes, per image
+  int64_t rows_;   // of boxes, per image
+  int64_t slots_;  // of a class
   int64_t row_columns_;
   int64_t classes_;  // the background among them
 };

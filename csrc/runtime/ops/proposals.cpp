@@ -37,22 +37,24 @@ class ProposalsStep : public Step {
         const auto at = [&](int i) { return static_cast<float>(corner[i]); };
         level.anchors.push_back({at(0), at(1), at(2), at(3)});
       }
+      slots_ = std::max(slots_, level.rows * level.columns * num_anchors);
       levels_.push_back(std::move(level));
     }
+    slots_ = std::min(slots_, best_);
   }
 
-  int64_t shared_floats() const override { return Survivors::floats(groups(), best_); }
+  int64_t shared_floats() const override { return Survivors::floats(groups(), slots_); }
 
   void run(const RunState& state) const override {
-    Survivors survivors(state.shared, groups(), best_);
+    Survivors survivors(state.shared, groups(), slots_);
     const auto num_levels = static_cast<int64_t>(levels_.size());
     state.pool->parallel_for(groups(), [&](int64_t group, int) {
       const int64_t image = group / num_levels;
       const int64_t level = group % num_levels;
-      const std::span<Candidate> slots{survivors.slots + group * best_, static_cast<size_t>(best_)};
+      const std::span<Candidate> slots{survivors.slots + group * slots_, static_cast<size_t>(slots_)};
       const int64_t count = choose_boxes(state, image, levels_[level], slots);
       // Ranks within levels become ranks among all.
-      for (int64_t i = 0; i < count; ++i) slots[i].index += static_cast<int32_t>(level * best_);
+      for (int64_t i = 0; i < count; ++i) slots[i].index += static_cast<int32_t>(level * slots_);
       survivors.counts[group] = static_cast<int32_t>(count);
     });
     std::fill_n(state.values[output_], images_ * keep_ * kBoxColumns, 0.0f);
@@ -133,6 +135,7 @@ class ProposalsStep : public Step {
 
   BoxCoder coder_;
   int64_t best_, keep_;
+  int64_t slots_ = 0;  // boxes of a level that are kept at a time
   double max_overlap_;
   float min_score_, min_side_;
   ValueId sizes_, output_;
