@@ -195,9 +195,16 @@ def chosen(parts: dict[str, list[Cell]], only: Sequence[str]) -> list[Cell]:
 )
 @click.option("--only", multiple=True, metavar="PATTERN", help="Parts or cells to run, shell-style; see --list.")
 @click.option("--list", "listed", is_flag=True, help="Print parts and cells, and whether they are done; run nothing.")
+@click.option("--samples", type=click.IntRange(min=1), default=8192, show_default=True, help="Calibration pictures.")
 @click.option("--smoke", is_flag=True, help="Try every kind of cell on a tiny network, in a minute.")
 def main(
-    data: Path | None, folder: Path, second: Path | None, only: tuple[str, ...], listed: bool, smoke: bool
+    data: Path | None,
+    folder: Path,
+    second: Path | None,
+    only: tuple[str, ...],
+    listed: bool,
+    samples: int,
+    smoke: bool,
 ) -> None:
     """Run the cells that are missing, and print the tables of all that are there."""
     console.enable()
@@ -218,7 +225,7 @@ def main(
     else:
         if data is None:
             raise click.UsageError("give the folder of checkpoints and pictures, or set PYQUANT_DATA")
-        settings = Settings(samples=8192, minutes=20, steps=None)
+        settings = Settings(samples=samples, minutes=20, steps=None)
         subjects = real_subjects(data, second or folder / "second.safetensors")
     bench = Bench(comparison=comparison, settings=settings, subjects=subjects, folder=folder, results=results)
     for cell in chosen(parts, only):
