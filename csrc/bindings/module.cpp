@@ -40,6 +40,14 @@ Arrays connect(const Model& model, const Plan& plan, const std::vector<Array<flo
   return arrays;
 }
 
+// What `measure` finds of an instruction set.
+template <double (*measure)(const KernelTable&)>
+double peak_of(const std::string& isa) {
+  const KernelTable kernels = select_kernels(isa);
+  const py::gil_scoped_release no_gil;
+  return measure(kernels);
+}
+
 }  // namespace
 }  // namespace pyquant
 
@@ -59,22 +67,10 @@ PYBIND11_MODULE(_core, m) {
   m.def("kernel_names", &kernel_names, "fast"_a,
         "Kernels of convolutions and linear layers among which plans choose, those in integers only if `fast`.");
   m.def("default_threads", &available_cpus, "Processors that this process may use.");
-  m.def(
-      "peak_gmacs",
-      [](const std::string& isa) {
-        const KernelTable kernels = select_kernels(isa);
-        const py::gil_scoped_release no_gil;
-        return measure_peak(kernels);
-      },
-      "isa"_a, "Measured fp32 multiply-accumulates per nanosecond of one core, in registers.");
-  m.def(
-      "peak8_gmacs",
-      [](const std::string& isa) {
-        const KernelTable kernels = select_kernels(isa);
-        const py::gil_scoped_release no_gil;
-        return measure_peak8(kernels);
-      },
-      "isa"_a, "The same of bytes, by the register tile on inputs in the first-level cache.");
+  m.def("peak_gmacs", &peak_of<&measure_peak>, "isa"_a,
+        "Measured fp32 multiply-accumulates per nanosecond of one core, in registers.");
+  m.def("peak8_gmacs", &peak_of<&measure_peak8>, "isa"_a,
+        "The same of bytes, by the register tile on inputs in the first-level cache.");
   register_kernels(m);
   register_byte_kernels(m);
   register_codec(m);

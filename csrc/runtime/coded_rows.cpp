@@ -5,6 +5,9 @@
 namespace pyquant {
 namespace {
 
+// Weights of a codebook that the 16 bits of gemm_tile's offsets tell apart.
+constexpr int64_t kMostFound = 1 << 16;
+
 // A joint codebook should stay in the first- or second-level cache beside the inputs that it is multiplied with.
 constexpr int64_t kMostJointCentroids = 1024;
 

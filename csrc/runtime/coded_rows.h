@@ -7,9 +7,6 @@
 
 namespace pyquant {
 
-// Weights, or quads, of a codebook that the 16 bits of gemm_tile's offsets tell apart.
-constexpr int64_t kMostFound = 1 << 16;
-
 // Whether a coded weight has a joint codebook that gemm_tile can read: every combination of the centroids of its
 // codebooks, of which one alone stays as it is, is a centroid of it.
 bool has_joint_codebook(const Weight& weight);
