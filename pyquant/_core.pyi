@@ -82,6 +82,7 @@ def finish_tile8(
     residual_scale: float,
     low: int,
     high: int,
+    plain: bool,
     out: NDArray[np.uint32],
     isa: str,
 ) -> NDArray[np.uint32]: ...

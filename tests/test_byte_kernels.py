@@ -125,11 +125,15 @@ def test_finish_tile8(isa: str, has_residual: bool, pixels: int, rng: np.random.
     bias = rng.uniform(-20, 200, size=8).astype(np.float32)
     out = random_quads(rng, 2, pixels + 3)
     residual = random_quads(rng, 2, pixels + 3) if has_residual else None
-    got = _core.finish_tile8(sums, scale, bias, residual, 0.7, 3, 250, out, isa=isa)
+    got = _core.finish_tile8(sums, scale, bias, residual, 0.7, 3, 250, False, out, isa=isa)
     np.testing.assert_array_equal(got[:, pixels:], out[:, pixels:])
     # Every instruction set rounds where a fused multiply-add does.
-    reference = _core.finish_tile8(sums, scale, bias, residual, 0.7, 3, 250, out, isa="reference")
+    reference = _core.finish_tile8(sums, scale, bias, residual, 0.7, 3, 250, False, out, isa="reference")
     np.testing.assert_array_equal(got, reference)
+    with_bounds = _core.finish_tile8(sums, scale, bias, residual, 0.7, 0, 255, False, out, isa="reference")
+    np.testing.assert_array_equal(
+        _core.finish_tile8(sums, scale, bias, residual, 0.7, 0, 255, True, out, isa=isa), with_bounds
+    )
     value = sums * scale[:, None].astype(np.float64) + bias[:, None]
     if residual is not None:
         value += as_bytes(residual[:, :pixels]).transpose(0, 2, 1).reshape(8, pixels) * 0.7

@@ -46,6 +46,15 @@ CONVOLUTIONS: list[tuple[tuple[int, int, int, int], Any, int, int, dict[str, Any
     ((6, 4, 5, 3), (3, 2, 2), 7, 3, {"padding": (2, 1, 0, 3), "stride": (3, 1)}, (11, 12)),
     ((12, 2, 3, 3), (1, 3, 3), 8, 1, {"padding": (2, 2, 2, 2), "dilation": (2, 2), "groups": 3}, (10, 10)),
     ((6, 1, 3, 3), (1, 3, 3), 4, 1, {"padding": (1, 1, 1, 1), "groups": 6}, (5, 21)),
+    # Whole vectors of pixels in each picture, and kernel rows of which two, but not all, meet the same input rows.
+    (
+        (6, 4, 3, 3),
+        (2, 3, 3),
+        8,
+        1,
+        {"padding": (3, 2, 3, 2), "stride": (2, 1), "dilation": (3, 2), "groups": 2},
+        (20, 16),
+    ),
     ((4, 3, 7, 7), (1, 7, 7), 3, 1, {"padding": (3, 3, 3, 3), "stride": (2, 2)}, (31, 30)),
     ((5, 3, 1, 1), (2, 1, 1), 5, 1, {"padding": (1, 0, 2, 0), "stride": (2, 3)}, (6, 7)),
     ((3, 2, 2, 2), (1, 2, 2), 300, 1, {"padding": (0, 3, 0, 3)}, (4, 4)),
@@ -87,17 +96,17 @@ def test_linear(images: int, codec: ProductConfig | DenseConfig, rng: np.random.
     check(model_file([node], tensors, x.shape), x, terms=66)
 
 
-# Layers of 1x1 kernels on one picture: (outputs, groups, plane).
+# Layers of 1x1 kernels: (outputs, groups, plane).
 POINTWISE = list(itertools.product((12, 300), (1, 3), ((1, 1), (3, 5), (7, 7), (14, 14), (13, 19))))
 
 
 def pointwise_layers(
     rng: np.random.Generator, outputs: int, groups: int, plane: tuple[int, int]
 ) -> Iterator[tuple[ModelFile, NDArray[np.float32]]]:
-    """Yield a dense and a coded one, each with an input."""
-    for codec in (DenseConfig(), ProductConfig(block=(4, 1, 1), centroids=16)):
+    """Yield dense and coded ones, with one picture and with three."""
+    for codec, images in itertools.product((DenseConfig(), ProductConfig(block=(4, 1, 1), centroids=16)), (1, 3)):
         node, tensors = weighted_layer(rng, (outputs, 8, 1, 1), codec, groups=groups)
-        x = rng.standard_normal((1, 8 * groups, *plane)).astype(np.float32)
+        x = rng.standard_normal((images, 8 * groups, *plane)).astype(np.float32)
         yield model_file([node], tensors, x.shape), x
 
 

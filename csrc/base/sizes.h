@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <limits>
 #include <span>
+#include <vector>
 
 #include "base/errors.h"
 
@@ -26,5 +27,12 @@ inline int64_t checked_product(std::span<const int64_t> sizes) {
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 constexpr int64_t round_up(int64_t a, int64_t multiple) { return ceil_div(a, multiple) * multiple; }
+
+// Where rows begin that are `pitch` apart.
+inline std::vector<int32_t> rows_apart(int64_t rows, int64_t pitch) {
+  std::vector<int32_t> result;
+  for (int64_t row = 0; row < rows; ++row) result.push_back(static_cast<int32_t>(row * pitch));
+  return result;
+}
 
 }  // namespace pyquant

@@ -18,8 +18,9 @@ void register_byte_kernels(py::module_& m) {
         const int64_t pixels = panel.shape(1), blocks = at ? at->shape(0) : 1;
         const AlignedBuffer<uint32_t> centroids = copied(codebook), inputs = copied(panel);
         AlignedBuffer<int32_t> out(kernels.tile8.rows * kernels.tile8.pixels);
+        const std::vector<int32_t> rows = rows_apart(panel.shape(0), pixels);
         kernels.gemm_tile8(at ? at->data() : nullptr, centroids.data(), panel.shape(0) / blocks, blocks, inputs.data(),
-                           pixels, out.data(), kernels.tile8.pixels, pixels);
+                           rows.data(), out.data(), kernels.tile8.pixels, pixels);
         return to_array(out, {kernels.tile8.rows, kernels.tile8.pixels});
       },
       "at"_a, "codebook"_a, "panel"_a, "isa"_a,
@@ -78,7 +79,7 @@ void register_byte_kernels(py::module_& m) {
   m.def(
       "finish_tile8",
       [](const Array<int32_t>& in, const Array<float>& scale, const Array<float>& bias,
-         const std::optional<Array<uint32_t>>& residual, float residual_scale, uint8_t low, uint8_t high,
+         const std::optional<Array<uint32_t>>& residual, float residual_scale, uint8_t low, uint8_t high, bool plain,
          const Array<uint32_t>& out, const std::string& isa) {
         const AlignedBuffer<int32_t> sums = copied(in);
         const AlignedBuffer<float> scales = copied(scale), biases = copied(bias);
@@ -89,12 +90,13 @@ void register_byte_kernels(py::module_& m) {
                              .residual = residual ? before.data() : nullptr,
                              .residual_scale = residual_scale,
                              .low = low,
-                             .high = high};
+                             .high = high,
+                             .plain = plain};
         select_kernels(isa).finish_tile8(sums.data(), in.shape(1), finish, result.data(), out.shape(1), in.shape(0),
                                          in.shape(1));
         return to_array(result, {out.shape(0), out.shape(1)});
       },
-      "inputs"_a, "scale"_a, "bias"_a, "residual"_a, "residual_scale"_a, "low"_a, "high"_a, "out"_a, "isa"_a,
+      "inputs"_a, "scale"_a, "bias"_a, "residual"_a, "residual_scale"_a, "low"_a, "high"_a, "plain"_a, "out"_a, "isa"_a,
       "out [rows / 4, pitch] with the bytes of inputs [rows, pixels] written to its first pixels.");
 
   m.def(

@@ -47,8 +47,9 @@ void register_kernels(py::module_& m) {
         const int64_t pixels = panel.shape(1), blocks = at ? at->shape(0) : 1;
         const AlignedBuffer<float> centroids = copied(codebook), inputs = copied(panel);
         AlignedBuffer<float> out(kernels.tile.rows * kernels.tile.pixels);
+        const std::vector<int32_t> rows = rows_apart(panel.shape(0), pixels);
         kernels.gemm_tile(at ? at->data() : nullptr, centroids.data(), panel.shape(0) / blocks, blocks, inputs.data(),
-                          pixels, out.data(), kernels.tile.pixels, pixels);
+                          rows.data(), out.data(), kernels.tile.pixels, pixels);
         return to_array(out, {kernels.tile.rows, kernels.tile.pixels});
       },
       "at"_a, "codebook"_a, "panel"_a, "isa"_a,

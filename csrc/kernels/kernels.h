@@ -51,14 +51,15 @@ using PackRowsFn = void (*)(const PanelRun* runs, int64_t num_runs, int64_t step
                             const PanelRow* rows, int64_t num_rows, uint32_t outside, void* panel,
                             int64_t pitch) noexcept;
 
-// out[r][p] = sum over j < blocks, i < dim of codebook[at[j][r] + i] * panel[j * dim + i][p], in this order.
+// out[r][p] = sum over j < blocks, i < dim of codebook[at[j][r] + i] * panel[rows[j * dim + i] + p], in this order.
 //   at        [blocks, tile_rows]: where each row's centroid begins, so that K * dim <= 2^16
 //   codebook  [K, dim]
-//   panel     [blocks * dim, pitch]   1 <= pixels <= tile_pixels; half vectors are read up to the next multiple
+//   rows      [blocks * dim]: where each row of the panel begins
+//   panel     1 <= pixels <= tile_pixels of each row; half vectors are read up to the next multiple
 //   out       [tile_rows, out_pitch]  whole vectors are written
 // Where `at` is null, the codebook is a matrix [tile_rows, dim], and there is one block.
 using GemmTileFn = void (*)(const uint16_t* at, const float* codebook, int64_t dim, int64_t blocks, const float* panel,
-                            int64_t pitch, float* out, int64_t out_pitch, int64_t pixels) noexcept;
+                            const int32_t* rows, float* out, int64_t out_pitch, int64_t pixels) noexcept;
 
 // out[r][j * dim ..] = codebook[codes[r][j]] for rows r < rows and blocks j < blocks; added to out if `accumulate`.
 //   codes     [rows, code_pitch], each < K
@@ -120,13 +121,10 @@ using FinishTileFn = void (*)(const float* in, int64_t in_pitch, const float* sc
                               const float* residual, float low, float high, float* out, int64_t out_pitch, int64_t rows,
                               int64_t count) noexcept;
 
-// out[r][p] = sum over j < blocks, i < dim of codebook[at[j][r] + i] · panel[j * dim + i][p], products of quads.
-//   at        [blocks, tile_rows], or null, as above
-//   codebook  [K, dim] quads of weights
-//   panel     [blocks * dim, pitch] quads   1 <= pixels <= tile_pixels; half vectors are read up to the next multiple
-//   out       [tile_rows, out_pitch]        whole vectors are written
+// out[r][p] = sum over j < blocks, i < dim of codebook[at[j][r] + i] · panel[rows[j * dim + i] + p], products of quads;
+// all as above.
 using GemmTile8Fn = void (*)(const uint16_t* at, const uint32_t* codebook, int64_t dim, int64_t blocks,
-                             const uint32_t* panel, int64_t pitch, int32_t* out, int64_t out_pitch,
+                             const uint32_t* panel, const int32_t* rows, int32_t* out, int64_t out_pitch,
                              int64_t pixels) noexcept;
 
 // Decode blocks that are one or two channels deep into quads of four channels: for rows r < rows, quads q < quads and
@@ -166,6 +164,7 @@ struct Finish8 {
   float residual_scale;
   uint8_t low;
   uint8_t high;
+  bool plain;  // low is 0, high 255, and no v can reach 2^31: some kernels have less to do
 };
 
 // Byte i of out[c][p] is made of in[4 * c + i][p], for c < rows / 4 and p < count.

@@ -27,13 +27,13 @@ void pack_rows_reference(const PanelRun* runs, int64_t num_runs, int64_t step, c
 }
 
 void gemm_tile_reference(const uint16_t* at, const float* codebook, int64_t dim, int64_t blocks, const float* panel,
-                         int64_t pitch, float* out, int64_t out_pitch, int64_t pixels) noexcept {
+                         const int32_t* rows, float* out, int64_t out_pitch, int64_t pixels) noexcept {
   for (int64_t r = 0; r < kTileRows; ++r) {
     for (int64_t p = 0; p < pixels; ++p) {
       float sum = 0;
       for (int64_t j = 0; j < blocks; ++j) {
         const float* centroid = codebook + (at == nullptr ? r * dim : at[j * kTileRows + r]);
-        for (int64_t i = 0; i < dim; ++i) sum += centroid[i] * panel[(j * dim + i) * pitch + p];
+        for (int64_t i = 0; i < dim; ++i) sum += centroid[i] * panel[rows[j * dim + i] + p];
       }
       out[r * out_pitch + p] = sum;
     }

@@ -31,14 +31,14 @@ uint32_t rounded(float value) {
 }
 
 void gemm_tile8_reference(const uint16_t* at, const uint32_t* codebook, int64_t dim, int64_t blocks,
-                          const uint32_t* panel, int64_t pitch, int32_t* out, int64_t out_pitch,
+                          const uint32_t* panel, const int32_t* rows, int32_t* out, int64_t out_pitch,
                           int64_t pixels) noexcept {
   for (int64_t r = 0; r < kTileRows; ++r) {
     for (int64_t p = 0; p < pixels; ++p) {
       int32_t sum = 0;
       for (int64_t j = 0; j < blocks; ++j) {
         const uint32_t* centroid = codebook + (at == nullptr ? r * dim : at[j * kTileRows + r]);
-        for (int64_t i = 0; i < dim; ++i) sum += dot(centroid[i], panel[(j * dim + i) * pitch + p]);
+        for (int64_t i = 0; i < dim; ++i) sum += dot(centroid[i], panel[rows[j * dim + i] + p]);
       }
       out[r * out_pitch + p] = sum;
     }

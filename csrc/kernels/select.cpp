@@ -102,11 +102,12 @@ double measure_peak8(const KernelTable& kernels) {
   const Tile& tile = kernels.tile8;
   AlignedBuffer<uint32_t> weights(tile.rows * kDepth), panel(tile.pixels * kDepth);
   AlignedBuffer<int32_t> sums(tile.rows * tile.pixels);
+  const std::vector<int32_t> rows = rows_apart(kDepth, tile.pixels);
   std::fill_n(weights.data(), weights.size(), 0u);
   std::fill_n(panel.data(), panel.size(), 0u);
   return best_rate([&] {
     for (int64_t i = 0; i < kTurns; ++i) {
-      kernels.gemm_tile8(nullptr, weights.data(), kDepth, 1, panel.data(), tile.pixels, sums.data(), tile.pixels,
+      kernels.gemm_tile8(nullptr, weights.data(), kDepth, 1, panel.data(), rows.data(), sums.data(), tile.pixels,
                          tile.pixels);
     }
     return kTurns * tile.rows * tile.pixels * kDepth * kQuad;

@@ -214,11 +214,16 @@ struct ByteKernels {
   // int, or NaN, the least int, but so what is too large.
   static Int rounded(const Float (&values)[4]) {
     const Float most = V::broadcast(255.0f);
-    return V::to_quads(V::to_int(V::min(most, values[0])), V::to_int(V::min(most, values[1])),
-                       V::to_int(V::min(most, values[2])), V::to_int(V::min(most, values[3])));
+    return rounded_small(
+        {V::min(most, values[0]), V::min(most, values[1]), V::min(most, values[2]), V::min(most, values[3])});
   }
 
-  template <bool has_residual>
+  // The same for values that an int can hold.
+  static Int rounded_small(const Float (&values)[4]) {
+    return V::to_quads(V::to_int(values[0]), V::to_int(values[1]), V::to_int(values[2]), V::to_int(values[3]));
+  }
+
+  template <bool has_residual, bool plain>
   static void finish_rows(const int32_t* in, int64_t in_pitch, const Finish8& finish, uint32_t* out, int64_t out_pitch,
                           int64_t rows, int64_t count) noexcept {
     const Int low = V::broadcast_byte(finish.low), high = V::broadcast_byte(finish.high);
@@ -240,6 +245,7 @@ struct ByteKernels {
             values[i] = V::multiply_add(V::to_float(V::byte_of(before, i)), factor, values[i]);
           }
         }
+        if constexpr (plain) return rounded_small(values);
         return V::max_bytes(low, V::min_bytes(high, rounded(values)));
       };
       int64_t p = 0;
@@ -254,7 +260,10 @@ struct ByteKernels {
 
   static void finish_tile8(const int32_t* in, int64_t in_pitch, const Finish8& finish, uint32_t* out, int64_t out_pitch,
                            int64_t rows, int64_t count) noexcept {
-    const auto write = finish.residual == nullptr ? &finish_rows<false> : &finish_rows<true>;
+    const auto write = finish.residual == nullptr
+                           ? finish.plain ? &finish_rows<false, true> : &finish_rows<false, false>
+                       : finish.plain ? &finish_rows<true, true>
+                                      : &finish_rows<true, false>;
     write(in, in_pitch, finish, out, out_pitch, rows, count);
   }
 

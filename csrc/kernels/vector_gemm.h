@@ -26,7 +26,7 @@ struct VectorGemm {
   // the codebook: they need no decoding. `fixed` is a dim known to the compiler, or 0.
   template <int64_t halves, int64_t fixed, bool is_matrix>
   static void registers(const uint16_t* at, const Weight* codebook, int64_t any_dim, int64_t blocks, const Input* panel,
-                        int64_t pitch, Value* out, int64_t out_pitch) noexcept {
+                        const int32_t* rows, Value* out, int64_t out_pitch) noexcept {
     constexpr int64_t vectors = halves / 2;
     constexpr bool with_half = halves % 2 != 0;
     const int64_t dim = fixed > 0 ? fixed : any_dim;
@@ -39,17 +39,19 @@ struct VectorGemm {
       for (int64_t v = 0; v < vectors; ++v) sums[r][v] = A::zeros();
       if constexpr (with_half) half_sums[r] = A::half_zeros();
     }
-    for (int64_t j = 0; j < blocks; ++j, at += is_matrix ? 0 : A::kRows) {
+    // No counter of blocks: codes and addresses take all of the other registers.
+    for (const int32_t* const end = rows + blocks * dim; rows != end; at += is_matrix ? 0 : A::kRows) {
       const Weight* centroids[A::kRows];
 #pragma GCC unroll 8
       for (int64_t r = 0; r < A::kRows; ++r) centroids[r] = codebook + (is_matrix ? r * dim : at[r]);
 #pragma GCC unroll 2
-      for (int64_t i = 0; i < dim; ++i, panel += pitch) {
+      for (int64_t i = 0; i < dim; ++i, ++rows) {
+        const Input* const row = panel + *rows;
         typename A::Inputs inputs[vectors + 1];
         typename A::HalfInputs half_inputs;
 #pragma GCC unroll 8
-        for (int64_t v = 0; v < vectors; ++v) inputs[v] = A::inputs(panel + v * kLanes);
-        if constexpr (with_half) half_inputs = A::half_inputs(panel + vectors * kLanes);
+        for (int64_t v = 0; v < vectors; ++v) inputs[v] = A::inputs(row + v * kLanes);
+        if constexpr (with_half) half_inputs = A::half_inputs(row + vectors * kLanes);
 #pragma GCC unroll 8
         for (int64_t r = 0; r < A::kRows; ++r) {
           const typename A::Weights weights = A::weights(centroids[r] + i);
@@ -76,7 +78,7 @@ struct VectorGemm {
   }
 
   static void tile(const uint16_t* at, const Weight* codebook, int64_t dim, int64_t blocks, const Input* panel,
-                   int64_t pitch, Value* out, int64_t out_pitch, int64_t pixels) noexcept {
+                   const int32_t* rows, Value* out, int64_t out_pitch, int64_t pixels) noexcept {
     constexpr auto kAll = std::make_integer_sequence<int64_t, 2 * A::kVectors>{};
     const int64_t halves = ceil_div(pixels, kLanes / 2);
     // Winograd's blocks are this short, and so are blocks of four and eight channels in quads.
@@ -84,7 +86,7 @@ struct VectorGemm {
                             : dim == 1    ? registers_for<1, false>(halves, kAll)
                             : dim == 2    ? registers_for<2, false>(halves, kAll)
                                           : registers_for<0, false>(halves, kAll);
-    run(at, codebook, dim, blocks, panel, pitch, out, out_pitch);
+    run(at, codebook, dim, blocks, panel, rows, out, out_pitch);
   }
 };
 

@@ -3,44 +3,109 @@
 #include <algorithm>
 
 namespace pyquant {
+namespace {
 
-Patches::Patches(const ConvGeometry& geometry, const WeightOrder& order, const KernelTable* kernels)
-    : geometry_(geometry), kernels_(kernels), depth_(order.depth()) {
+// Call body(channel, row, column) for each weight of a row; in the padding of tail blocks, these lie outside the
+// kernel.
+template <typename Body>
+void for_weights(const WeightOrder& order, const Body& body) {
   const Block& block = order.block;
-  for (int64_t y = 0; y < order.kernel_rows; ++y) {
-    for (int64_t x = 0; x < order.kernel_columns; ++x) {
-      taps_.push_back({.y = y * geometry.dilation_y - geometry.pad_top,
-                       .x = x * geometry.dilation_x - geometry.pad_left,
-                       .rows = {}});
-    }
-  }
-  int64_t k = 0;
-  for (int64_t c0 = 0; c0 < order.channels; c0 += block.channels) {
-    for (int64_t y0 = 0; y0 < order.kernel_rows; y0 += block.rows) {
-      for (int64_t x0 = 0; x0 < order.kernel_columns; x0 += block.columns) {
-        for (int64_t i = 0; i < block.dim(); ++i, ++k) {
-          const int64_t c = c0 + i / (block.rows * block.columns);
-          const int64_t y = y0 + i / block.columns % block.rows;
-          const int64_t x = x0 + i % block.columns;
-          const bool inside = c < order.channels && y < order.kernel_rows && x < order.kernel_columns;
-          std::vector<PanelRow>& rows = inside ? taps_[y * order.kernel_columns + x].rows : padding_;
-          rows.push_back({.row = k, .channel = inside ? c : 0});
+  for (int64_t c = 0; c < order.channels; c += block.channels) {
+    for (int64_t y = 0; y < order.kernel_rows; y += block.rows) {
+      for (int64_t x = 0; x < order.kernel_columns; x += block.columns) {
+        for (int64_t i = 0; i < block.dim(); ++i) {
+          body(c + i / (block.rows * block.columns), y + i / block.columns % block.rows, x + i % block.columns);
         }
       }
     }
   }
+}
+
+// How far the rows of a kernel lie behind the last input row that is the first of an output row, each distance once.
+std::vector<int64_t> row_residues(const ConvGeometry& geometry, const WeightOrder& order) {
+  std::vector<int64_t> residues;
+  for (int64_t y = 0; y < order.kernel_rows; ++y) residues.push_back(y * geometry.dilation_y % geometry.stride_y);
+  std::sort(residues.begin(), residues.end());
+  residues.erase(std::unique(residues.begin(), residues.end()), residues.end());
+  return residues;
+}
+
+}  // namespace
+
+Patches::Patches(const ConvGeometry& geometry, const WeightOrder& order, const KernelTable* kernels, bool by_columns)
+    : geometry_(geometry), kernels_(kernels) {
+  if (by_columns) {
+    unfold_columns(order);
+    return;
+  }
+  for (int64_t y = 0; y < order.kernel_rows; ++y) add_taps(order, y * geometry.dilation_y);
+  for_weights(order, [&](int64_t c, int64_t y, int64_t x) {
+    const auto k = static_cast<int64_t>(places_.size());
+    const bool inside = c < order.channels && y < order.kernel_rows && x < order.kernel_columns;
+    std::vector<PanelRow>& rows = inside ? taps_[y * order.kernel_columns + x].rows : padding_;
+    rows.push_back({.row = k, .channel = inside ? c : 0});
+    places_.push_back({.row = k, .lane = 0});
+  });
+  rows_ = order.depth();
   // Where a pixel's only input is the pixel itself, rows need not be told apart: a plane is one long row.
   const ConvGeometry& g = geometry;
   if (order.kernel_rows == 1 && order.kernel_columns == 1 && g.stride_y == 1 && g.stride_x == 1 && g.pad_top == 0 &&
       g.pad_left == 0 && g.height == g.out_height && g.width == g.out_width) {
     geometry_.width = geometry_.out_width = g.plane();
     geometry_.height = geometry_.out_height = 1;
-    are_input_ = g.images == 1 && depth_ == order.channels;
+    are_input_ = rows_ == order.channels;
   }
+}
+
+void Patches::add_taps(const WeightOrder& order, int64_t y) {
+  for (int64_t x = 0; x < order.kernel_columns; ++x) {
+    taps_.push_back({.y = y - geometry_.pad_top, .x = x * geometry_.dilation_x - geometry_.pad_left, .rows = {}});
+  }
+}
+
+void Patches::unfold_columns(const WeightOrder& order) {
+  const std::vector<int64_t> residues = row_residues(geometry_, order);
+  for (const int64_t residue : residues) add_taps(order, residue);
+  const auto taps = static_cast<int64_t>(taps_.size());
+  rows_ = order.channels * taps;
+  for (int64_t row = 0; row < rows_; ++row) taps_[row % taps].rows.push_back({.row = row, .channel = row / taps});
+  for_weights(order, [&](int64_t c, int64_t y, int64_t x) {
+    const int64_t down = y * geometry_.dilation_y;
+    const auto residue = std::find(residues.begin(), residues.end(), down % geometry_.stride_y) - residues.begin();
+    places_.push_back({.row = c * taps + residue * order.kernel_columns + x,
+                       .lane = down / geometry_.stride_y * geometry_.out_width});
+  });
+  const int64_t most_rows = (order.kernel_rows - 1) * geometry_.dilation_y / geometry_.stride_y;
+  behind_ = most_rows * geometry_.out_width;
+  geometry_.out_height += most_rows;
+}
+
+bool Patches::apply_by_columns(const ConvGeometry& geometry, const WeightOrder& order) {
+  return static_cast<int64_t>(row_residues(geometry, order).size()) < order.kernel_rows &&
+         order.depth() == order.channels * order.kernel_rows * order.kernel_columns;
+}
+
+std::vector<int32_t> Patches::offsets(int64_t pitch) const {
+  std::vector<int32_t> result;
+  for (const Place& place : places_) result.push_back(static_cast<int32_t>(place.row * pitch + place.lane));
+  return result;
 }
 
 void Patches::pack(const float* input, int64_t group, int64_t first, int64_t count, int64_t pitch, uint32_t outside,
                    float* panel, int64_t part, int64_t parts) const {
+  first += group / geometry_.groups * geometry_.out_plane();
+  const int64_t width = geometry_.out_width;
+  for (int64_t at = 0; at < count;) {
+    // Whole rows of pixels, where they are short enough.
+    int64_t end = first + std::min(at + kMostTilePixels, count);
+    if (end < first + count && end / width * width > first + at) end = end / width * width;
+    pack_some(input, group % geometry_.groups, first + at, end - first - at, pitch, outside, panel + at, part, parts);
+    at = end - first;
+  }
+}
+
+void Patches::pack_some(const float* input, int64_t group, int64_t first, int64_t count, int64_t pitch,
+                        uint32_t outside, float* panel, int64_t part, int64_t parts) const {
   const ConvGeometry& g = geometry_;
   const int64_t channels = g.channels / g.groups;
   // The pixels of a panel, cut where an output row ends: the same cuts for every panel row.

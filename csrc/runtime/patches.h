@@ -1,4 +1,8 @@
-// Unfolding: the inputs of a tile of output pixels as a panel, in the order in which weights are stored.
+// Unfolding: the inputs of output pixels as a panel, so that each weight finds those of all pixels in one row.
+//
+// Rows are in the order in which weights are stored. Or only columns of the kernel are unfolded, and a weight finds its
+// inputs so many lanes further on as there are pixels in the rows of pixels between: with stride 1, a kernel of 3 x 3
+// has 3 rows for each channel in place of 9. With stride s, kernel rows that are s apart share panel rows.
 //
 // Dimensions: N images · C channels · H, W rows and columns of a plane · P output pixels of an image (OH * OW)
 #pragma once
@@ -33,18 +37,28 @@ struct ConvGeometry {
 class Patches {
  public:
   // Values between the rows of two channels of one image must be height * width.
-  Patches(const ConvGeometry& geometry, const WeightOrder& order, const KernelTable* kernels);
+  Patches(const ConvGeometry& geometry, const WeightOrder& order, const KernelTable* kernels, bool by_columns = false);
 
-  // Rows of a panel: the weight's depth.
-  int64_t depth() const { return depth_; }
+  // Whether columns can be unfolded alone.
+  static bool apply_by_columns(const ConvGeometry& geometry, const WeightOrder& order);
 
-  // Whether the rows of a panel of all pixels are the input as it lies in memory.
+  // Rows of a panel: the weight's depth, unless it is by columns.
+  int64_t rows() const { return rows_; }
+
+  // By columns, lanes behind those of the pixels that have inputs too.
+  int64_t behind() const { return behind_; }
+  static constexpr int64_t kNone = -1;  // not by columns
+
+  // Where the inputs of each weight of a row begin in a panel whose rows are `pitch` values apart.
+  std::vector<int32_t> offsets(int64_t pitch) const;
+
+  // Whether the rows of a panel of all pixels of an image are the input as it lies in memory.
   bool are_input() const { return are_input_; }
 
-  // Write panel[k][p] = the input of the k-th weight for pixel first + p, p < count <= kMostTilePixels; `outside` for
-  // what lies outside the picture and for the padding of tail blocks. Rows are `pitch` values apart; what lies behind
-  // their `count` stays. Of `parts` equal parts of a group's channels only `part` is written, so that threads can share
-  // the work.
+  // Write panel[k][p] = the input of the k-th row for pixel first + p, p < count; `outside` for what lies outside the
+  // picture and for the padding of tail blocks. Rows are `pitch` values apart; what lies behind their `count` stays. Of
+  // `parts` equal parts of a group's channels only `part` is written, so that threads can share the work. Groups count
+  // on from image to image, for those whose pixels are to be counted from the first of an image; by columns, all are.
   void pack(const float* input, int64_t group, int64_t first, int64_t count, int64_t pitch, uint32_t outside,
             float* panel, int64_t part = 0, int64_t parts = 1) const;
 
@@ -55,11 +69,26 @@ class Patches {
     std::vector<PanelRow> rows;
   };
 
-  ConvGeometry geometry_;
+  // Where a weight finds the input of the first pixel.
+  struct Place {
+    int64_t row, lane;
+  };
+
+  // One for each column of the kernel, for the row that lies `y` rows down.
+  void add_taps(const WeightOrder& order, int64_t y);
+  void unfold_columns(const WeightOrder& order);
+
+  // Of at most kMostTilePixels of them.
+  void pack_some(const float* input, int64_t group, int64_t first, int64_t count, int64_t pitch, uint32_t outside,
+                 float* panel, int64_t part, int64_t parts) const;
+
+  ConvGeometry geometry_;  // by columns, with the output rows that pixels find inputs behind the last one in
   const KernelTable* kernels_;
-  int64_t depth_;
+  int64_t rows_;
+  int64_t behind_ = kNone;
   bool are_input_ = false;
   std::vector<Tap> taps_;
+  std::vector<Place> places_;      // of each weight of a row
   std::vector<PanelRow> padding_;  // the rows of padded tail blocks
 };
 

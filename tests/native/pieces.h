@@ -15,13 +15,13 @@ namespace pyquant {
 template <typename Weight, typename Sum>
 struct Gemm {
   using RunFn = void (*)(const uint16_t* at, const Weight* codebook, int64_t dim, int64_t blocks, const Weight* panel,
-                         int64_t pitch, Sum* out, int64_t out_pitch, int64_t pixels) noexcept;
+                         const int32_t* rows, Sum* out, int64_t out_pitch, int64_t pixels) noexcept;
   RunFn run;
   Tile tile;
 
   // The product [tile_rows, pixels] with weights at [blocks, tile_rows].
   std::vector<Sum> in_pieces(const uint16_t* at, int64_t tile_rows, const Weight* codebook, int64_t dim, int64_t blocks,
-                             const Weight* panel, int64_t pitch, int64_t pixels) const {
+                             const Weight* panel, const int32_t* rows, int64_t pixels) const {
     std::vector<Sum> expected(static_cast<size_t>(tile_rows * pixels));
     std::vector<uint16_t> part(static_cast<size_t>(blocks * tile.rows));
     std::vector<Sum> out(static_cast<size_t>(tile.rows * tile.pixels));
@@ -31,7 +31,7 @@ struct Gemm {
         std::copy_n(at + j * tile_rows + row, num_rows, part.begin() + j * tile.rows);
       for (int64_t pixel = 0; pixel < pixels; pixel += tile.pixels) {
         const int64_t count = std::min(tile.pixels, pixels - pixel);
-        run(part.data(), codebook, dim, blocks, panel + pixel, pitch, out.data(), tile.pixels, count);
+        run(part.data(), codebook, dim, blocks, panel + pixel, rows, out.data(), tile.pixels, count);
         for (int64_t r = 0; r < num_rows; ++r) {
           std::copy_n(out.begin() + r * tile.pixels, count, expected.begin() + (row + r) * pixels + pixel);
         }
@@ -59,13 +59,17 @@ void test_gemm(const Gemm<Weight, Sum>& tested, const Gemm<Weight, Sum>& referen
         begin_case({{"dim", dim}, {"blocks", any_blocks}, {"pixels", pixels}});
         const int64_t pitch = pixels + 3;
         Guarded<Weight> panel((depth - 1) * pitch + pixels, kUnsetInput);
-        for (int64_t k = 0; k < depth; ++k) std::copy_n(&whole_panel[k * most], pixels, &panel[k * pitch]);
+        // Rows lie in any order.
+        std::vector<int32_t> rows = rows_apart(depth, pitch);
+        std::reverse(rows.begin(), rows.end());
+        for (int64_t k = 0; k < depth; ++k)
+          std::copy_n(&whole_panel[k * most], pixels, &panel[rows[static_cast<size_t>(k)]]);
         const Rows shape{tile_rows, pixels, round_up(pixels, lanes), most + 5};
         Guarded<Sum> out = output<Sum>(shape);
-        tested.run(is_matrix ? nullptr : at.data(), codebook.data(), dim, blocks, panel.data(), pitch, out.data(),
+        tested.run(is_matrix ? nullptr : at.data(), codebook.data(), dim, blocks, panel.data(), rows.data(), out.data(),
                    shape.pitch, pixels);
         const std::vector<Sum> expected =
-            reference.in_pieces(at.data(), tile_rows, codebook.data(), dim, blocks, panel.data(), pitch, pixels);
+            reference.in_pieces(at.data(), tile_rows, codebook.data(), dim, blocks, panel.data(), rows.data(), pixels);
         double allowed = 0;
         if constexpr (std::is_floating_point_v<Sum>) allowed = tolerance(expected, depth);
         expect_rows(out, shape, expected, allowed);

@@ -6,20 +6,21 @@
 namespace pyquant {
 namespace {
 
+// Far enough below 2^31 for what rounding adds.
+constexpr double kMostInt = 2e9;
+
+// What all outputs have in common, behind what an epilogue holds for each.
+enum Common { kLow, kHigh, kResidualScale, kPlain, kNumCommon };
+
+}  // namespace
+
 ConvGeometry in_quads(ConvGeometry geometry) {
   geometry.channels = ceil_div(geometry.channels, kQuad);
   return geometry;
 }
 
-// What all outputs have in common, behind what an epilogue holds for each.
-enum Common { kLow, kHigh, kResidualScale, kNumCommon };
-
-}  // namespace
-
-ByteConvolution::ByteConvolution(const Convolution& convolution, const WeightOrder& order, const PlanContext& context)
-    : c(convolution),
-      patches(in_quads(convolution.geometry), order, convolution.kernels),
-      writes_bytes_(context.formats[convolution.output] == Format::kBytes) {}
+ByteConvolution::ByteConvolution(const Convolution& convolution, const PlanContext& context)
+    : c(convolution), writes_bytes_(context.formats[convolution.output] == Format::kBytes) {}
 
 int64_t ByteConvolution::epilogue_floats() const { return 2 * padded_outputs() + kNumCommon; }
 
@@ -52,6 +53,13 @@ void ByteConvolution::write_epilogue(int64_t shift, const RunState& state, float
   common[kLow] = nearest_byte(clamp.low);
   common[kHigh] = nearest_byte(clamp.high);
   common[kResidualScale] = c.residual < 0 ? 0.0f : state.quantization[c.residual].scale / out.scale;
+  // Sums are ints.
+  double most = 0;
+  for (int64_t o = 0; o < c.weight->outputs; ++o) {
+    most = std::max(most, std::abs(row_scale[o]) * std::ldexp(1.0, 31) + std::abs(row_bias[o]));
+  }
+  const bool is_bounded = most + 255.0 * std::abs(common[kResidualScale]) < kMostInt;
+  common[kPlain] = is_bounded && common[kLow] == 0.0f && common[kHigh] == 255.0f ? 1.0f : 0.0f;
   std::fill(row_scale + c.weight->outputs, row_bias, 0.0f);
   std::fill(row_bias + c.weight->outputs, common, static_cast<float>(out.zero));
 }
@@ -81,7 +89,8 @@ void ByteConvolution::finish_bytes(const int32_t* tile, int64_t pitch, int64_t o
                  .residual = nullptr,
                  .residual_scale = common[kResidualScale],
                  .low = static_cast<uint8_t>(common[kLow]),
-                 .high = static_cast<uint8_t>(common[kHigh])};
+                 .high = static_cast<uint8_t>(common[kHigh]),
+                 .plain = common[kPlain] != 0.0f};
   const int64_t plane = c.geometry.out_plane();
   const int64_t quads = ceil_div(c.weight->outputs, kQuad);
   while (count > 0) {

@@ -1,4 +1,4 @@
-// What the integer paths of a convolution share: inputs as panels of quads, and outputs in bytes or floats.
+// What the integer paths of a convolution share: their epilogue, which writes bytes or floats.
 #pragma once
 
 #include <vector>
@@ -8,10 +8,12 @@
 
 namespace pyquant {
 
+// The same with quads of channels in place of channels.
+ConvGeometry in_quads(ConvGeometry geometry);
+
 class ByteConvolution {
  public:
-  // Quads of a row in the order `order`.
-  ByteConvolution(const Convolution& convolution, const WeightOrder& order, const PlanContext& context);
+  ByteConvolution(const Convolution& convolution, const PlanContext& context);
 
   // The weights of output o are scale[o] * bytes, which have this sum.
   std::vector<float> weight_scale;   // [O]
@@ -29,7 +31,6 @@ class ByteConvolution {
               const float* epilogue, const RunState& state, float* scratch) const;
 
   Convolution c;
-  Patches patches;
 
  private:
   // Outputs that are converted to floats together.

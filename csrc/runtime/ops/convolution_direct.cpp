@@ -6,7 +6,7 @@
 
 #include "runtime/coded_rows.h"
 #include "runtime/ops/convolution.h"
-#include "runtime/ops/tiling.h"
+#include "runtime/ops/panels.h"
 
 namespace pyquant {
 namespace {
@@ -14,15 +14,14 @@ namespace {
 // Decoding one weight, in vector multiply-adds.
 constexpr double kDecodeCost = 0.3;
 
-Tiling tiling_of(const Convolution& c, int threads) {
-  return Tiling(*c.kernels, c.kernels->tile, c.geometry.groups, c.group_outputs(), c.geometry.pixels(),
-                c.patches.depth(), threads);
+Panels panels_of(const Convolution& c, int threads) {
+  return Panels(c.geometry, *c.weight, *c.kernels, c.kernels->tile, c.group_outputs(), threads);
 }
 
 class DirectStep : public Step {
  public:
   DirectStep(const Layer& layer, const Convolution& convolution, const PlanContext& context)
-      : Step(layer.node->name, layer.op, "direct"), c_(convolution), t_(tiling_of(convolution, context.threads)) {
+      : Step(layer.node->name, layer.op, "direct"), c_(convolution), panels_(panels_of(convolution, context.threads)) {
     const Weight& weight = *c_.weight;
     if (has_joint_codebook(weight)) {
       at_ = joint_codes(weight, c_.geometry.groups, t_.tile_rows, weight.block.dim());
@@ -43,13 +42,8 @@ class DirectStep : public Step {
   int64_t shared_floats() const override { return t_.shared_floats(); }
 
   void run(const RunState& state) const override {
-    run_tiled(
-        t_, state, in_place(t_, c_.patches, state.values[c_.input], c_.geometry.plane()),
-        [&](int64_t group, int64_t tile, int64_t part, int64_t parts, float* panel, float*) {
-          c_.patches.pack(state.values[c_.input], group, t_.begin(tile), t_.lanes_of(tile), t_.pitch, 0, panel, part,
-                          parts);
-        },
-        [&](const TiledWork& work, float* scratch) { multiply(work, state, scratch); });
+    panels_.run(state, state.values[c_.input], 0,
+                [&](const TiledWork& work, float* scratch) { multiply(work, state, scratch); });
   }
 
  private:
@@ -63,15 +57,17 @@ class DirectStep : public Step {
 
   void multiply(const TiledWork& work, const RunState& state, float* scratch) const {
     const KernelTable& kernels = *c_.kernels;
+    const Panels::Unit unit = panels_.unit(work.group);
     float* const sums = scratch + weights_floats_;
     for (int64_t row = work.first_output; row < work.last_output; row += t_.tile_rows) {
-      const int64_t output = work.group * t_.outputs + row;
+      const int64_t output = unit.group * t_.outputs + row;
       const int64_t count = std::min(t_.tile_rows, work.last_output - row);
       const Rows rows = rows_from(output, count, scratch);
       for (int64_t tile = work.first_tile; tile < work.last_tile; ++tile) {
-        kernels.gemm_tile(rows.at, rows.codebook, rows.dim, rows.blocks, work.panel(t_, tile), work.pitch(t_), sums,
-                          kernels.tile.pixels, t_.lanes_of(tile));
-        c_.finish(sums, kernels.tile.pixels, output, count, t_.begin(tile), t_.lanes_of(tile), state);
+        kernels.gemm_tile(rows.at, rows.codebook, rows.dim, rows.blocks, work.panel(t_, tile), panels_.rows.data(),
+                          sums, kernels.tile.pixels, t_.lanes_of(tile));
+        c_.finish(sums, kernels.tile.pixels, output, count, unit.first_pixel + t_.begin(tile), t_.lanes_of(tile),
+                  state);
       }
     }
   }
@@ -102,7 +98,8 @@ class DirectStep : public Step {
   }
 
   Convolution c_;
-  Tiling t_;
+  Panels panels_;
+  const Tiling& t_ = panels_.tiling;
   AlignedBuffer<uint16_t> at_;       // where a tile's rows are found in a codebook
   AlignedBuffer<float> codebook_;    // the joint one; empty: the weight's own
   KeptWeights::Values<float> kept_;  // null: decoded in each run
@@ -110,11 +107,12 @@ class DirectStep : public Step {
 };
 
 double cost(const Convolution& c, int threads) {
-  const Tiling t = tiling_of(c, threads);
+  const Panels panels = panels_of(c, threads);
+  const Tiling& t = panels.tiling;
   const bool is_found = has_joint_codebook(*c.weight);
   const double decoded =
       is_found || c.weight->is_dense() ? 0.0 : kDecodeCost * static_cast<double>(t.num_blocks * c.weight->codebooks);
-  const auto weights = static_cast<double>(c.weight->outputs * c.patches.depth());
+  const auto weights = static_cast<double>(c.weight->outputs * panels.rows.size());
   return weights * (t.vectors(is_found) + decoded) / threads;
 }
 

@@ -7,7 +7,7 @@
 
 #include "runtime/coded_rows.h"
 #include "runtime/ops/byte_convolution.h"
-#include "runtime/ops/tiling.h"
+#include "runtime/ops/panels.h"
 
 namespace pyquant {
 namespace {
@@ -15,9 +15,8 @@ namespace {
 // Decoding a quad, in vector multiply-adds.
 constexpr double kDecodeCost = 0.5;
 
-Tiling tiling_of(const Convolution& c, const WeightOrder& order, int threads) {
-  return Tiling(*c.kernels, c.kernels->tile8, c.geometry.groups, c.group_outputs(), c.geometry.pixels(), order.depth(),
-                threads);
+Panels panels_of(const Convolution& c, const WeightOrder& order, int threads) {
+  return Panels(in_quads(c.geometry), order, *c.kernels, c.kernels->tile8, c.group_outputs(), threads);
 }
 
 class Direct8Step : public Step {
@@ -26,8 +25,8 @@ class Direct8Step : public Step {
       : Step(layer.node->name, layer.op, "direct8"),
         source_(quad_source(*convolution.weight, convolution.geometry.groups)),
         order_(quad_order(*convolution.weight, source_)),
-        b_(convolution, order_, context),
-        t_(tiling_of(convolution, order_, context.threads)) {
+        b_(convolution, context),
+        panels_(panels_of(convolution, order_, context.threads)) {
     const Weight& weight = *b_.c.weight;
     if (source_ == QuadSource::kDense) {
       take_rows();
@@ -57,13 +56,8 @@ class Direct8Step : public Step {
   void run(const RunState& state) const override {
     b_.write_epilogue(0, state, epilogue(state));
     const uint32_t outside = state.quantization[b_.c.input].zeros();
-    run_tiled(
-        t_, state, in_place(t_, b_.patches, state.values[b_.c.input], b_.c.geometry.plane()),
-        [&](int64_t group, int64_t tile, int64_t part, int64_t parts, float* panel, float*) {
-          b_.patches.pack(state.values[b_.c.input], group, t_.begin(tile), t_.lanes_of(tile), t_.pitch, outside, panel,
-                          part, parts);
-        },
-        [&](const TiledWork& work, float* scratch) { multiply(work, state, scratch); });
+    panels_.run(state, state.values[b_.c.input], outside,
+                [&](const TiledWork& work, float* scratch) { multiply(work, state, scratch); });
   }
 
  private:
@@ -114,19 +108,20 @@ class Direct8Step : public Step {
 
   void multiply(const TiledWork& work, const RunState& state, float* scratch) const {
     const KernelTable& kernels = *b_.c.kernels;
+    const Panels::Unit unit = panels_.unit(work.group);
     auto* const decoded = reinterpret_cast<uint32_t*>(scratch);
     auto* const sums = reinterpret_cast<int32_t*>(scratch + decoded_quads());
     float* const rest = scratch + decoded_quads() + sums_quads();
     for (int64_t row = work.first_output; row < work.last_output; row += t_.tile_rows) {
-      const int64_t output = work.group * t_.outputs + row;
+      const int64_t output = unit.group * t_.outputs + row;
       const int64_t count = std::min(t_.tile_rows, work.last_output - row);
       const Rows rows = rows_from(output, count, decoded);
       for (int64_t tile = work.first_tile; tile < work.last_tile; ++tile) {
         const auto* const panel = reinterpret_cast<const uint32_t*>(work.panel(t_, tile));
-        kernels.gemm_tile8(rows.at, rows.codebook, rows.dim, rows.blocks, panel, work.pitch(t_), sums,
+        kernels.gemm_tile8(rows.at, rows.codebook, rows.dim, rows.blocks, panel, panels_.rows.data(), sums,
                            kernels.tile8.pixels, t_.lanes_of(tile));
-        b_.finish(sums, kernels.tile8.pixels, output, count, t_.begin(tile), t_.lanes_of(tile), epilogue(state), state,
-                  rest);
+        b_.finish(sums, kernels.tile8.pixels, output, count, unit.first_pixel + t_.begin(tile), t_.lanes_of(tile),
+                  epilogue(state), state, rest);
       }
     }
   }
@@ -162,7 +157,8 @@ class Direct8Step : public Step {
   QuadSource source_;
   WeightOrder order_;
   ByteConvolution b_;
-  Tiling t_;
+  Panels panels_;
+  const Tiling& t_ = panels_.tiling;
   AlignedBuffer<uint32_t> quads_;      // of a dense weight's rows, or of a codebook
   AlignedBuffer<uint16_t> at_;         // of centroids: where those of the rows of a tile begin
   AlignedBuffer<uint16_t> row_codes_;  // as decode_quads() takes them
@@ -174,7 +170,8 @@ double cost(const Convolution& c, int threads) {
   const QuadSource source = quad_source(*c.weight, c.geometry.groups);
   if (source == QuadSource::kNone) return std::numeric_limits<double>::infinity();
   const WeightOrder order = quad_order(*c.weight, source);
-  const Tiling t = tiling_of(c, order, threads);
+  const Panels panels = panels_of(c, order, threads);
+  const Tiling& t = panels.tiling;
   const double decoded = source == QuadSource::kSpread ? kDecodeCost * static_cast<double>(t.num_blocks) : 0.0;
   const auto quads = static_cast<double>(c.weight->outputs * order.depth());
   const double multiplied = c.kernels->tile8.step_cost * t.vectors(source == QuadSource::kCentroid);

@@ -30,7 +30,7 @@ class TableStep : public Step {
         num_tiles_(num_tiles(c_)),
         passes_(passes_of(c_)),
         rows_(table_rows(*c_.weight, passes_, row_bytes(c_))) {
-    panel_floats_ = round_up(c_.patches.depth() * c_.kernels->table_pixels, 16);
+    panel_floats_ = round_up(c_.patches.rows() * c_.kernels->table_pixels, 16);
     table_floats_ = c_.weight->centroids * c_.kernels->table_pixels;
   }
 
@@ -83,7 +83,7 @@ double cost(const Convolution& c, int threads) {
   if (!passes.fit()) return std::numeric_limits<double>::infinity();
   const int64_t units = num_tiles(c) * c.geometry.groups;
   const auto vectors = static_cast<double>(c.kernels->table_pixels / c.kernels->lanes);
-  const auto build = static_cast<double>(weight.codebooks * weight.centroids * c.patches.depth());
+  const auto build = static_cast<double>(weight.codebooks * weight.centroids * c.patches.rows());
   const auto sum = static_cast<double>(c.group_outputs() * passes.positions);
   const double sum_cost = passes.per_pass * passes.table_bytes <= kTableBytes ? kSumCost : kFarSumCost;
   return static_cast<double>(ceil_div(units, threads)) * vectors * (kBuildCost * build + sum_cost * sum);

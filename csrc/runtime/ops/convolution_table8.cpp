@@ -119,7 +119,8 @@ class Table8Step : public Step {
  public:
   Table8Step(const Layer& layer, const Convolution& convolution, const PlanContext& context)
       : Step(layer.node->name, layer.op, "table8"),
-        b_(convolution, panel_order(*convolution.weight), context),
+        b_(convolution, context),
+        patches_(in_quads(convolution.geometry), panel_order(*convolution.weight), convolution.kernels),
         units_(Shares(convolution, context.threads).units()),
         passes_(passes_of(convolution)),
         rows_(table_rows(*convolution.weight, passes_, row_bytes(convolution))),
@@ -149,7 +150,7 @@ class Table8Step : public Step {
 
  private:
   int64_t table_values() const { return b_.c.weight->centroids * b_.c.kernels->table8_pixels; }
-  int64_t panel_quads() const { return b_.patches.depth() * b_.c.kernels->table8_pixels; }
+  int64_t panel_quads() const { return patches_.rows() * b_.c.kernels->table8_pixels; }
   int64_t turned_quads() const {
     const Weight& weight = *b_.c.weight;
     return turns_ ? ceil_div(weight.channels, kQuad) * kQuad * channel_quads(weight) * b_.c.kernels->table8_pixels : 0;
@@ -209,8 +210,8 @@ class Table8Step : public Step {
     auto* const tables = reinterpret_cast<int16_t*>(turned + turned_quads());
     float* const rest = turned + turned_quads() + round_up(passes_.per_pass * table_values() / 2, 16);
 
-    b_.patches.pack(state.values[b_.c.input], 0, unit.pixel, unit.pixels, pitch, state.quantization[b_.c.input].zeros(),
-                    panel);
+    patches_.pack(state.values[b_.c.input], 0, unit.pixel, unit.pixels, pitch, state.quantization[b_.c.input].zeros(),
+                  panel);
     const auto* inputs = reinterpret_cast<const uint32_t*>(panel);
     if (turns_) {
       const int64_t taps = weight.kernel_rows * weight.kernel_columns;
@@ -234,6 +235,7 @@ class Table8Step : public Step {
   }
 
   ByteConvolution b_;
+  Patches patches_;
   std::vector<Unit> units_;
   TablePasses passes_;
   AlignedBuffer<uint16_t> rows_;

@@ -7,6 +7,7 @@
 // Dimensions: D channels of a group, tail blocks padded · F = (m + 2)² frequencies · tiles are lanes
 #include <algorithm>
 #include <limits>
+#include <vector>
 
 #include "kernels/winograd.h"
 #include "runtime/coded_rows.h"
@@ -69,6 +70,7 @@ class WinogradStep : public Step {
         channels_(blocks_ * c_.weight->block.channels),
         frequency_floats_(channels_ * t_.pitch),
         line_floats_(matrices.outputs * t_.pitch),
+        rows_(rows_apart(channels_, t_.pitch)),
         at_(joint_codes(*c_.weight, c_.geometry.groups, t_.tile_rows, c_.weight->block.channels)),
         codebook_(transformed(joint_codebook(*c_.weight, c_.weight->codebook), matrices)) {}
 
@@ -81,9 +83,9 @@ class WinogradStep : public Step {
 
   void run(const RunState& state) const override {
     run_tiled(
-        t_, state, InPlace{},
-        [&](int64_t group, int64_t tile, int64_t part, int64_t parts, float* panel, float* lines) {
-          transform_inputs(state.values[c_.input], group, tile, part, parts, lines, panel);
+        t_, state,
+        [&](const PanelPart& part, float* panel, float* lines) {
+          transform_inputs(state.values[c_.input], part, lines, panel);
         },
         [&](const TiledWork& work, float* scratch) { multiply(work, state, scratch); });
   }
@@ -98,13 +100,12 @@ class WinogradStep : public Step {
   };
 
   template <typename Body>
-  void for_segments(int64_t tile, const Body& body) const {
+  void for_segments(int64_t first, int64_t count, const Body& body) const {
     const int64_t m = matrices_.outputs;
     const int64_t columns = tile_columns_of(c_.geometry, m);
     const int64_t plane = columns * tile_rows_of(c_.geometry, m);
-    const int64_t count = t_.lanes_of(tile);
     for (int64_t at = 0; at < count;) {
-      const int64_t index = t_.begin(tile) + at;
+      const int64_t index = first + at;
       const int64_t column = index % columns;
       const int64_t size = std::min(columns - column, count - at);
       body(Segment{.at = at, .size = size, .image = index / plane, .y = index % plane / columns * m, .x = column * m});
@@ -125,7 +126,7 @@ class WinogradStep : public Step {
       for (int64_t tile = work.first_tile; tile < work.last_tile; ++tile, panel += t_.panel_floats()) {
         for (int64_t f = 0; f < matrices_.frequencies(); ++f) {
           c_.kernels->gemm_tile(at, codebook_.data() + f * codebook_floats, c_.weight->block.channels, blocks_,
-                                panel + f * frequency_floats_, t_.pitch, products + f * t_.tile_rows * t_.pitch,
+                                panel + f * frequency_floats_, rows_.data(), products + f * t_.tile_rows * t_.pitch,
                                 t_.pitch, t_.lanes_of(tile));
         }
         transform_products(products, work.group * t_.outputs + row, std::min(t_.tile_rows, work.last_output - row),
@@ -135,19 +136,18 @@ class WinogradStep : public Step {
   }
 
   // panel[f][c][t]: each frequency of the inputs of each tile, for one part of a group's channels.
-  void transform_inputs(const float* input, int64_t group, int64_t tile, int64_t part, int64_t parts, float* lines,
-                        float* panel) const {
+  void transform_inputs(const float* input, const PanelPart& p, float* lines, float* panel) const {
     const ConvGeometry& g = c_.geometry;
     const int64_t real = c_.weight->channels;
     float* const next_lines = lines + matrices_.side() * line_floats_;
     PanelRun runs[kMostRuns];
-    const int64_t num_runs = find_runs(tile, runs);
-    for (int64_t c = part * channels_ / parts; c < (part + 1) * channels_ / parts; ++c) {
+    const int64_t num_runs = find_runs(p.first, p.count, runs);
+    for (int64_t c = p.part * channels_ / p.parts; c < (p.part + 1) * channels_ / p.parts; ++c) {
       float* const out = panel + c * t_.pitch;
       if (c < real) {
-        const PanelRow all_lines{.row = 0, .channel = group * real + c};
+        const PanelRow all_lines{.row = 0, .channel = p.group * real + c};
         c_.kernels->pack_rows(runs, num_runs, 1, input, g.plane(), &all_lines, 1, 0, lines, 0);
-        kernels_.input(lines, next_lines, line_floats_, t_.lanes_of(tile), out, frequency_floats_);
+        kernels_.input(lines, next_lines, line_floats_, p.count, out, frequency_floats_);
       } else {
         for (int64_t f = 0; f < matrices_.frequencies(); ++f) std::fill_n(out + f * frequency_floats_, t_.pitch, 0.0f);
       }
@@ -157,13 +157,13 @@ class WinogradStep : public Step {
   // A segment per tile at most, each with a piece left of the picture, one inside it and one right of it, in each line.
   static constexpr int64_t kMostRuns = kMostTilePixels * 3 * 2 * 6;
 
-  // What the lines of a tile hold, the same for every channel: the inputs of its segments side by side.
-  int64_t find_runs(int64_t tile, PanelRun* runs) const {
+  // What the lines of some tiles hold, the same for every channel: the inputs of their segments side by side.
+  int64_t find_runs(int64_t first, int64_t count, PanelRun* runs) const {
     const ConvGeometry& g = c_.geometry;
     const int64_t m = matrices_.outputs;
     const int64_t side = matrices_.side();
     int64_t num_runs = 0;
-    for_segments(tile, [&](const Segment& s) {
+    for_segments(first, count, [&](const Segment& s) {
       const int64_t size = m * s.size;
       for (int64_t line = 0; line < 2 * side; ++line) {
         const int64_t to = line * line_floats_ + m * s.at;
@@ -189,7 +189,7 @@ class WinogradStep : public Step {
       kernels_.output(products + r * t_.pitch, t_.tile_rows * t_.pitch, t_.lanes_of(tile), lines + r * line_floats_,
                       t_.tile_rows * line_floats_);
     }
-    for_segments(tile, [&](const Segment& s) {
+    for_segments(t_.begin(tile), t_.lanes_of(tile), [&](const Segment& s) {
       for (int64_t i = 0; i < std::min(m, g.out_height - s.y); ++i) {
         c_.finish(lines + i * t_.tile_rows * line_floats_ + m * s.at, line_floats_, output, rows,
                   s.image * g.out_plane() + (s.y + i) * g.out_width + s.x, std::min(m * s.size, g.out_width - s.x),
@@ -206,6 +206,7 @@ class WinogradStep : public Step {
   int64_t channels_;          // D
   int64_t frequency_floats_;  // of a panel's rows of one frequency
   int64_t line_floats_;
+  std::vector<int32_t> rows_;  // where a panel's rows of one frequency begin
   AlignedBuffer<uint16_t> at_;
   AlignedBuffer<float> codebook_;  // [F, K, channels of a block]
 };

@@ -8,6 +8,18 @@
 namespace pyquant {
 namespace {
 
+// The sum of `count` values. Several sums at a time: one alone waits for each of its additions.
+float sum_of(const float* values, int64_t count) {
+  constexpr int64_t kSums = 8;
+  float sums[kSums] = {};
+  int64_t i = 0;
+  for (; i + kSums <= count; i += kSums) {
+    for (int64_t s = 0; s < kSums; ++s) sums[s] += values[i + s];
+  }
+  for (int64_t s = 0; i < count; ++s, ++i) sums[s] += values[i];
+  return ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]));
+}
+
 // What all pooling steps share: each plane of the input becomes a plane of the output.
 class PlaneStep : public Step {
  public:
@@ -23,14 +35,14 @@ class PlaneStep : public Step {
   }
 
   void run(const RunState& state) const override {
-    state.pool->parallel_for(planes_, [&](int64_t plane, int) {
+    state.pool->parallel_for(planes_, [&](int64_t plane, int worker) {
       run_plane(state.values[input_] + plane * height_ * width_,
-                state.values[output_] + plane * out_height_ * out_width_);
+                state.values[output_] + plane * out_height_ * out_width_, state.scratch[worker]);
     });
   }
 
  protected:
-  virtual void run_plane(const float* in, float* out) const = 0;
+  virtual void run_plane(const float* in, float* out, float* scratch) const = 0;
 
   int64_t height_, width_, out_height_, out_width_;
 
@@ -64,33 +76,36 @@ class MaxPoolStep : public WindowStep {
     dilation_x_ = dilation.at(1);
   }
 
+  int64_t scratch_floats() const override { return round_up(width_ + kSlackBytes / 4, 16); }
+
  protected:
-  void run_plane(const float* in, float* out) const override {
+  void run_plane(const float* in, float* out, float* scratch) const override {
     constexpr float least = -std::numeric_limits<float>::infinity();
-    run_windows(in, out, least, [&](const float* from, float* to, int64_t count) {
+    run_windows(in, out, scratch, least, [](const float* from, int64_t step, float* to, int64_t count) {
       // A NaN wins and stays.
       for (int64_t x = 0; x < count; ++x) {
-        const float value = from[x * stride_x_];
+        const float value = from[x * step];
         to[x] = value > to[x] || std::isnan(value) ? value : to[x];
       }
     });
   }
 
-  // out[y][x] = the largest of its window: take(from, to, count) takes one input of each of `count` outputs' windows,
-  // stride_x_ apart, into account.
+  // out[y][x] = the largest of its window: first of each column, width_ of them in `columns`, then of these.
+  // take(from, step, to, count) makes to[i] the larger of itself and from[i * step].
   template <typename T, typename Take>
-  void run_windows(const T* in, T* out, T least, const Take& take) const {
+  void run_windows(const T* in, T* out, T* columns, T least, const Take& take) const {
     for (int64_t y = 0; y < out_height_; ++y, out += out_width_) {
-      std::fill_n(out, out_width_, least);
+      std::fill_n(columns, width_, least);
       for (int64_t ky = 0; ky < kernel_y_; ++ky) {
         const int64_t in_y = y * stride_y_ - pad_y_ + ky * dilation_y_;
-        if (in_y < 0 || in_y >= height_) continue;
-        for (int64_t kx = 0; kx < kernel_x_; ++kx) {
-          const int64_t offset = kx * dilation_x_ - pad_x_;
-          const int64_t begin = offset >= 0 ? 0 : ceil_div(-offset, stride_x_);
-          const int64_t end = std::min(out_width_, offset >= width_ ? 0 : ceil_div(width_ - offset, stride_x_));
-          if (end > begin) take(in + in_y * width_ + offset + begin * stride_x_, out + begin, end - begin);
-        }
+        if (in_y >= 0 && in_y < height_) take(in + in_y * width_, 1, columns, width_);
+      }
+      std::fill_n(out, out_width_, least);
+      for (int64_t kx = 0; kx < kernel_x_; ++kx) {
+        const int64_t offset = kx * dilation_x_ - pad_x_;
+        const int64_t begin = offset >= 0 ? 0 : ceil_div(-offset, stride_x_);
+        const int64_t end = std::min(out_width_, offset >= width_ ? 0 : ceil_div(width_ - offset, stride_x_));
+        if (end > begin) take(columns + offset + begin * stride_x_, stride_x_, out + begin, end - begin);
       }
     }
   }
@@ -110,11 +125,10 @@ class MaxPool8Step : public MaxPoolStep {
 
   void run(const RunState& state) const override {
     state.quantization[output_] = state.quantization[input_];
-    state.pool->parallel_for(planes_, [&](int64_t plane, int) {
-      run_windows(
-          state.quads(input_) + plane * height_ * width_, state.quads(output_) + plane * out_height_ * out_width_,
-          uint32_t{0},
-          [&](const uint32_t* from, uint32_t* to, int64_t count) { kernels_->max_row8(from, stride_x_, to, count); });
+    state.pool->parallel_for(planes_, [&](int64_t plane, int worker) {
+      run_windows(state.quads(input_) + plane * height_ * width_,
+                  state.quads(output_) + plane * out_height_ * out_width_,
+                  reinterpret_cast<uint32_t*>(state.scratch[worker]), uint32_t{0}, kernels_->max_row8);
     });
   }
 
@@ -132,7 +146,7 @@ class AveragePoolStep : public WindowStep {
         divisor_(layer.node->attribute<int64_t>("divisor")) {}
 
  protected:
-  void run_plane(const float* in, float* out) const override {
+  void run_plane(const float* in, float* out, float*) const override {
     for (int64_t y = 0; y < out_height_; ++y) {
       for (int64_t x = 0; x < out_width_; ++x) *out++ = mean(in, y * stride_y_ - pad_y_, x * stride_x_ - pad_x_);
     }
@@ -146,7 +160,7 @@ class AveragePoolStep : public WindowStep {
     const int64_t last_x = std::min(left + kernel_x_, width_);
     float sum = 0;
     for (int64_t y = first_y; y < last_y; ++y) {
-      for (int64_t x = first_x; x < last_x; ++x) sum += in[y * width_ + x];
+      sum += sum_of(in + y * width_ + first_x, std::max<int64_t>(last_x - first_x, 0));
     }
     // With ceil_mode a window may reach behind the padding; what lies there never counts.
     const int64_t padded =
@@ -166,7 +180,7 @@ class AdaptiveAveragePoolStep : public PlaneStep {
   using PlaneStep::PlaneStep;
 
  protected:
-  void run_plane(const float* in, float* out) const override {
+  void run_plane(const float* in, float* out, float*) const override {
     for (int64_t y = 0; y < out_height_; ++y) {
       const int64_t first_y = y * height_ / out_height_;
       const int64_t last_y = ceil_div((y + 1) * height_, out_height_);
@@ -174,10 +188,12 @@ class AdaptiveAveragePoolStep : public PlaneStep {
         const int64_t first_x = x * width_ / out_width_;
         const int64_t last_x = ceil_div((x + 1) * width_, out_width_);
         float sum = 0;
-        for (int64_t in_y = first_y; in_y < last_y; ++in_y) {
-          for (int64_t in_x = first_x; in_x < last_x; ++in_x) sum += in[in_y * width_ + in_x];
+        const int64_t rows = last_y - first_y, columns = last_x - first_x;
+        const bool is_one_run = columns == width_;
+        for (int64_t row = 0; row < (is_one_run ? 1 : rows); ++row) {
+          sum += sum_of(in + (first_y + row) * width_ + first_x, is_one_run ? rows * width_ : columns);
         }
-        *out++ = sum / static_cast<float>((last_y - first_y) * (last_x - first_x));
+        *out++ = sum / static_cast<float>(rows * columns);
       }
     }
   }

@@ -15,13 +15,14 @@ constexpr int64_t kFewestHalves = 4;
 }  // namespace
 
 Tiling::Tiling(const KernelTable& kernels, const Tile& tile, int64_t groups_, int64_t outputs_, int64_t count_,
-               int64_t rows_, int threads)
+               int64_t rows_, int threads, int64_t behind_)
     : groups(groups_),
       outputs(outputs_),
       tile_rows(tile.rows),
       least_vectors(tile.least_vectors),
       count(count_),
       rows(rows_),
+      behind(behind_),
       half(std::max<int64_t>(kernels.lanes / 2, 1)),
       halves(ceil_div(count, half)),
       num_tiles(ceil_div(count, tile.pixels)) {
@@ -37,14 +38,18 @@ Tiling::Tiling(const KernelTable& kernels, const Tile& tile, int64_t groups_, in
       ranges = std::min<int64_t>(threads, row_tiles());
     }
   }
-  pitch = round_up(half * ceil_div(halves, num_tiles), kernels.lanes);
-  const int64_t panel_bytes = panel_floats() * static_cast<int64_t>(sizeof(float));
-  const int64_t tiles_per_block = std::clamp<int64_t>(kPanelBytes / panel_bytes, 1, num_tiles);
+  const int64_t widest = half * ceil_div(halves, num_tiles);
+  const int64_t most_lanes = kPanelBytes / static_cast<int64_t>(sizeof(float)) / rows;  // of the panels of a block
+  const int64_t tiles_per_block = std::clamp<int64_t>(
+      (joined() ? most_lanes - behind : most_lanes) / round_up(widest, kernels.lanes), 1, num_tiles);
   // Blocks of equal size: else one thread would end long before the other.
   const int64_t tiles_each = num_tiles / takers;
   int64_t blocks_each = ceil_div(tiles_each, tiles_per_block);
   while (takers > 1 && tiles_each % blocks_each != 0) ++blocks_each;
   num_blocks = takers * blocks_each;
+  int64_t lanes = widest;
+  if (joined()) lanes = behind + (shared ? count : widest * ceil_div(num_tiles, num_blocks));
+  pitch = round_up(lanes, kernels.lanes);
 }
 
 double Tiling::vectors(bool is_coded) const {

@@ -5,6 +5,9 @@
 //
 // Where there are lanes enough, each thread takes tiles of its own and keeps their panels. Where there are not, the
 // panels of all tiles are shared: threads make them together, and then take ranges of outputs.
+//
+// A tile has a panel of its own, or the tiles of a block have one together, each its lanes of it: so that inputs can be
+// read by several tiles.
 #pragma once
 
 #include <algorithm>
@@ -19,9 +22,11 @@ namespace pyquant {
 constexpr double kFindCost = 0.1;
 
 struct Tiling {
-  // For `outputs` of each group on `count` lanes; a tile's panel has `rows` rows.
+  // For `outputs` of each group on `count` lanes; panels have `rows` rows. Those of blocks have `behind` lanes more
+  // than their tiles have; where it is kApart, each tile has its own.
   Tiling(const KernelTable& kernels, const Tile& tile, int64_t groups, int64_t outputs, int64_t count, int64_t rows,
-         int threads);
+         int threads, int64_t behind = kApart);
+  static constexpr int64_t kApart = -1;
 
   // Lanes [begin(tile), begin(tile + 1)) are those of a tile: a multiple of half a vector, but for the last.
   int64_t begin(int64_t tile) const { return std::min(half * (tile * halves / num_tiles), count); }
@@ -38,9 +43,14 @@ struct Tiling {
   // Row tiles of a group.
   int64_t row_tiles() const { return ceil_div(outputs, tile_rows); }
 
+  bool joined() const { return behind != kApart; }
+
   int64_t panel_floats() const { return round_up(rows * pitch, 16); }
-  int64_t shared_floats() const { return shared ? groups * num_tiles * panel_floats() : 0; }
-  int64_t own_panel_floats() const { return shared ? 0 : ceil_div(num_tiles, num_blocks) * panel_floats(); }
+  int64_t group_floats() const { return (joined() ? 1 : num_tiles) * panel_floats(); }  // where panels are shared
+  int64_t shared_floats() const { return shared ? groups * group_floats() : 0; }
+  int64_t own_panel_floats() const {
+    return shared ? 0 : (joined() ? 1 : ceil_div(num_tiles, num_blocks)) * panel_floats();
+  }
 
   // Vector multiply-adds of one weight for all tiles, with finding it where it is coded.
   double vectors(bool is_coded) const;
@@ -51,20 +61,14 @@ struct Tiling {
   double least_vectors;  // of a tile
   int64_t count;
   int64_t rows;
+  int64_t behind;
   int64_t half;  // of a vector, in lanes
   int64_t halves;
   int64_t num_tiles;
   int64_t num_blocks;
-  int64_t pitch;  // of a panel: the lanes of the widest tile, in whole vectors
+  int64_t pitch;  // of a panel: the most lanes that one has, in whole vectors
   bool shared = false;
   int64_t ranges = 1;  // of outputs; 1 unless shared
-};
-
-// Panel rows that need not be laid out: those of a group lie in the input, `pitch` apart, and the next group's behind
-// them.
-struct InPlace {
-  const float* values = nullptr;  // null: they have to be
-  int64_t pitch = 0;
 };
 
 // Some of a group's outputs for some of its tiles.
@@ -72,24 +76,29 @@ struct TiledWork {
   int64_t group;
   int64_t first_tile, last_tile;
   int64_t first_output, last_output;  // within the group
-  const float* panels;                // of the tiles, one after the other
-  InPlace in_place;
+  const float* panels;                // of the tiles, one after the other, or the one that they have together
+  int64_t first_lane;                 // of that one
 
   const float* panel(const Tiling& t, int64_t tile) const {
-    if (in_place.values == nullptr) return panels + (tile - first_tile) * t.panel_floats();
-    return in_place.values + group * t.rows * in_place.pitch + t.begin(tile);
+    return t.joined() ? panels + t.begin(tile) - first_lane : panels + (tile - first_tile) * t.panel_floats();
   }
-  int64_t pitch(const Tiling& t) const { return in_place.values == nullptr ? t.pitch : in_place.pitch; }
 };
 
-// Run prepare(group, tile, part, parts, panel, scratch), which writes one of `parts` parts of a panel, for all of them
-// unless they are in place, and multiply(work, scratch) for all outputs. Workers' scratch memory begins with
-// own_panel_floats(), behind which is theirs.
+// Lanes whose inputs are to be laid out: one of `parts` equal parts of a panel's rows.
+struct PanelPart {
+  int64_t group;
+  int64_t first, count;  // lanes
+  int64_t part, parts;
+};
+
+// Run prepare(part, panel, scratch) for all parts of all panels, and multiply(work, scratch) for all outputs. Workers'
+// scratch memory begins with own_panel_floats(), behind which is theirs. Where the inputs of all lanes lie in memory as
+// a joined panel of each group, group_pitch apart, from `in_place` on, nothing is prepared.
 template <typename Prepare, typename Multiply>
-void run_tiled(const Tiling& t, const RunState& state, const InPlace& in_place, const Prepare& prepare,
-               const Multiply& multiply) {
+void run_tiled(const Tiling& t, const RunState& state, const Prepare& prepare, const Multiply& multiply,
+               const float* in_place = nullptr, int64_t group_pitch = 0) {
   const int64_t floats = t.panel_floats();
-  const bool prepares = in_place.values == nullptr;
+  const bool prepares = in_place == nullptr;
   if (!t.shared) {
     state.pool->parallel_for(t.groups * t.num_blocks, [&](int64_t unit, int worker) {
       const int64_t group = unit / t.num_blocks;
@@ -97,48 +106,49 @@ void run_tiled(const Tiling& t, const RunState& state, const InPlace& in_place, 
       const int64_t last = t.first_tile(unit % t.num_blocks + 1);
       float* const panels = state.scratch[worker];
       float* const rest = panels + t.own_panel_floats();
-      for (int64_t tile = first; prepares && tile < last; ++tile) {
-        prepare(group, tile, 0, 1, panels + (tile - first) * floats, rest);
+      const int64_t step = t.joined() ? last - first : 1;
+      for (int64_t tile = first; prepares && tile < last; tile += step) {
+        const int64_t lanes = t.begin(tile + step) - t.begin(tile) + (t.joined() ? t.behind : 0);
+        prepare(PanelPart{.group = group, .first = t.begin(tile), .count = lanes, .part = 0, .parts = 1},
+                panels + (tile - first) * floats, rest);
       }
       multiply(TiledWork{.group = group,
                          .first_tile = first,
                          .last_tile = last,
                          .first_output = 0,
                          .last_output = t.outputs,
-                         .panels = panels,
-                         .in_place = in_place},
+                         .panels = prepares ? panels : in_place + group * group_pitch,
+                         .first_lane = prepares ? t.begin(first) : 0},
                rest);
     });
     return;
   }
-  const int64_t parts = prepares ? t.ranges : 0;
-  state.pool->parallel_for(t.groups * t.num_tiles * parts, [&](int64_t unit, int worker) {
+  const int64_t parts = t.ranges;
+  const int64_t num_panels = t.joined() ? 1 : t.num_tiles;
+  state.pool->parallel_for(prepares ? t.groups * num_panels * parts : 0, [&](int64_t unit, int worker) {
     const int64_t panel = unit / parts;
-    prepare(panel / t.num_tiles, panel % t.num_tiles, unit % parts, parts, state.shared + panel * floats,
-            state.scratch[worker]);
+    const int64_t tile = panel % num_panels;
+    const int64_t lanes = t.joined() ? t.count + t.behind : t.lanes_of(tile);
+    prepare(
+        PanelPart{
+            .group = panel / num_panels, .first = t.begin(tile), .count = lanes, .part = unit % parts, .parts = parts},
+        state.shared + panel * floats, state.scratch[worker]);
   });
   state.pool->parallel_for(t.groups * t.ranges, [&](int64_t unit, int worker) {
     const int64_t group = unit / t.ranges;
     for (int64_t block = 0; block < t.num_blocks; ++block) {
       const int64_t first = t.first_tile(block);
+      const float* const panels = state.shared + group * t.group_floats() + (t.joined() ? 0 : first * floats);
       multiply(TiledWork{.group = group,
                          .first_tile = first,
                          .last_tile = t.first_tile(block + 1),
                          .first_output = t.first_output(unit % t.ranges),
                          .last_output = t.first_output(unit % t.ranges + 1),
-                         .panels = state.shared + (group * t.num_tiles + first) * floats,
-                         .in_place = in_place},
+                         .panels = prepares ? panels : in_place + group * group_pitch,
+                         .first_lane = 0},
                state.scratch[worker]);
     }
   });
-}
-
-// A convolution's inputs, where they are better read in place: rows of the input lie further apart than those of a
-// panel, which only pays where they are read a few times.
-inline InPlace in_place(const Tiling& t, const Patches& patches, const float* input, int64_t plane) {
-  constexpr int64_t kMostReads = 16;
-  if (!patches.are_input() || (plane > t.pitch && t.row_tiles() > kMostReads)) return {};
-  return {.values = input, .pitch = plane};
 }
 
 }  // namespace pyquant

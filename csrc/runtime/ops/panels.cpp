@@ -1,0 +1,42 @@
+#include "runtime/ops/panels.h"
+
+namespace pyquant {
+namespace {
+
+// Lanes are lost where tiles end with an image: more than one in so many cost more than they save.
+constexpr int64_t kLanesPerLost = 32;
+
+bool by_image(const ConvGeometry& g, const KernelTable& kernels) {
+  const int64_t half = std::max<int64_t>(kernels.lanes / 2, 1);
+  const int64_t lost = half * (g.images * ceil_div(g.out_plane(), half) - ceil_div(g.pixels(), half));
+  return lost * kLanesPerLost <= g.pixels();
+}
+
+// Rows of the input lie further apart than those of a panel, which only pays where they are read a few times.
+bool better_in_place(const Patches& patches, const Tiling& unfolded, int64_t plane) {
+  constexpr int64_t kMostReads = 16;
+  return patches.are_input() && (plane <= unfolded.pitch || unfolded.row_tiles() <= kMostReads);
+}
+
+}  // namespace
+
+Panels::Panels(const ConvGeometry& geometry, const WeightOrder& order, const KernelTable& kernels, const Tile& tile,
+               int64_t outputs, int threads)
+    : Panels(geometry, order, kernels, tile, outputs, threads, by_image(geometry, kernels)) {}
+
+Panels::Panels(const ConvGeometry& geometry, const WeightOrder& order, const KernelTable& kernels, const Tile& tile,
+               int64_t outputs, int threads, bool by_image)
+    : groups(geometry.groups),
+      plane(geometry.plane()),
+      patches(geometry, order, &kernels, by_image && Patches::apply_by_columns(geometry, order)),
+      in_place(false),
+      tiling(kernels, tile, groups * (by_image ? geometry.images : 1), outputs,
+             by_image ? geometry.out_plane() : geometry.pixels(), patches.rows(), threads, patches.behind()) {
+  if (by_image && better_in_place(patches, tiling, plane)) {
+    in_place = true;
+    tiling = Tiling(kernels, tile, tiling.groups, outputs, tiling.count, patches.rows(), threads, 0);
+  }
+  rows = patches.offsets(in_place ? plane : tiling.pitch);
+}
+
+}  // namespace pyquant

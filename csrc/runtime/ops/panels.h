@@ -1,0 +1,49 @@
+// The inputs of the direct paths: unfolded into panels, as a whole or by columns, or read where they lie.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "runtime/ops/tiling.h"
+#include "runtime/patches.h"
+
+namespace pyquant {
+
+struct Panels {
+  // For `outputs` of each group, with the kernels' `tile`; channels hold values of four bytes.
+  Panels(const ConvGeometry& geometry, const WeightOrder& order, const KernelTable& kernels, const Tile& tile,
+         int64_t outputs, int threads);
+
+  // Run multiply(work, scratch) for all outputs. The groups of the work are unit()s.
+  template <typename Multiply>
+  void run(const RunState& state, const float* input, uint32_t outside, const Multiply& multiply) const {
+    run_tiled(
+        tiling, state,
+        [&](const PanelPart& p, float* panel, float*) {
+          patches.pack(input, p.group, p.first, p.count, tiling.pitch, outside, panel, p.part, p.parts);
+        },
+        multiply, in_place ? input : nullptr, patches.rows() * plane);
+  }
+
+  // What a group of the tiling is: a group of all images, or of one.
+  struct Unit {
+    int64_t group;
+    int64_t first_pixel;
+  };
+  Unit unit(int64_t tiling_group) const {
+    return {.group = tiling_group % groups, .first_pixel = tiling_group / groups * tiling.count};
+  }
+
+  int64_t groups;
+  int64_t plane;
+  Patches patches;
+  bool in_place;
+  Tiling tiling;
+  std::vector<int32_t> rows;  // where the inputs of each weight of a row begin in a panel
+
+ private:
+  Panels(const ConvGeometry& geometry, const WeightOrder& order, const KernelTable& kernels, const Tile& tile,
+         int64_t outputs, int threads, bool by_image);
+};
+
+}  // namespace pyquant
