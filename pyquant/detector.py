@@ -137,6 +137,19 @@ def as_before(learnt: Network, network: Network) -> Network:
     return replace(learnt, graph=replace(learnt.graph, nodes=nodes))
 
 
+def rows_of_values(graph: Graph) -> dict[str, str]:
+    """Return, for each value that has a row for each box, the value that holds these boxes."""
+    boxes: dict[str, str] = {}
+    for node in graph.nodes:
+        if node.op in ("proposals", "detections"):
+            boxes[node.output] = node.output
+        elif node.op in ("roi_align", "select_masks"):
+            boxes[node.output] = node.inputs[1]
+        elif (source := next((boxes[name] for name in node.inputs if name in boxes), None)) is not None:
+            boxes |= dict.fromkeys(node.outputs, source)
+    return boxes
+
+
 def tensor_parts(network: Network) -> Network:
     """Return a detector without its choices: its other parts side by side, for boxes that are inputs.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -40,7 +40,15 @@ from pyquant.learn.workers import Workers
 from pyquant.module_state import norms_of, with_learnt
 from pyquant.planning import Plan, Planner
 from pyquant.preprocessing import Preprocessing
-from pyquant.ranges import CALIBRATED_INPUTS, measure_ranges, some_batches, unmeasured_ranges
+from pyquant.ranges import (
+    CALIBRATED_INPUTS,
+    CALIBRATED_PICTURES,
+    calibrated_pictures,
+    measure_ranges,
+    some_batches,
+    unmeasured_ranges,
+    whole_pictures,
+)
 from pyquant.report import Report
 from pyquant.selfcheck import check_against_decoded, check_against_module, check_detector
 from pyquant.settings import Settings, checked_shape
@@ -89,6 +97,7 @@ class Job:
         self._settings = settings
         self._progress = progress
         self.preprocessing: Preprocessing | DetectorPreprocessing | None = settings.preprocessing
+        self._source = calibration
         self._is_detector = is_detector(module)
         if self._is_detector:
             _check_detector_order(settings, self._effort)
@@ -266,16 +275,29 @@ class Job:
     def _ranges(self, network: Network, records: Records) -> NDArray[np.float32] | None:
         """Return the activation ranges of the compressed network `[V, 2]`, None where there are no inputs.
 
-        Nor of a detector: pictures of one size do not tell what others give.
+        Those of a detector on whole pictures: pictures of one size do not tell what others give.
         """
-        if self.inputs is None or self._is_detector:
+        if self.inputs is None:
             return None
         if (record := records.load(RANGES)) is not None:
             return record.arrays[ACTIVATION_RANGES]
-        batches = some_batches(self.inputs, CALIBRATED_INPUTS, self._progress)
+        if isinstance(self.preprocessing, DetectorPreprocessing):
+            batches = self._whole_pictures(self.preprocessing)
+        else:
+            batches = some_batches(self.inputs, CALIBRATED_INPUTS, self._progress)
         ranges = measure_ranges(network, batches, threads=self._threads)
         records.save(RANGES, {}, {ACTIVATION_RANGES: ranges})
         return ranges
+
+    def _whole_pictures(self, preprocessing: DetectorPreprocessing) -> Iterator[list[NDArray[np.float32]]]:
+        """Yield inputs of the detector: whole calibration pictures, or the arrays as they are."""
+        if is_path(self._source):
+            pictures = calibrated_pictures(self._source, min(self._settings.samples, CALIBRATED_PICTURES))
+            yield from whole_pictures(pictures, preprocessing, self._progress)
+        else:
+            assert self.inputs is not None
+            for (images,) in some_batches(self.inputs, CALIBRATED_PICTURES, self._progress):
+                yield [images, np.full((len(images), 2), images.shape[2:], np.float32)]
 
     def output_error(self, file: str | os.PathLike[str]) -> float | None:
         """Return the relative squared error of a file's outputs on calibration inputs, None where there are none.

@@ -171,10 +171,9 @@ def test_other_commands_refuse_detectors(cli: Cli) -> None:
     assert cli("compress", "detectors:tiny_detector", "--out", "x.pqmodel")[0] == 0
     Path("pictures").mkdir()
     Path("street.png").rename("pictures/street.png")
-    for arguments in (["calibrate", "x.pqmodel", "pictures", "--out", "y.pqmodel"], ["eval", "x.pqmodel", "pictures"]):
-        code, _, err = cli(*arguments)
-        assert code == 2
-        assert "the file holds a detector" in err.replace("\n", " ")
+    code, _, err = cli("eval", "x.pqmodel", "pictures")
+    assert code == 2
+    assert "the file holds a detector" in err.replace("\n", " ")
     code, _, err = cli("compress", "detectors:tiny_detector", "--out", "x.pqmodel", "--resize", "300")
     assert code == 2
     assert "a preprocessing of its own" in err.replace("\n", " ")

@@ -15,15 +15,15 @@ from pyquant.cli import options
 @click.argument("data", type=options.PATH)
 @click.option("--out", type=options.PATH, required=True, metavar="FILE",
               help="The file to write; it may be FILE itself.")  # fmt: skip
-@click.option("--samples", type=click.IntRange(min=1), default=256, show_default=True, metavar="N",
-              help="Pictures used, always the same ones of the sorted list.")  # fmt: skip
+@click.option("--samples", type=click.IntRange(min=1), metavar="N",
+              help="Pictures used, always the same ones of the list. [default: 256; of a detector 32]")  # fmt: skip
 @options.threads
 @options.as_json
-def command(file: Path, data: Path, out: Path, samples: int, threads: int | None, as_json: bool) -> None:
+def command(file: Path, data: Path, out: Path, samples: int | None, threads: int | None, as_json: bool) -> None:
     """Give FILE the activation ranges that computing in 8 bits needs, in place of those that it may have.
 
-    DATA is a folder or .zip of pictures, in class folders or flat; no labels needed. `pyquant compress --calibration`
-    has measured them already.
+    DATA is a folder or .zip of pictures, in class folders or flat; no labels needed. A detector runs on whole
+    pictures. `pyquant compress --calibration` has measured them already.
     """
     from pyquant.ranges import calibrate
 
