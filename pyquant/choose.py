@@ -13,6 +13,7 @@ from math import prod
 
 from pyquant.codecs import CodecConfig, DenseConfig, ProductConfig
 from pyquant.codecs.product import CODEBOOK_DTYPES, as_conv_shape, packed_bytes
+from pyquant.detector import CHOICES
 from pyquant.errors import ConfigError
 from pyquant.graph import Graph, Node, Weight
 
@@ -28,7 +29,9 @@ class Preset:
     its sizes per architecture. Two rules give the same numbers for the published ones, and numbers for all others: a
     network is built of bottlenecks where it has more 1x1 convolutions than larger ones (ResNet-50: 36 and 17;
     ResNet-18: 3 and 17), and a linear layer is wide from 1024 inputs on (ResNet-50's has 2048, ResNet-18's 512): it has
-    so many blocks that the bits of a code weigh more than the bytes of a codebook.
+    so many blocks that the bits of a code weigh more than the bytes of a codebook. One of 8192 inputs or more reads a
+    whole map of features, as the first layer of a detector's box head does (12544), and holds a large part of all
+    weights: its blocks are those that PQF ("Permute, Quantize, and Fine-tune", Martinez et al., 2021) gives that layer.
 
     `lut` is made for the table path, which multiplies for each centroid and then adds once for each output. So layers
     of many outputs have few centroids, whose tables stay in the first-level cache. Layers of few outputs are multiplied
@@ -46,6 +49,9 @@ class Preset:
     linear_centroids: int = 2048
     wide_linear_centroids: int = 1024
     wide_linear_inputs: int = 1024
+    map_linear_inputs: int = 8192
+    map_linear_channels: int = 16
+    map_linear_centroids: int = 256
 
     def config(self, node: Node, weight: Weight, bottlenecks: bool) -> ProductConfig | None:
         """Return the codec for a layer, or None where it has too few blocks for two centroids."""
@@ -55,6 +61,8 @@ class Preset:
         if node.op == "linear":
             channels = self.linear_channels
             centroids = self.wide_linear_centroids if c >= self.wide_linear_inputs else self.linear_centroids
+            if c >= self.map_linear_inputs:
+                channels, centroids = self.map_linear_channels, self.map_linear_centroids
         elif node.attributes["groups"] == 1 and (few := [k for outputs, k in wide if o >= outputs]):
             channels = 8 if (kh, kw) == (1, 1) else 1
             centroids = few[-1]
@@ -160,8 +168,10 @@ class Choice:
 class Recipe:
     """A preset, and rules that override it: the last rule that matches a layer counts.
 
-    The preset leaves the first convolution dense and clamps K to the number of blocks. A rule is taken literally.
-    Neither codes a layer that coding would not make smaller.
+    The preset leaves the first convolution dense, and in a detector the 1x1 convolutions by whose outputs boxes and
+    masks are chosen (objectness and numbers of the proposals, the masks' logits), as PQF does: they are small, and an
+    error there is another box. It clamps K to the number of blocks. A rule is taken literally. Neither codes a layer
+    that coding would not make smaller.
     """
 
     preset: str = DEFAULT_PRESET
@@ -184,12 +194,12 @@ class Recipe:
         for node, weight in graph.weighted():
             users.setdefault(weight.name, []).append(node)
         faults = self._unmatched_rules([node.name for node, _ in graph.weighted()])
-        first = next((node.name for node in graph.nodes if node.op == "conv2d"), None)
+        left = _left_dense(graph)
         bottlenecks = has_bottlenecks(graph)
         choices = {}
         for name, nodes in users.items():
             try:
-                choices[name] = self._choose(nodes, first, bottlenecks)
+                choices[name] = self._choose(nodes, left, bottlenecks)
             except ConfigError as error:
                 faults.append(str(error))
         if faults:
@@ -205,7 +215,7 @@ class Recipe:
                 faults.append(f"rule '{rule}' matches no layer with a weight; {hint}")
         return faults
 
-    def _choose(self, nodes: list[Node], first: str | None, bottlenecks: bool) -> Choice:
+    def _choose(self, nodes: list[Node], left: Mapping[str, str], bottlenecks: bool) -> Choice:
         node = nodes[0]
         weight = node.weight
         assert weight is not None
@@ -217,8 +227,8 @@ class Recipe:
             if isinstance(config, DenseConfig):
                 return Choice(codec=config, reason=f"rule '{rule}'")
             _check_kernel(node.name, weight, config, rule)
-        elif first in [n.name for n in nodes]:
-            return Choice(codec=DenseConfig(), reason="the first convolution")
+        elif reasons := [left[n.name] for n in nodes if n.name in left]:
+            return Choice(codec=DenseConfig(), reason=reasons[0])
         else:
             config = PRESETS[self.preset].config(node, weight, bottlenecks)
         if config is None:
@@ -232,6 +242,17 @@ class Recipe:
     def to_json(self) -> dict[str, str | list[str]]:
         """Return the recipe as plain JSON values, the rules as `parse_rule` reads them."""
         return {"preset": self.preset, "rules": [str(rule) for rule in self.rules]}
+
+
+def _left_dense(graph: Graph) -> dict[str, str]:
+    """Return the layers that no preset codes, and why, by name."""
+    first = next((node.name for node in graph.nodes if node.op == "conv2d"), None)
+    left = {} if first is None else {first: "the first convolution"}
+    chosen_from = {name for node in graph.nodes if node.op in CHOICES for name in node.inputs}
+    for node, weight in graph.weighted():
+        if node.op == "conv2d" and weight.shape[2:] == (1, 1) and node.output in chosen_from:
+            left.setdefault(node.name, "boxes or masks are chosen by its outputs")
+    return left
 
 
 def has_bottlenecks(graph: Graph) -> bool:

@@ -56,6 +56,10 @@ def product(*block: int, centroids: int) -> ProductConfig:
         (RESNET50, "large-blocks", "layer1.0.conv2", product(2, 3, 3, centroids=256)),
         (RESNET50, "large-blocks", "layer1.0.downsample.0", product(8, 1, 1, centroids=256)),
         (RESNET50, "large-blocks", "fc", product(4, 1, 1, centroids=1024)),
+        # A box head's, of the authors of PQF.
+        (chain((1024, 12544), names=("fc6",)), "small-blocks", "fc6", product(16, 1, 1, centroids=256)),
+        (chain((1024, 12544), names=("fc6",)), "lut", "fc6", product(16, 1, 1, centroids=256)),
+        (chain((1024, 4096), names=("fc",)), "large-blocks", "fc", product(4, 1, 1, centroids=1024)),
     ],
 )
 def test_presets_are_those_of_abgd(graph: Graph, preset: str, layer: str, expected: ProductConfig) -> None:

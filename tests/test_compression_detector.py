@@ -15,8 +15,9 @@ from PIL import Image
 import pyquant
 from pyquant import reference
 from pyquant.capture import capture_detector
-from pyquant.choose import Recipe, parse_rule
+from pyquant.choose import Recipe, dense_reasons, parse_rule
 from pyquant.cli import main
+from pyquant.codecs import DenseConfig
 from pyquant.detector import DetectorPreprocessing, tensor_parts
 from pyquant.errors import ConfigError, InputError, SelfCheckError
 from pyquant.file import read_model
@@ -113,6 +114,20 @@ def test_calibration_lowers_the_error_of_the_heads(tmp_path: Path) -> None:
     assert network.graph.node("rpn").attributes["keep"] == 50
     assert network.graph.node("detections").attributes["min_score"] == pytest.approx(0.02)
     assert pyquant.load(path).predict(unseen)
+
+
+def test_layers_by_which_boxes_are_chosen_stay_dense() -> None:
+    graph = capture_detector(tiny_detector())[0].graph
+    logits = ["rpn.head.cls_logits", "rpn.head.bbox_pred", "roi_heads.mask_predictor.mask_fcn_logits"]
+    choices = Recipe().choose(graph)
+    dense = {name: choice.reason for name, choice in choices.items() if choice.reason}
+    why = "boxes or masks are chosen by its outputs"
+    assert dense == {"backbone.stem.0.0": "the first convolution"} | dict.fromkeys(logits, why)
+    assert dense_reasons(graph, choices)["rpn.head.cls_logits_2"] == why  # the same weight, at the next level
+    rule = parse_rule("rpn.head.*=block:2,1,1;centroids:2")
+    ruled = Recipe(rules=(rule,)).choose(graph)
+    assert [ruled[name].codec for name in logits[:2]] == [rule.codec] * 2
+    assert isinstance(ruled[logits[2]].codec, DenseConfig)
 
 
 def test_exported_weights_go_back_into_the_module(tmp_path: Path) -> None:
