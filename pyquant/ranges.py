@@ -118,7 +118,8 @@ def measure_ranges(network: Network, batches: Iterable[Sequence[Floats]], *, thr
     """
     rows = rows_of_values(network.graph)
     histograms = {name: Histogram() for name in network.graph.values()}
-    parts = [_Part(network, graph, threads) for graph in _cut(network.graph)]
+    graphs = list(_cut(network.graph))
+    parts = [_Part(network, graph, threads, keep=len(graphs) == 1) for graph in graphs]
     last = {name: index for index, part in enumerate(parts) for name in (*part.reads, *map(rows.get, part.writes))}
     turn = 0
     for batch in batches:
@@ -188,16 +189,21 @@ def whole_pictures(
 class _Part:
     """Layers that follow each other, and all values that they write."""
 
-    def __init__(self, network: Network, graph: Graph, threads: int | None) -> None:
-        part = replace(network.with_activation_ranges(None), graph=graph)
+    def __init__(self, network: Network, graph: Graph, threads: int | None, *, keep: bool) -> None:
+        """Prepare to run `graph`; unless `keep`, no memory is held between runs."""
         self.reads = tuple(declared.name for declared in graph.inputs)
         self.writes = graph.outputs
-        self._model = Model(ModelFile(network=part), threads=threads, kernel=KERNEL)
+        self._file = ModelFile(network=replace(network.with_activation_ranges(None), graph=graph))
+        self._threads = threads
+        self._model = self._new_model() if keep else None
 
     def run(self, values: Mapping[str, Floats]) -> dict[str, Floats]:
         """Return what the layers write."""
-        results = self._model(*(values[name] for name in self.reads))
+        results = (self._model or self._new_model())(*(values[name] for name in self.reads))
         return results if isinstance(results, dict) else {self.writes[0]: results}
+
+    def _new_model(self) -> Model:
+        return Model(self._file, threads=self._threads, kernel=KERNEL)
 
 
 def _cut(graph: Graph) -> Iterator[Graph]:
