@@ -150,6 +150,28 @@ def rows_of_values(graph: Graph) -> dict[str, str]:
     return boxes
 
 
+def is_detector(graph: Graph) -> bool:
+    """Say whether a network chooses among boxes."""
+    return any(node.op in CHOICES for node in graph.nodes)
+
+
+def compared_outputs(graph: Graph) -> tuple[tuple[str, ...], ...]:
+    """Return the values by which networks of this graph are compared, in groups that count the same.
+
+    These are the outputs, as one group; of a detector what its choices read: the objectness and the numbers of all
+    levels, the logits and the numbers of boxes, and the logits of masks.
+    """
+    written = {name for node in graph.nodes if node.op not in CHOICES for name in node.outputs}
+    groups = []
+    for node in graph.nodes:
+        read = [name for name in node.inputs if name in written]
+        if node.op == "proposals":
+            groups += [tuple(read[: len(read) // 2]), tuple(read[len(read) // 2 :])]
+        elif node.op in CHOICES:
+            groups += [(name,) for name in read]
+    return tuple(groups) or (graph.outputs,)
+
+
 def tensor_parts(network: Network) -> Network:
     """Return a detector without its choices: its other parts side by side, for boxes that are inputs.
 

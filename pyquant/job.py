@@ -137,6 +137,8 @@ class Job:
             self.network,
             settings.recipe,
             self.inputs,
+            lesson=self._lesson,
+            shape=self._learning_shape(),
             max_codebooks=self._method.max_codebooks,
             model_of=self._draft,
             seed=settings.seed,
@@ -172,22 +174,16 @@ class Job:
         self._records = self._planner.records = checkpoint
 
     def possible_sizes(self) -> tuple[int, int]:
-        """Return the bytes of the smallest and of the largest file that can be asked for.
-
-        Raises:
-            ConfigError: the network is a detector.
-        """
-        self._check_sensitivities()
+        """Return the bytes of the smallest and of the largest file that can be asked for."""
         return self._planner.possible_sizes()
 
     def plan(self, target_bytes: int | None) -> Plan:
         """Return the plan for a file of `target_bytes`, or for the recipe where there is no target.
 
         Raises:
-            ConfigError: no such file is possible, or the network is a detector.
+            ConfigError: no such file is possible.
             InputError: a calibration picture is corrupt, or the network's outputs are not finite.
         """
-        self._check_sensitivities()
         with Workers(self._threads) as workers:
             return self._planner.plan(target_bytes, workers)
 
@@ -302,12 +298,12 @@ class Job:
     def output_error(self, file: str | os.PathLike[str]) -> float | None:
         """Return the relative squared error of a file's outputs on calibration inputs, None where there are none.
 
-        Nor of a detector, whose outputs are boxes.
+        Of a detector it is that of what boxes are chosen by, on boxes that the dense network finds.
         """
-        if self.inputs is None or self._is_detector:
+        if self.inputs is None:
             return None
         if self._yardstick is None:
-            self._yardstick = Yardstick(self.network, self.inputs)
+            self._yardstick = Yardstick(self._lesson, self.inputs)
         return self._yardstick.error(file, self._settings.threads)
 
     def _draft(
@@ -373,12 +369,11 @@ class Job:
             raise InputError("without calibration, input_shape=(C, H, W) is required")
         return checked_shape(self.inputs.shape)
 
-    def _check_sensitivities(self) -> None:
-        if self._is_detector:
-            raise ConfigError(
-                "sizes and plans need the sensitivities of layers, which are not measured for detectors; "
-                "give a preset and rules"
-            )
+    def _learning_shape(self) -> tuple[int, int, int]:
+        """Return the shape of what is learnt on where no calibration says it."""
+        if isinstance(self.preprocessing, DetectorPreprocessing):
+            return 3, *self.preprocessing.for_learning.crop
+        return self._shape
 
     def _self_check(self, path: Path, learnt: Learnt) -> float:
         """Return the largest relative difference of the file from PyTorch; raise SelfCheckError if it is too large."""

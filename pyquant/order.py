@@ -13,6 +13,7 @@ from torch import nn
 
 from pyquant import console
 from pyquant.accuracy import Comparison, Labelled
+from pyquant.capture import is_detector
 from pyquant.checkpoint import Checkpoint
 from pyquant.console import Progress
 from pyquant.drop import DropSearch, Trial
@@ -93,6 +94,11 @@ class Order:
             ConfigError, CaptureError, InputError, SelfCheckError: as `pyquant.compress`; a ConfigError too where no
                 file falls by so little as is permitted.
         """
+        if self.labelled is not None and is_detector(module):
+            raise ConfigError(
+                "labelled pictures measure classifiers, and a permitted drop is one of their top-1; of a detector give "
+                "sizes with --target-size, and compare the files by `pyquant eval --annotations`"
+            )
         several = self.several or self.max_drop is not None
         with self._checkpoint() as checkpoint, Job(module, calibration, settings, progress, several=several) as job:
             if checkpoint is not None:

@@ -74,6 +74,8 @@ class Planner:
         recipe: Recipe,
         inputs: Calibration | None,
         *,
+        lesson: Network,
+        shape: tuple[int, int, int],
         max_codebooks: int,
         model_of: ModelOf,
         seed: int,
@@ -85,6 +87,8 @@ class Planner:
             network: dense.
             recipe: of which only the rules count where a size is given.
             inputs: sensitivities are measured on some of them; None: on noise.
+            lesson: on which sensitivities are measured: `network`, or a detector that finds less.
+            shape: of the noise, `C, H, W`.
             max_codebooks: the most additive codebooks of a weight.
             model_of: makes the file to be written.
             seed: of every random choice.
@@ -93,6 +97,8 @@ class Planner:
         self._network = network
         self._recipe = recipe
         self._inputs = inputs
+        self._lesson = lesson
+        self._shape = shape
         self._max_codebooks = max_codebooks
         self._model_of = model_of
         self._seed = seed
@@ -155,8 +161,8 @@ class Planner:
             self._curves = curves_from_json(record.values)
         if not wanted <= self._curves.keys():
             self._curves = measure_curves(
-                self._network,
-                some_inputs(self._network.graph, self._inputs, self._seed),
+                self._lesson,
+                some_inputs(self._lesson.graph, self._inputs, self._shape, self._seed),
                 blocks,
                 seed=self._seed,
                 workers=workers,
@@ -175,12 +181,13 @@ class Planner:
         return len(dumps(self._draft(choices, target_bytes), fixed_length=True))
 
 
-def some_inputs(graph: Graph, inputs: Calibration | None, seed: int) -> NDArray[np.float32]:
-    """Return the inputs `[N, C, H, W]` on which sensitivities are measured: as many as may be, or noise."""
+def some_inputs(
+    graph: Graph, inputs: Calibration | None, shape: tuple[int, int, int], seed: int
+) -> NDArray[np.float32]:
+    """Return the inputs `[N, C, H, W]` on which sensitivities are measured: as many as may be, or noise of `shape`."""
     if inputs is None:
-        (declared,) = graph.inputs
-        count = min(NOISE_INPUTS, affordable_inputs(graph, declared.default))
-        return np.random.default_rng(seed).standard_normal((count, *declared.default), dtype=np.float32)
+        count = min(NOISE_INPUTS, affordable_inputs(graph, shape))
+        return np.random.default_rng(seed).standard_normal((count, *shape), dtype=np.float32)
     count = min(inputs.count, affordable_inputs(graph, inputs.shape))
     step = inputs.count // count  # pictures are sorted by class: take some of many
     return inputs.read(slice(0, step * count, step))

@@ -76,17 +76,16 @@ def check_detector(path: str | os.PathLike[str], *, seed: int, threads: int | No
         corners = rng.uniform(0, DETECTOR_IMAGE[1:], (2, DETECTOR_BOXES, 2))[:, :, ::-1]  # rows, columns: x comes first
         boxes[:, 1:5] = np.concatenate([corners.min(axis=0), corners.max(axis=0)], axis=1)
         inputs.append(boxes)
-    with torch.inference_mode():
-        expected = [output.numpy() for output in flat_outputs(TorchNetwork(parts)(*map(torch.from_numpy, inputs)))]
+    expected = run_module(TorchNetwork(parts), *inputs)
     found = Model(ModelFile(network=parts), threads=threads)(*inputs)
     got = list(found.values()) if isinstance(found, dict) else [found]
     return _compare(got, expected, DECODED_TOLERANCE, path, "PyTorch on the decoded network")
 
 
-def run_module(module: nn.Module, batch: Floats) -> list[Floats]:
+def run_module(module: nn.Module, *inputs: Floats) -> list[Floats]:
     """Return the outputs of a module in the order of the captured graph's."""
     with torch.inference_mode():
-        return [output.numpy() for output in flat_outputs(module(torch.from_numpy(batch)))]
+        return [output.numpy() for output in flat_outputs(module(*map(torch.from_numpy, inputs)))]
 
 
 def _run_file(path: str | os.PathLike[str], batch: Floats, threads: int | None) -> list[Floats]:

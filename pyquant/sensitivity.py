@@ -3,6 +3,7 @@
 For every weight two things are measured. A rate-distortion curve: the error of the weight itself for a few numbers of
 centroids, by k-means on a sample of its blocks. And a sensitivity: the weight is coded for the trial, everything after
 it runs again, and the network's outputs are compared with those before. Errors of several layers are taken to add up.
+Of a detector, on the boxes that the dense network finds, what it would choose among boxes by is compared.
 
 Dimensions: B blocks · K centroids · d weights of a block · N inputs.
 """
@@ -24,10 +25,11 @@ from pyquant.choose import block_count
 from pyquant.codecs import DenseConfig, ProductConfig
 from pyquant.codecs.product import blocks_from_weight, weight_from_blocks
 from pyquant.console import Progress
+from pyquant.detector import compared_outputs, is_detector, tensor_parts
 from pyquant.errors import InputError
 from pyquant.graph import Graph, Network, Node
 from pyquant.learn.workers import Workers
-from pyquant.torch_network import TorchNetwork
+from pyquant.torch_network import TorchNetwork, found_boxes
 
 Floats = NDArray[np.float32]
 Block = tuple[int, int, int]
@@ -45,6 +47,7 @@ K_MEANS_WORK = 10**10  # multiply-accumulates in whose time a weight's curves ar
 WORK_MACS = 5e11  # multiply-accumulates that all trials may take together
 ACTIVATION_BYTES = 1 << 30
 MIN_INPUTS, MAX_INPUTS = 4, 128
+MIN_PICTURES = 3  # of a detector: each has many times the pixels, and many boxes
 MIN_VALUES = 32  # of a channel, for its mean and variance to say something
 
 
@@ -87,10 +90,11 @@ def measure_curves(
 ) -> dict[tuple[str, Block], Curve]:
     """Return the curves of a dense network's weights, for all shapes of blocks that are asked for.
 
-    Batch norms are re-estimated, as the learner does: what a coded layer and the layers behind it compute is given the
-    means and variances that it had before.
+    Batch norms and biases are re-estimated, as the learner does: what a coded layer and the layers behind it compute is
+    given the means that it had before, and behind batch norms the variances too. The outputs are compared as they are.
 
     Args:
+        network: a classifier or the like, or a detector that finds few boxes (`pyquant.detector.for_learning`).
         inputs: `[N, C, H, W]`; `affordable_inputs` says how many keep to the budget of work and memory.
         blocks: the shapes of blocks by the weight's name; weights that are not named are left alone.
 
@@ -146,24 +150,29 @@ def affordable_inputs(graph: Graph, shape: Sequence[int]) -> int:
     # Each weight's trial runs the layers after it: on average half of the network, at most all of it.
     work = sum(macs.values()) * (len(macs) + 4) / 2
     held = 4 * sum(prod(value) for value in shapes.values())
-    return int(max(MIN_INPUTS, min(MAX_INPUTS, WORK_MACS // max(work, 1), ACTIVATION_BYTES // held)))
+    least = MIN_PICTURES if is_detector(graph) else MIN_INPUTS
+    return int(max(least, min(MAX_INPUTS, WORK_MACS // max(work, 1), ACTIVATION_BYTES // held)))
 
 
 class _Trials:
     """The dense network's values on the inputs, and what becomes of its outputs when one weight is coded."""
 
-    def __init__(self, network: Network, inputs: Floats, seed: int) -> None:
+    def __init__(self, network: Network, images: Floats, seed: int) -> None:
+        self._compared = compared_outputs(network.graph)
+        inputs = [torch.from_numpy(np.ascontiguousarray(images))]
+        if is_detector(network.graph):
+            inputs += found_boxes(network, inputs[0])
+            network = tensor_parts(network)
         self._network = network
         self._graph = network.graph
         self._seed = seed
         self._runner = TorchNetwork(network)
-        self._moments: dict[str, tuple[Tensor, Tensor]] = {}  # of what batch norms give
-        (declared,) = self._graph.inputs
-        self._values = {declared.name: torch.from_numpy(np.ascontiguousarray(inputs))}
+        self._moments: dict[str, tuple[Tensor, Tensor]] = {}  # of what batch norms and biases give
+        self._values = {declared.name: x for declared, x in zip(self._graph.inputs, inputs, strict=True)}
         for node in self._graph.nodes:
             read = [self._values[name] for name in node.inputs]
             self._values[node.output] = out = self._runner.run_node(node, read)
-            if node.state.norm and out[:, 0].numel() >= MIN_VALUES:
+            if self._is_renewed(node) and out[:, 0].numel() >= MIN_VALUES:
                 self._moments[node.output] = _moments(out)
         if not all(bool(torch.isfinite(self._values[name]).all()) for name in self._graph.outputs):
             raise InputError("the network's outputs on the calibration inputs are not finite")
@@ -194,8 +203,16 @@ class _Trials:
             )
         return result
 
+    def _is_renewed(self, node: Node) -> bool:
+        """Say whether a layer is given its means again: by a batch norm, or a bias, save those of the outputs."""
+        has_bias = node.weight is not None and node.state.has_bias_of_its_own
+        return bool(node.state.norm) or (has_bias and node.output not in self._graph.outputs)
+
     def _output_error(self, nodes: Sequence[Node], coded: Floats) -> float:
-        """Return the relative squared error of the network's outputs when these layers have the weight `coded`."""
+        """Return the relative squared error of the network's outputs when these layers have the weight `coded`.
+
+        Where there are groups of outputs to compare, it is the mean of theirs.
+        """
         trial = _WithWeight(self._runner, nodes, torch.from_numpy(coded))
         changed: dict[str, Tensor] = {}
         first = {node.name for node in nodes}
@@ -204,13 +221,16 @@ class _Trials:
             if node.name in first or any(name in changed for name in node.inputs):
                 out = trial.run(node, [changed.get(name, self._values[name]) for name in node.inputs])
                 if node.output in self._moments:
-                    out = _renewed(out, *self._moments[node.output])
+                    out = _renewed(node, out, *self._moments[node.output])
                 changed[node.output] = out
             for name in [name for name in node.inputs if last_reader[name] == node.name]:
                 if name not in self._graph.outputs:
                     changed.pop(name, None)
-        pairs = [(self._values[name], changed.get(name, self._values[name])) for name in self._graph.outputs]
-        return _relative(sum(_energy(a - b) for a, b in pairs), sum(_energy(a) for a, _ in pairs))
+        errors = []
+        for group in self._compared:
+            pairs = [(self._values[name], changed.get(name, self._values[name])) for name in group]
+            errors.append(_relative(sum(_energy(a - b) for a, b in pairs), sum(_energy(a) for a, _ in pairs)))
+        return sum(errors) / len(errors)
 
     def _layer_error(self, node: Node, weight: Floats, rows: NDArray[np.int64], coded: Floats) -> float:
         """Return the relative squared error of some outputs of a layer, where these rows of its weight are `coded`."""
@@ -314,11 +334,13 @@ def _coded(weight: Floats, block: Block, centroids: Floats) -> Floats:
     return weight_from_blocks(centroids[nearest.numpy()].reshape(cut.shape), weight.shape, block)
 
 
-def _renewed(out: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    """Return `out` with channels (axis 1) of this mean and variance `[C]`."""
+def _renewed(node: Node, out: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """Return `out` with channels (axis 1) of this mean and, behind a batch norm, this variance `[C]`."""
     now_mean, now_variance = _moments(out)
-    factor = torch.where(now_variance > 0, (variance / now_variance.clamp(min=1e-30)).sqrt(), 1.0)
     shape = (1, -1) + (1,) * (out.dim() - 2)
+    if not node.state.norm:
+        return out + (mean - now_mean).view(shape)
+    factor = torch.where(now_variance > 0, (variance / now_variance.clamp(min=1e-30)).sqrt(), 1.0)
     return torch.addcmul((mean - now_mean * factor).view(shape), out, factor.view(shape))
 
 

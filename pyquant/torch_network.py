@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyquant.detector import tensor_parts
 from pyquant.errors import ConfigError, InputError
 from pyquant.file import read_model
 from pyquant.graph import Network, Node
@@ -103,6 +105,21 @@ class TorchNetwork(nn.Module):
             self.tensors[key] = nn.Parameter(tensor, requires_grad=False)
         elif key in self.tensors:
             del self.tensors[key]
+
+
+def found_boxes(network: Network, images: Tensor) -> list[Tensor]:
+    """Return the boxes that a detector finds in images without padding: the inputs of its tensor parts after the first.
+
+    Args:
+        network: a whole detector.
+        images: float32 `[N, 3, H, W]`.
+    """
+    names = [declared.name for declared in tensor_parts(network).graph.inputs[1:]]
+    finder = TorchNetwork(replace(network, graph=replace(network.graph, outputs=tuple(names)))).to(images.device)
+    sizes = images.new_tensor(images.shape[2:]).expand(len(images), 2)
+    with torch.no_grad():
+        found = finder(images, sizes)
+    return list(found.values()) if isinstance(found, dict) else [found]
 
 
 def to_torch(path: str | Path) -> nn.Module:
