@@ -172,17 +172,19 @@ def compared_outputs(graph: Graph) -> tuple[tuple[str, ...], ...]:
     return tuple(groups) or (graph.outputs,)
 
 
-def tensor_parts(network: Network) -> Network:
+def tensor_parts(network: Network, *, features: bool = False) -> Network:
     """Return a detector without its choices: its other parts side by side, for boxes that are inputs.
 
-    Its outputs are what the choices read. Choices turn a rounding error into another box; these outputs do not.
+    Its outputs are what the choices read, and where `features` are asked for, those that regions are cut from. Choices
+    turn a rounding error into another box; these outputs do not.
     """
     chosen = [node for node in network.graph.nodes if node.op in CHOICES]
     kept = tuple(node for node in network.graph.nodes if node.op not in CHOICES)
     shapes = network.graph.infer_shapes()
     boxes = {node.output: shapes[node.output][1:] for node in chosen if len(shapes[node.output]) == 2}
     written = {name for node in kept for name in node.outputs}
-    outputs = dict.fromkeys(name for node in chosen for name in node.inputs if name in written)
+    reading = [*chosen, *(node for node in kept if features and node.op == "roi_align")]
+    outputs = dict.fromkeys(name for node in reading for name in node.inputs if name in written)
     inputs = (
         network.graph.inputs[0],
         *(GraphInput(name=name, shape=(None, *columns), default=columns) for name, columns in boxes.items()),

@@ -100,7 +100,8 @@ class Job:
         self._source = calibration
         self._is_detector = is_detector(module)
         if self._is_detector:
-            _check_detector_order(settings, self._effort)
+            if settings.preprocessing is not None:
+                raise ConfigError("a detector has a preprocessing of its own, which is kept; leave out any other")
             self.network, self.preprocessing = capture_detector(module)
         elif isinstance(self.preprocessing, DetectorPreprocessing):
             raise ConfigError("preprocessing is a detector's, but the network is none; give a Preprocessing")
@@ -395,14 +396,6 @@ class Job:
             return self.inputs.load(0)[:CHECKED_INPUTS]
         rng = np.random.default_rng(self._settings.seed)
         return rng.standard_normal((CHECKED_INPUTS, *self._shape), dtype=np.float32)
-
-
-def _check_detector_order(settings: Settings, effort: Effort) -> None:
-    """Raise ConfigError where something is asked for that detectors cannot have."""
-    if effort:
-        raise ConfigError("fine-tuning does not take detectors; leave it out")
-    if settings.preprocessing is not None:
-        raise ConfigError("a detector has a preprocessing of its own, which is kept; leave out any other")
 
 
 def _check_codebooks(choices: Mapping[str, Choice], most: int, method: str) -> None:

@@ -164,7 +164,7 @@ def test_self_check_sees_a_wrong_file(tmp_path: Path, monkeypatch: pytest.Monkey
         ({"calibration": np.zeros((2, 1, 96, 96), np.float32)}, r"expected shape \[any, 3, any, any\]"),
         ({"preprocessing": Preprocessing(resize=96, crop=(96, 96))}, "a preprocessing of its own"),
         ({"target_bytes": 500}, "a file of 500 bytes is not possible"),
-        ({"finetune_steps": 3}, "fine-tuning does not take detectors"),
+        ({"finetune_steps": 3}, "fine-tuning needs calibration inputs"),
     ],
 )
 def test_what_detectors_cannot_have_is_refused(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:

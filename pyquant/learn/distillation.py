@@ -19,8 +19,15 @@ def distillation_loss(outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> T
     return torch.stack(losses).mean()
 
 
+def relative_error(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return the squared error of outputs, relative to their targets, of all these pairs together."""
+    error = sum((output - target).square().sum() for output, target in pairs)
+    signal = sum(target.square().sum() for _, target in pairs)
+    return torch.as_tensor(error) / torch.as_tensor(signal).clamp_min(1e-12)
+
+
 def _distance(output: Tensor, target: Tensor) -> Tensor:
     if output.dim() == 2 and output.shape[1] > 1:
         log_p, log_q = functional.log_softmax(target, 1), functional.log_softmax(output, 1)
         return functional.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
-    return (output - target).square().sum() / target.square().sum().clamp_min(1e-12)
+    return relative_error([(output, target)])

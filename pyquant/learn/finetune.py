@@ -168,7 +168,8 @@ class _Tuner:
     def __init__(self, lesson: Lesson, start: Network, stages: Sequence[Stage], progress: Progress) -> None:
         self._began = time.monotonic()
         self._lesson = lesson
-        self._start = start
+        self._whole = start
+        self._start = lesson.part(start)
         self._stages = stages
         self._progress = progress
 
@@ -189,7 +190,7 @@ class _Tuner:
             self._step(training, records)
         self._progress(*training.doing)
         return Finetuned(
-            network=training.result(),
+            network=replace(self._whole, tensors=training.result().tensors),
             steps=training.steps,
             learning_rates=tuple(training.rates),
             precision="bfloat16" if self._lesson.bfloat16 else "float32",

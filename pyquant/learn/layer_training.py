@@ -133,7 +133,9 @@ class LayerTraining:
         # Its batches follow those of the layers before it, whoever trained them.
         first = self._layers.index(weight.name) * steps
         stage = self._stage if self._rate is None else replace(self._stage, rates=(self._rate,), usual=self._rate)
-        return Training(self.lesson, network, [stage], steps, first=first, only=weight, judgements=JUDGEMENTS)
+        return Training(
+            self.lesson, self.lesson.part(network), [stage], steps, first=first, only=weight, judgements=JUDGEMENTS
+        )
 
     def _affordable_steps(self, network: Network, weight: Weight) -> int:
         training = self._training(network, weight, MANY_STEPS)

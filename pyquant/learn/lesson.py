@@ -8,17 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyquant.detector import is_detector
 from pyquant.graph import Network
 from pyquant.learn.calibration import Calibration
-from pyquant.learn.distillation import distillation_loss
+from pyquant.learn.subject import subject_of
 from pyquant.learn.targets import MixedPictures, Pictures, Rows, Targets, as_tuple
 from pyquant.learn.trainable import Trainable
-from pyquant.torch_network import TorchNetwork
 
 BATCH = 64  # pictures of a step: fewer are noisier, and weights are put together for each step
 LEAST_BATCH = 16
 BATCH_VALUES = 1 << 30  # of a batch, in all layers together, which are kept for the gradients; above, it is halved
 HELD_BACK = 512  # pictures at most
+# Of a detector: each picture has the pixels and boxes of dozens, and its targets are all of its features.
+DETECTOR_BATCH, DETECTOR_HELD_BACK = 4, 32
 HELD_BACK_SHARE = 8  # one picture in so many, where there are few
 LEAST_PICTURES = 2 * HELD_BACK_SHARE
 
@@ -38,12 +40,13 @@ class Lesson:
         self._bfloat16 = self.has_bfloat16
         self._seed = seed
         order = np.random.default_rng(seed).permutation(calibration.count)
-        held_back = min(HELD_BACK, calibration.count // HELD_BACK_SHARE)
+        most = DETECTOR_HELD_BACK if is_detector(dense.graph) else HELD_BACK
+        held_back = min(most, calibration.count // HELD_BACK_SHARE)
         self._held_back, self._trained_on = order[:held_back], order[held_back:]
         self._batch = min(_batch(dense, calibration), len(self._trained_on))
         self._pictures = Pictures(calibration, device)
         self._shown = MixedPictures(calibration, device, self._trained_on, seed) if mixed else self._pictures
-        self._dense = TorchNetwork(dense).to(device)
+        self._subject = subject_of(dense, device)
         self._targets = self._new_targets()
         self._held_back_targets: list[tuple[Tensor, ...]] = []
 
@@ -64,14 +67,17 @@ class Lesson:
         per_pass = len(self._trained_on) // self._batch
         return 2 * per_pass if self._targets.keeps_all else inf
 
+    def part(self, network: Network) -> Network:
+        """Return the part of a compressed network that is a student: of a detector, all but its choices."""
+        return self._subject.part(network)
+
     def loss(self, student: Trainable, number: int) -> Tensor:
         """Return the loss on the batch of that number, with gradients."""
         rows, mirrored = self._rows(number)
         student.train()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
             targets = self._targets.read(rows, mirrored)
-            outputs = as_tuple(student(self._shown.read(rows, mirrored)))
-        return distillation_loss(outputs, targets)
+            return self._subject.loss(student, self._shown.read(rows, mirrored), targets)
 
     @torch.no_grad()
     def judge(self, student: Trainable) -> float:
@@ -82,8 +88,8 @@ class Lesson:
         for index, rows in enumerate(chunks):
             x = self._pictures.read(rows, mirrored=False)
             if index == len(self._held_back_targets):
-                self._held_back_targets.append(as_tuple(self._dense(x)))
-            total += float(distillation_loss(as_tuple(student(x)), self._held_back_targets[index])) * len(rows)
+                self._held_back_targets.append(as_tuple(self._subject(x)))
+            total += float(self._subject.loss(student, x, self._held_back_targets[index])) * len(rows)
         mean = total / len(self._held_back)
         return mean if isfinite(mean) else inf
 
@@ -105,11 +111,13 @@ class Lesson:
         return order[index * self._batch :][: self._batch], bool(mirrored[index])
 
     def _new_targets(self) -> Targets:
-        return Targets(self._dense, self._shown, self._trained_on, self._batch)
+        return Targets(self._subject, self._shown, self._trained_on, self._batch)
 
 
 def _batch(network: Network, calibration: Calibration) -> int:
     """Return how many pictures a step takes: fewer where they are large."""
+    if is_detector(network.graph):
+        return DETECTOR_BATCH
     shapes = network.graph.infer_shapes([(1, *calibration.shape)])
     values = sum(prod(shapes[name]) for node in network.graph.nodes for name in node.outputs)
     batch = BATCH

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyquant.graph import Graph
 from pyquant.learn.calibration import Calibration
-from pyquant.torch_network import TorchNetwork
 
 KEPT_BYTES = 1 << 30  # of pictures, and as much again of outputs; beyond it they are made anew each time
 
@@ -72,6 +73,15 @@ class MixedPictures(Pictures):
         return torch.lerp(second, first, share)
 
 
+class Shown(Protocol):
+    """A dense network, or what it shows of pictures."""
+
+    graph: Graph  # whose outputs are those of a call
+
+    def __call__(self, images: Tensor) -> Tensor | dict[str, Tensor]:
+        """Return the outputs for images `[N, C, H, W]`, all with N first."""
+
+
 class Targets:
     """The outputs of the dense network for pictures in a given order.
 
@@ -79,7 +89,7 @@ class Targets:
     on its batch, and must not depend on what was asked before.
     """
 
-    def __init__(self, dense: TorchNetwork, pictures: Pictures, order: Rows, batch: int) -> None:
+    def __init__(self, dense: Shown, pictures: Pictures, order: Rows, batch: int) -> None:
         self._dense = dense
         self._pictures = pictures
         self._order = order
