@@ -19,7 +19,7 @@ import click
 import openvino
 
 from pyquant import _core, console
-from pyquant.bench import input_shapes, picture_batches, write_files
+from pyquant.bench import input_batches, write_files
 from pyquant.engines import Arrays
 from pyquant.file import ModelFile, read_model
 from pyquant.graph import Graph
@@ -81,7 +81,7 @@ def shapes_of(graph: Graph, inputs: Arrays) -> dict[str, str]:
 def measure(file: ModelFile, pictures: Path, threads: int) -> str:
     """Return the table."""
     network = file.network
-    batches = picture_batches(file, pictures, input_shapes(network.graph, 1, None))
+    batches = input_batches(file, 1, None, pictures)
     models = {precision: Model(file, threads=threads, precision=precision) for precision in ("exact", "fast")}
     with tempfile.TemporaryDirectory(prefix="pyquant-roofline-") as folder:
         files = write_files(network, batches, ("onnx", "onnx-int8"), Path(folder))

@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 
 from pyquant import _core, console, tuning
+from pyquant.detector import is_detector
 from pyquant.engines import ENGINES, OWN, Arrays, FileKind, check_engines
+from pyquant.engines.detector import detector_batches, scores_found, with_regions
 from pyquant.engines.process import EngineProcess
 from pyquant.errors import ConfigError, EngineError, InputError
 from pyquant.file import ModelFile, read_model, write_model
@@ -53,13 +55,14 @@ def bench(
     memory_budget: int = 0,
     tune: float = TUNE_SECONDS,
     calibration: AnyPath | None = None,
+    parts: bool = False,
 ) -> dict[str, Any]:
     """Return latency and peak memory of the `.pqmodel` at `path`, alone or against other engines.
 
     Args:
         path: the file.
         batch: images of one run.
-        input_shape: `(C, H, W)` of one image; None: the file's default.
+        input_shape: `(C, H, W)` of one image, of a detector without its padding; None: the file's default.
         against: names of `ENGINES`; these run the decoded network, dense, batch norms folded, in float32, bf16 or int8.
         threads: of each engine; None: as many as this process may use.
         precision: of pyquant.
@@ -70,6 +73,8 @@ def bench(
         calibration: a folder or .zip file of pictures. All engines then run on some of them, in place of random
             numbers, and engines in int8 need them for the ranges of their activations. So does pyquant itself where it
             is to be fast and the file has no ranges; the file stays as it is.
+        parts: of a detector, measure the backbone and the heads alone, on as many regions as it chooses at most: what
+            engines can run that know no boxes.
 
     Returns:
         `{machine, threads, batch, isa, rows: [{engine, precision, file_bytes, median_ms, p10_ms, p90_ms, load_ms,
@@ -92,19 +97,23 @@ def bench(
     if calibration is None and (need := [peer for peer in peers if ENGINES[peer].file == "onnx-int8"]):
         raise ConfigError(f"{', '.join(need)}: needs calibration, a folder or zip file of pictures, for its ranges")
     file = read_model(path)
-    network = file.network
-    shapes = input_shapes(network.graph, batch, input_shape)
-    batches = (
-        [random_inputs(network.graph, shapes)] if calibration is None else picture_batches(file, calibration, shapes)
-    )
+    _check_parts(file.network.graph, parts, peers)
+    batches = input_batches(file, batch, input_shape, calibration)
     threads = threads or _core.default_threads()
+    measured = file
+    if precision == "fast" and calibration is not None and file.network.activation_ranges is None:
+        measured = with_ranges(file, console.track(batches, "calibrating ranges"), threads=threads)
+    if parts:
+        measured, batches = with_regions(measured, batches, threads)
+    network = measured.network
     with tempfile.TemporaryDirectory(prefix="pyquant-bench-") as name, ExitStack() as stack:
         folder = Path(name)
         np.savez(folder / INPUTS, *batches[0])
         files = write_files(network, batches, [ENGINES[peer].file for peer in peers], folder)
         files["pqmodel"] = Path(path)
-        if precision == "fast" and calibration is not None and network.activation_ranges is None:
-            files["pqmodel"] = _write_calibrated(file, batches, folder, threads)
+        if measured is not file:
+            files["pqmodel"] = folder / "measured.pqmodel"
+            write_model(files["pqmodel"], measured)
         if tune > 0 and _can_remember():
             with EngineProcess(OWN, threads, folder / "tune.log") as engine:
                 _load(engine, files, folder, threads, own)
@@ -114,7 +123,7 @@ def bench(
         ]
         rows = [_load(engine, files, folder, threads, own) for engine in engines]
         isa = rows[0].pop("isa")
-        _check_outputs(engines, folder, precision)
+        _check_outputs(engines, folder, precision, of_boxes=is_detector(network.graph))
         for row, times in zip(rows, _take_turns(engines), strict=True):
             p10, middle, p90 = np.percentile(times, (10, 50, 90))
             row |= {"median_ms": float(middle), "p10_ms": float(p10), "p90_ms": float(p90)}
@@ -141,6 +150,34 @@ def _can_remember() -> bool:
     return True
 
 
+def _check_parts(graph: Graph, parts: bool, peers: Sequence[str]) -> None:
+    """Raise ConfigError where engines are to run boxes, or there are no parts to measure."""
+    if parts and not is_detector(graph):
+        raise ConfigError("parts: the network has none, for it is no detector; leave it out")
+    unable = [peer for peer in peers if ENGINES[peer].file.startswith("onnx")]
+    if not parts and unable and is_detector(graph):
+        raise ConfigError(
+            f"{', '.join(unable)}: cannot choose boxes; measure the detector's parts alone (parts, --parts)"
+        )
+
+
+def input_batches(
+    file: ModelFile, batch: int, input_shape: tuple[int, int, int] | None, pictures: AnyPath | None = None
+) -> list[Arrays]:
+    """Return arrays for the network's inputs: noise, or pictures, of which there may be several batches.
+
+    Raises:
+        InputError: the network does not take that shape, or pictures do not become such inputs.
+    """
+    if is_detector(file.network.graph):
+        return detector_batches(file, batch, input_shape, pictures)
+    shapes = input_shapes(file.network.graph, batch, input_shape)
+    if pictures is not None:
+        return picture_batches(file, pictures, shapes)
+    rng = np.random.default_rng(0)
+    return [[rng.standard_normal(shape, dtype=np.float32) for shape in shapes]]
+
+
 def input_shapes(graph: Graph, batch: int, input_shape: tuple[int, int, int] | None) -> list[Shape]:
     """Return the shape of each input array, checked.
 
@@ -152,16 +189,6 @@ def input_shapes(graph: Graph, batch: int, input_shape: tuple[int, int, int] | N
     shapes = [(batch, *(input_shape or declared.default)) for declared in graph.inputs]
     graph.infer_shapes(shapes)
     return shapes
-
-
-def random_inputs(graph: Graph, shapes: Sequence[Shape]) -> Arrays:
-    """Return noise for each input; of a detector, sizes without padding."""
-    rng = np.random.default_rng(0)
-    first, *others = shapes
-    arrays = [rng.standard_normal(first, dtype=np.float32)]
-    if graph.of_kind("proposals"):
-        return [*arrays, *(np.full(shape, first[2:], np.float32) for shape in others)]
-    return [*arrays, *(rng.standard_normal(shape, dtype=np.float32) for shape in others)]
 
 
 def picture_batches(file: ModelFile, pictures: AnyPath, shapes: Sequence[Shape]) -> list[Arrays]:
@@ -204,7 +231,7 @@ def write_files(
         from pyquant.engines.quantized import write_int8
 
         files["onnx-int8"] = folder / "int8.onnx"
-        write_int8(files["onnx"], files["onnx-int8"], inputs[0].name, (batch for (batch,) in batches))
+        write_int8(files["onnx"], files["onnx-int8"], [declared.name for declared in inputs], batches)
     if "safetensors" in kinds:
         from pyquant.engines.dense import write_dense
         from pyquant.export.folded import folded
@@ -212,13 +239,6 @@ def write_files(
         files["safetensors"] = folder / "dense.safetensors"
         write_dense(folded(fixed), files["safetensors"])
     return files
-
-
-def _write_calibrated(file: ModelFile, batches: Sequence[Arrays], folder: Path, threads: int) -> Path:
-    """Write a .pqmodel with activation ranges that are measured on these batches; return its path."""
-    path = folder / "calibrated.pqmodel"
-    write_model(path, with_ranges(file, console.track(batches, "calibrating ranges"), threads=threads))
-    return path
 
 
 def _load(
@@ -235,7 +255,7 @@ def _load(
     return {"engine": engine.engine, "precision": options["precision"], "file_bytes": path.stat().st_size, **answer}
 
 
-def _check_outputs(engines: Sequence[EngineProcess], folder: Path, precision: str) -> None:
+def _check_outputs(engines: Sequence[EngineProcess], folder: Path, precision: str, *, of_boxes: bool) -> None:
     """Raise EngineError unless all engines compute what we compute: never compare the times of different networks."""
     ours = None
     for engine in engines:
@@ -243,6 +263,8 @@ def _check_outputs(engines: Sequence[EngineProcess], folder: Path, precision: st
         engine.ask("save_outputs", path=os.fspath(path))
         with np.load(path) as saved:
             outputs = [saved[name] for name in saved.files]
+        if of_boxes:
+            outputs = scores_found(outputs)
         if ours is None:
             ours = outputs
             continue

@@ -26,6 +26,11 @@ from pyquant.cli.show import show_bench
     help="Pictures to run on; engines in int8 need them for the ranges of their activations, and so does pyquant in "
     "8 bits for a file without ranges.",
 )
+@click.option(
+    "--parts",
+    is_flag=True,
+    help="Of a detector, measure the backbone and the heads alone, as engines can that know no boxes.",
+)
 @options.tune(5)
 @options.run_of_file
 def command(
@@ -34,6 +39,7 @@ def command(
     input_shape: tuple[int, int, int] | None,
     against: str,
     calibration: Path | None,
+    parts: bool,
     tune: float,
     threads: int | None,
     precision: str,
@@ -54,6 +60,7 @@ def command(
         memory_budget=memory_budget,
         tune=tune,
         calibration=calibration,
+        parts=parts,
     )
     if as_json:
         console.print_json(result)

@@ -29,12 +29,11 @@ def command(
     kernels in integers that of 8-bit products in the first-level cache. Kernels that save multiplications can exceed
     it.
     """
-    from pyquant.bench import input_shapes, random_inputs
+    from pyquant.bench import input_batches
     from pyquant.runtime import load
 
     model = load(file, threads=threads, precision=precision, memory_budget=memory_budget)
-    graph = model.file.network.graph
-    inputs = random_inputs(graph, input_shapes(graph, batch, input_shape))
+    (inputs,) = input_batches(model.file, batch, input_shape)
     measured = {layer["name"]: layer["ms"] for layer in model.tune(*inputs, seconds=tune)} if tune > 0 else {}
     result = model.profile(*inputs)
     for step in result["steps"]:

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
+from pyquant.engines import Arrays
+
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
     """Hands one batch after the other to the quantizer."""
 
-    def __init__(self, name: str, batches: Iterable[NDArray[np.float32]]) -> None:
-        self._name = name
-        self._batches: Iterator[NDArray[np.float32]] = iter(batches)
+    def __init__(self, names: Sequence[str], batches: Iterable[Arrays]) -> None:
+        self._names = names
+        self._batches = iter(batches)
 
     def get_next(self) -> dict[str, NDArray[np.float32]] | None:
         batch = next(self._batches, None)
-        return None if batch is None else {self._name: batch}
+        return None if batch is None else dict(zip(self._names, batch, strict=True))
 
 
-def write_int8(dense: Path, out: Path, input_name: str, batches: Iterable[NDArray[np.float32]]) -> None:
+def write_int8(dense: Path, out: Path, inputs: Sequence[str], batches: Iterable[Arrays]) -> None:
     """Quantize a float32 ONNX file: weights to int8 per channel, activations to uint8 by their range on `batches`.
 
     The operations stay in float32 between pairs of QuantizeLinear and DequantizeLinear, which the engines fuse.
@@ -33,7 +35,7 @@ def write_int8(dense: Path, out: Path, input_name: str, batches: Iterable[NDArra
         quantize_static(
             dense,
             out,
-            _Reader(input_name, batches),
+            _Reader(inputs, batches),
             quant_format=QuantFormat.QDQ,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,

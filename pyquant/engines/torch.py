@@ -1,4 +1,8 @@
-"""The engine PyTorch in eager mode, on the decoded dense network with batch norms folded."""
+"""The engine PyTorch in eager mode, on the decoded dense network with batch norms folded.
+
+What a detector chooses boxes and cuts regions with runs in our own core, for PyTorch has no such operations of its own:
+what is compared is the network.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,41 @@ from collections.abc import Sequence
 
 import torch
 
+from pyquant.detector import is_detector
 from pyquant.engines import Arrays
 from pyquant.engines.dense import read_dense
+from pyquant.engines.detector import NOT_TENSORS
+from pyquant.file import ModelFile
+from pyquant.graph import Graph, GraphInput, Network, Node
+from pyquant.runtime import Model
+from pyquant.shapes import Shape
 from pyquant.torch_network import TorchNetwork
+
+
+class _WithChoices(TorchNetwork):
+    """A network whose boxes are chosen by our core."""
+
+    def __init__(self, network: Network, shapes: Sequence[Shape], threads: int) -> None:
+        super().__init__(network)
+        known = network.graph.infer_shapes(shapes)
+        self._models = {
+            node.name: Model(ModelFile(network=_alone(node, known)), threads=threads)
+            for node in network.graph.nodes
+            if node.op in NOT_TENSORS
+        }
+
+    def run_node(self, node: Node, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        if node.name not in self._models:
+            return super().run_node(node, inputs)
+        result = self._models[node.name](*(x.contiguous().numpy() for x in inputs))
+        assert not isinstance(result, dict)
+        return torch.from_numpy(result)
+
+
+def _alone(node: Node, shapes: dict[str, Shape]) -> Network:
+    """Return the network of one layer that has no tensors."""
+    inputs = tuple(GraphInput(name=name, shape=shapes[name], default=shapes[name][1:]) for name in node.inputs)
+    return Network(graph=Graph(inputs=inputs, nodes=(node,), outputs=node.outputs), tensors={})
 
 
 class TorchEngine:
@@ -30,4 +66,7 @@ def load(path: str, shapes: Sequence[tuple[int, ...]], threads: int, precision: 
     """Load what `dense.write_dense` wrote, in PyTorch's default memory format."""
     torch.set_num_threads(threads)
     torch.set_num_interop_threads(1)
-    return TorchEngine(TorchNetwork(read_dense(path)))
+    network = read_dense(path)
+    if is_detector(network.graph):
+        return TorchEngine(_WithChoices(network, shapes, threads))
+    return TorchEngine(TorchNetwork(network))

@@ -298,17 +298,26 @@ def _flatten(writer: _Writer, node: Node) -> None:
 
 
 def _upsample(writer: _Writer, node: Node) -> None:
+    (x,) = node.inputs
     if any(node.attributes["size"]):
-        size = ["", "", writer.integers(node, "size", *node.attributes["size"])]
+        _resize(writer, node, x, writer.integers(node, "size", *node.attributes["size"]))
     else:
-        size = ["", writer.numbers(node, "factor", node.attributes["factor"])]
-    writer.add("Resize", node, *node.inputs, *size, axes=[2, 3], **_interpolation(node))
+        factor = writer.numbers(node, "factor", (1.0, 1.0, *node.attributes["factor"]))
+        writer.add("Resize", node, x, "", factor, **_interpolation(node))
 
 
 def _upsample_like(writer: _Writer, node: Node) -> None:
     x, like = node.inputs
-    size = writer.inner("Shape", node, "size", like, start=2, end=4)
-    writer.add("Resize", node, x, "", "", size, axes=[2, 3], **_interpolation(node))
+    _resize(writer, node, x, writer.inner("Shape", node, "size", like, start=2, end=4))
+
+
+def _resize(writer: _Writer, node: Node, x: str, size: str) -> None:
+    """Resize to a height and a width; where all sizes are fixed, without `axes`, with which int8 networks fail."""
+    if writer.static and writer.network.graph.inputs[0].shape[0] is not None:
+        whole = writer.integers(node, "whole_size", *writer.shapes[node.output])
+        writer.add("Resize", node, x, "", "", whole, **_interpolation(node))
+    else:
+        writer.add("Resize", node, x, "", "", size, axes=[2, 3], **_interpolation(node))
 
 
 def _interpolation(node: Node) -> dict[str, str]:
