@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from math import floor
@@ -24,7 +24,8 @@ from pyquant.preprocessing import (
     normalised_levels,
 )
 
-CHOICES = frozenset({"proposals", "detections", "select_masks"})  # operations that choose among boxes or masks
+DETECTIONS = ("detections", "anchor_detections")  # operations whose output is what was found
+CHOICES = frozenset({"proposals", *DETECTIONS, "select_masks"})  # operations that choose among boxes or masks
 LEARNT_FROM = {"proposals": {"best": 100, "keep": 32}, "detections": {"keep": 8}}  # of a picture, at most
 LEARNING_SIDE = 320  # pixels of the pictures that codebooks are learnt on, at most
 KIND = "detector"  # what tells this preprocessing from a classifier's in a file
@@ -141,7 +142,7 @@ def rows_of_values(graph: Graph) -> dict[str, str]:
     """Return, for each value that has a row for each box, the value that holds these boxes."""
     boxes: dict[str, str] = {}
     for node in graph.nodes:
-        if node.op in ("proposals", "detections"):
+        if node.op in ("proposals", *DETECTIONS):
             boxes[node.output] = node.output
         elif node.op in ("roi_align", "select_masks"):
             boxes[node.output] = node.inputs[1]
@@ -155,21 +156,41 @@ def is_detector(graph: Graph) -> bool:
     return any(node.op in CHOICES for node in graph.nodes)
 
 
+def label_count(graph: Graph) -> int:
+    """Return how many labels a detector can give, the background included; 0 where the network is no detector."""
+    shapes = graph.infer_shapes()
+    for node in graph.nodes:
+        if node.op == "detections":
+            return shapes[node.inputs[2]][1]
+        if node.op == "anchor_detections":
+            logits, numbers = (shapes[node.inputs[index]][1] for index in (2, 2 + (len(node.inputs) - 2) // 2))
+            return 4 * logits // numbers
+    return 0
+
+
 def compared_outputs(graph: Graph) -> tuple[tuple[str, ...], ...]:
     """Return the values by which networks of this graph are compared, in groups that count the same.
 
-    These are the outputs, as one group; of a detector what its choices read: the objectness and the numbers of all
-    levels, the logits and the numbers of boxes, and the logits of masks.
+    These are the outputs, as one group; of a detector what its choices read: the objectness (or logits) and the numbers
+    of all levels, the logits and the numbers of boxes, and the logits of masks.
     """
     written = {name for node in graph.nodes if node.op not in CHOICES for name in node.outputs}
     groups = []
     for node in graph.nodes:
         read = [name for name in node.inputs if name in written]
-        if node.op == "proposals":
+        if node.op in ("proposals", "anchor_detections"):
             groups += [tuple(read[: len(read) // 2]), tuple(read[len(read) // 2 :])]
         elif node.op in CHOICES:
             groups += [(name,) for name in read]
     return tuple(groups) or (graph.outputs,)
+
+
+def finding_boxes(network: Network, outputs: Sequence[str] = ()) -> Network:
+    """Return a detector up to the boxes that its own parts read; its outputs are these, then `outputs`."""
+    read = {name for node in network.graph.nodes if node.op not in CHOICES for name in node.inputs}
+    nodes = tuple(node for node in network.graph.nodes if node.op not in CHOICES or node.output in read)
+    boxes = [node.output for node in nodes if node.op in CHOICES]
+    return replace(network, graph=replace(network.graph, nodes=nodes, outputs=(*boxes, *outputs)))
 
 
 def tensor_parts(network: Network, *, features: bool = False) -> Network:
@@ -181,8 +202,9 @@ def tensor_parts(network: Network, *, features: bool = False) -> Network:
     chosen = [node for node in network.graph.nodes if node.op in CHOICES]
     kept = tuple(node for node in network.graph.nodes if node.op not in CHOICES)
     shapes = network.graph.infer_shapes()
-    boxes = {node.output: shapes[node.output][1:] for node in chosen if len(shapes[node.output]) == 2}
     written = {name for node in kept for name in node.outputs}
+    read = {name for node in kept for name in node.inputs}
+    boxes = {node.output: shapes[node.output][1:] for node in chosen if node.output in read}
     reading = [*chosen, *(node for node in kept if features and node.op == "roi_align")]
     outputs = dict.fromkeys(name for node in reading for name in node.inputs if name in written)
     inputs = (

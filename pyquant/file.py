@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from pyquant.classes import ClassName, format_classes, parse_classes
 from pyquant.container import PREFIX_BYTES, check_prefix, compact_json, pack, parse_json, unpack
 from pyquant.declared import check_tensors, declared_tensors
-from pyquant.detector import KIND, DetectorPreprocessing
+from pyquant.detector import DETECTIONS, KIND, DetectorPreprocessing, label_count
 from pyquant.entropy import SUFFIX, coded_tensors, is_coded, whole_tensors
 from pyquant.errors import FormatError, InputError
 from pyquant.graph import Graph, Network
@@ -203,10 +203,9 @@ def check_classes(graph: Graph, classes: Sequence[ClassName]) -> None:
     Raises:
         InputError: the numbers differ.
     """
-    shapes = graph.infer_shapes()
-    output = shapes[graph.outputs[0]]
-    if classes and (boxes := graph.of_kind("detections")):
-        if (labels := shapes[boxes[0].inputs[2]][1]) != len(classes):
+    output = graph.infer_shapes()[graph.outputs[0]]
+    if classes and (labels := label_count(graph)):
+        if labels != len(classes):
             raise InputError(
                 f"{len(classes)} classes are named, but the detector has {labels}, of which the first is the background"
             )
@@ -287,8 +286,8 @@ def _check_fits(model: ModelFile) -> None:
     graph = model.network.graph
     if isinstance(model.preprocessing, DetectorPreprocessing):
         ranks = [len(declared.shape) for declared in graph.inputs]
-        found = graph.of_kind("detections")
-        if ranks != [4, 2] or not found or graph.outputs[0] != found[0].output:
+        found = [node.output for op in DETECTIONS for node in graph.of_kind(op)]
+        if ranks != [4, 2] or graph.outputs[:1] != tuple(found[:1]):
             raise FormatError("preprocessing is a detector's: expected inputs images and sizes, and output detections")
     try:
         check_classes(graph, model.classes)

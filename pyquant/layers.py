@@ -181,6 +181,14 @@ OPS: dict[str, OpSpec] = {
             "canonical_level": Attribute(default=4),  # .. is taken from the level that was halved so many times
         },
     ),
+    "anchor_detections": OpSpec(  # images, sizes, logits [N, A * classes, h, w] of each level, numbers as above
+        inputs=None,
+        attributes={
+            **_BOXES,
+            "best": Attribute(minimum=1),  # classes of anchors of a level that are decoded
+            "anchors": Attribute(kind=float, length=None, minimum=_LOWEST),
+        },
+    ),
     "detections": OpSpec(inputs=4, attributes=_BOXES),  # sizes, rows, logits [R, classes], numbers [R, classes * 4]
     "select_masks": OpSpec(inputs=2),  # logits [R, classes, h, w], detections [R, 7]
 }

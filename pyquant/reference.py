@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pyquant.errors import InputError
 from pyquant.graph import Network, Node
-from pyquant.reference_detection import detections, proposals, roi_align, select_masks
+from pyquant.reference_detection import anchor_detections, detections, proposals, roi_align, select_masks
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -277,6 +277,7 @@ OPS: dict[str, Operation] = {
     "pixel_shuffle": _pixel_shuffle,
     "proposals": proposals,
     "roi_align": roi_align,
+    "anchor_detections": anchor_detections,
     "detections": detections,
     "select_masks": select_masks,
 }

@@ -181,6 +181,42 @@ def detections(network: object, node: Node, inputs: list[F64]) -> F64:
     return result.reshape(-1, 7)
 
 
+def anchor_detections(network: object, node: Node, inputs: list[F64]) -> F64:
+    """Return rows `[N * keep, 7]`: of each level the best classes of anchors, moved; of each class those that stay."""
+    a = node.attributes
+    images, sizes, *heads = inputs
+    num_levels = len(heads) // 2
+    result = np.zeros((len(images), a["keep"], 7))
+    result[:, :, 0] = UNUSED
+    for image, size in enumerate(sizes):
+        found = []  # of each level: boxes, scores and labels as columns
+        for level, (logits, numbers) in enumerate(zip(heads[:num_levels], heads[num_levels:], strict=True)):
+            _, outputs, rows, columns = numbers.shape
+            num_anchors = outputs // 4
+            strides = images.shape[2] // rows, images.shape[3] // columns
+            anchors = anchors_of(node, level, num_anchors, rows, columns, strides)
+            own = logits[image].reshape(num_anchors, -1, rows, columns).transpose(2, 3, 0, 1)
+            classes = own.shape[3]
+            with np.errstate(invalid="ignore"):  # what is not a number has no score
+                scores = _sigmoid(own.ravel())
+            best = best_first(own.ravel())
+            best = best[scores[best] > a["min_score"]][: a["best"]]
+            moves = numbers[image].reshape(num_anchors, 4, rows, columns).transpose(2, 3, 0, 1).reshape(-1, 4)
+            boxes = clip(decode(node, moves[best // classes], anchors[best // classes]), size)
+            rows_found = np.column_stack([boxes, scores[best], best % classes])
+            found.append(rows_found[has_sides(boxes, a["min_side"])])
+        entries = np.concatenate(found)
+        entries = entries[best_first(entries[:, 4])]
+        kept = []
+        for label in np.unique(entries[:, 5]):
+            of_class = np.flatnonzero(entries[:, 5] == label)
+            kept += of_class[suppress(entries[of_class, :4], a["max_overlap"])].tolist()
+        kept = sorted(kept)[: a["keep"]]
+        result[image, : len(kept), 0] = image
+        result[image, : len(kept), 1:] = entries[kept]
+    return result.reshape(-1, 7)
+
+
 def select_masks(network: object, node: Node, inputs: list[F64]) -> F64:
     """Return `[R, mh, mw]`: of the masks `[R, classes, mh, mw]`, in logits, that of each detection's class, 0 to 1."""
     logits, rows = inputs

@@ -158,8 +158,8 @@ class Model:
 
         Returns:
             Per picture `boxes` float32 `[D, 4]` (left, top, right, bottom, in its pixels), `labels` int64 `[D]` (0, the
-            background, does not occur) and `scores` float32 `[D]`, best first; of a network with masks, `masks` bool
-            `[D, H, W]`, true where the probability is above one half.
+            background, is never found by a network of two stages) and `scores` float32 `[D]`, best first; of a network
+            with masks, `masks` bool `[D, H, W]`, true where the probability is above one half.
 
         Raises:
             InputError: a picture cannot be read, or the network is not a detector.

@@ -126,9 +126,14 @@ ROW_COLUMNS = 5  # of a box: image, left, top, right, bottom
 DETECTION_COLUMNS = 7  # and score, label
 
 
-def _proposals(node: Node, inputs: list[Shape]) -> Shape:
+def _check_levels(node: Node, inputs: list[Shape], scores: str) -> None:
+    """Check the images and sizes, and that there are scores and numbers for each level."""
     if len(inputs) < 4 or len(inputs) % 2 or len(inputs[0]) != 4 or inputs[1] != (inputs[0][0], 2):
-        raise _fail(node, inputs[0], "images [N, C, H, W], sizes [N, 2], and for each level objectness and numbers")
+        raise _fail(node, inputs[0], f"images [N, C, H, W], sizes [N, 2], and for each level {scores} and numbers")
+
+
+def _proposals(node: Node, inputs: list[Shape]) -> Shape:
+    _check_levels(node, inputs, "objectness")
     (n, _, height, width), _, *heads = inputs
     levels, corners = len(heads) // 2, len(node.attributes["anchors"])
     for objectness, numbers in zip(heads[:levels], heads[levels:], strict=True):
@@ -142,6 +147,27 @@ def _proposals(node: Node, inputs: list[Shape]) -> Shape:
         if numbers != (n, objectness[1] * 4, *objectness[2:]):
             raise _fail(node, numbers, str([n, objectness[1] * 4, *objectness[2:]]))
     return n * node.attributes["keep"], ROW_COLUMNS
+
+
+def _anchor_detections(node: Node, inputs: list[Shape]) -> Shape:
+    _check_levels(node, inputs, "logits")
+    (n, _, height, width), _, *heads = inputs
+    levels, corners = len(heads) // 2, len(node.attributes["anchors"])
+    outputs = corners // levels  # of a pixel: four numbers for each anchor
+    for logits, numbers in zip(heads[:levels], heads[levels:], strict=True):
+        if (
+            len(numbers) != 4
+            or (numbers[0], numbers[1] * levels) != (n, corners)
+            or outputs % 4
+            or not 0 < numbers[2] <= height
+            or not 0 < numbers[3] <= width
+        ):
+            raise _fail(node, numbers, f"[{n}, {corners / levels:g}, h, w] for {corners} numbers of anchors")
+        anchors = outputs // 4
+        if len(logits) != 4 or logits[1] % anchors or (n, heads[0][1], *numbers[2:]) != logits:
+            classes = f"{anchors} times the classes"
+            raise _fail(node, logits, f"[{n}, {classes}, {numbers[2]}, {numbers[3]}], as many classes on each level")
+    return n * node.attributes["keep"], DETECTION_COLUMNS
 
 
 def _roi_align(node: Node, inputs: list[Shape]) -> Shape:
@@ -197,6 +223,7 @@ SHAPE_RULES: dict[str, Callable[[Node, list[Shape]], Shape]] = {
     "pixel_shuffle": _pixel_shuffle,
     "proposals": _proposals,
     "roi_align": _roi_align,
+    "anchor_detections": _anchor_detections,
     "detections": _detections,
     "select_masks": _select_masks,
 }

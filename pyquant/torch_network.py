@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +11,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyquant.detector import tensor_parts
+from pyquant.detector import finding_boxes
 from pyquant.errors import ConfigError, InputError
 from pyquant.file import read_model
 from pyquant.graph import Network, Node
-from pyquant.reference_detection import detections, halvings_of, level_of, proposals, resampling, select_masks
+from pyquant.reference_detection import (
+    anchor_detections,
+    detections,
+    halvings_of,
+    level_of,
+    proposals,
+    resampling,
+    select_masks,
+)
 
 
 class TorchNetwork(nn.Module):
@@ -114,8 +121,9 @@ def found_boxes(network: Network, images: Tensor) -> list[Tensor]:
         network: a whole detector.
         images: float32 `[N, 3, H, W]`.
     """
-    names = [declared.name for declared in tensor_parts(network).graph.inputs[1:]]
-    finder = TorchNetwork(replace(network, graph=replace(network.graph, outputs=tuple(names)))).to(images.device)
+    finder = TorchNetwork(finding_boxes(network)).to(images.device)
+    if not finder.graph.outputs:  # a network of one stage: nothing reads the boxes that it finds
+        return []
     sizes = images.new_tensor(images.shape[2:]).expand(len(images), 2)
     with torch.no_grad():
         found = finder(images, sizes)
@@ -301,6 +309,7 @@ OPS: dict[str, Operation] = {
     "pixel_shuffle": _pixel_shuffle,
     "proposals": _by_reference(proposals),
     "roi_align": _roi_align,
+    "anchor_detections": _by_reference(anchor_detections),
     "detections": _by_reference(detections),
     "select_masks": _by_reference(select_masks),
 }

@@ -85,3 +85,31 @@ def smooth_picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
     rng = np.random.default_rng(seed)
     coarse = rng.integers(256, size=(max(height // 12, 1), max(width // 12, 1), 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def tiny_retinanet(*, norm: Any = None, **settings: Any) -> Any:
+    """Return a RetinaNet in eval mode."""
+    import torch
+    from torch import nn
+    from torchvision.models import detection
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
+
+    torch.manual_seed(0)
+    parts = {
+        "anchor_generator": AnchorGenerator(tuple((16 * 2**i, 20 * 2**i) for i in range(4)), ((0.5, 1.0, 2.0),) * 4),
+        "min_size": 96,
+        "max_size": 160,
+        "score_thresh": 0.3,
+        "topk_candidates": 60,
+        "detections_per_img": 50,
+    }
+    module = detection.RetinaNet(tiny_backbone(norm), CLASSES, **{**parts, **settings}).eval()
+    for name, parameter in module.named_parameters():
+        if name.endswith("weight") and parameter.dim() > 1:
+            nn.init.kaiming_normal_(parameter)
+        elif "fpn" not in name:
+            nn.init.normal_(parameter, 0.5 if "norm" in name else 0.0, 0.2)
+    module.head.regression_head.bbox_reg.weight.data *= 0.2
+    module.head.classification_head.cls_logits.weight.data *= 2
+    module.head.classification_head.cls_logits.bias.data -= 1
+    return module

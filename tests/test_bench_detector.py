@@ -49,6 +49,14 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_module, "TURNS", (2, 2))
 
 
+def test_a_network_of_one_stage(tmp_path: Path) -> None:
+    path = tmp_path / "x.pqmodel"
+    compress(detectors.tiny_retinanet(), None, out=path)
+    for parts in (False, True):
+        result = bench(path, against=["torch"], input_shape=(3, 96, 128), threads=1, tune=0, parts=parts)
+        assert [row["engine"] for row in result["rows"]] == ["pyquant", "torch"]
+
+
 @pytest.mark.parametrize("precision", ["exact", "fast"])
 def test_whole_beside_pytorch(detector: Path, pictures: Path, precision: str) -> None:
     result = bench(

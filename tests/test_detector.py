@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from detectors import CLASSES, smooth_picture, tiny_backbone, tiny_detector
+from detectors import CLASSES, smooth_picture, tiny_backbone, tiny_detector, tiny_retinanet
 from torchvision_detection import torchvision_detection  # noqa: F401 (a fixture)
 
 import pyquant
@@ -199,8 +199,39 @@ def one_level() -> Any:
     return module.eval()
 
 
+def frozen_retinanet() -> Any:
+    """Return a RetinaNet with other choices, and levels behind the pyramid that convolutions make."""
+    from torch import nn
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
+    from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelP6P7
+    from torchvision.ops.misc import FrozenBatchNorm2d
+
+    module = tiny_retinanet(
+        norm=FrozenBatchNorm2d,
+        anchor_generator=AnchorGenerator(tuple((16 * 2**i, 20 * 2**i) for i in range(5)), ((0.5, 1.0, 2.0),) * 5),
+        topk_candidates=1000,
+        detections_per_img=30,
+        nms_thresh=0.3,
+    )
+    module.backbone.fpn = FeaturePyramidNetwork([12, 16, 20], 8, LastLevelP6P7(8, 8))
+    for parameter in module.backbone.fpn.parameters():
+        if parameter.dim() > 1:
+            nn.init.kaiming_normal_(parameter)
+    module.head.classification_head.cls_logits.weight.data *= 0.02  # else many scores are all of 1
+    return module.eval()
+
+
 @pytest.mark.parametrize(
-    "build", [tiny_detector, lambda: tiny_detector(masks=False), frozen_norms, second_version, one_level]
+    "build",
+    [
+        tiny_detector,
+        lambda: tiny_detector(masks=False),
+        frozen_norms,
+        second_version,
+        one_level,
+        tiny_retinanet,
+        frozen_retinanet,
+    ],
 )
 def test_detector_finds_what_torchvision_finds(build: Callable[[], Any], torchvision_detection: Any) -> None:  # noqa: F811
     module = build()
@@ -327,6 +358,8 @@ def test_unknown_parts_are_named(parts: dict[str, Any], message: str) -> None:
 def test_other_detectors_are_named() -> None:
     from torchvision.models import detection
 
-    module = detection.RetinaNet(tiny_backbone(), 3)
-    with pytest.raises(CaptureError, match="the network itself is RetinaNet, not GeneralizedRCNN"):
+    backbone = tiny_backbone()
+    backbone.out_channels = 32
+    module = detection.FCOS(backbone, 3)
+    with pytest.raises(CaptureError, match="the network itself is FCOS, not GeneralizedRCNN or RetinaNet"):
         capture_detector(module)

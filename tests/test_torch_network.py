@@ -83,7 +83,8 @@ def image() -> Any:
 
 def test_every_operation_is_there(network: Network) -> None:
     assert set(torch_network.OPS) == set(layers.OPS)
-    of_detectors = {"proposals", "roi_align", "detections", "select_masks"}  # see test_detection_operations.py
+    # See test_detection_operations.py and test_anchor_detections.py.
+    of_detectors = {"proposals", "roi_align", "detections", "anchor_detections", "select_masks"}
     assert {node.op for node in network.graph.nodes} == set(layers.OPS) - of_detectors
 
 

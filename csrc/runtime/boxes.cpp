@@ -25,22 +25,40 @@ Box BoxCoder::decode(const std::array<float, 4>& numbers, const Box& box) const 
   return {x - half_width, y - half_height, x + half_width, y + half_height};
 }
 
-int64_t suppress(std::span<Candidate> candidates, double max_overlap, int64_t most) {
+namespace {
+
+bool overlap(const Box& box, const Box& other, double max_overlap) {
+  const float width = std::min(box.right, other.right) - std::max(box.left, other.left);
+  const float height = std::min(box.bottom, other.bottom) - std::max(box.top, other.top);
+  const float shared = std::max(width, 0.0f) * std::max(height, 0.0f);
+  // Of two empty boxes this is not a number, and both stay.
+  return shared / (other.area() + box.area() - shared) > max_overlap;
+}
+
+// Move to the front, in order, the candidates that no better one hides which stays.
+template <typename Hides>
+int64_t keep_visible(std::span<Candidate> candidates, int64_t most, const Hides& hides) {
   int64_t kept = 0;
   for (const Candidate& candidate : candidates) {
     if (kept == most) break;
-    const Box& box = candidate.box;
-    const bool is_hidden = std::any_of(candidates.begin(), candidates.begin() + kept, [&](const Candidate& better) {
-      const Box& other = better.box;
-      const float width = std::min(box.right, other.right) - std::max(box.left, other.left);
-      const float height = std::min(box.bottom, other.bottom) - std::max(box.top, other.top);
-      const float shared = std::max(width, 0.0f) * std::max(height, 0.0f);
-      // Of two empty boxes this is not a number, and both stay.
-      return shared / (other.area() + box.area() - shared) > max_overlap;
-    });
-    if (!is_hidden) candidates[kept++] = candidate;
+    const auto is_hiding = [&](const Candidate& better) { return hides(better, candidate); };
+    if (std::none_of(candidates.begin(), candidates.begin() + kept, is_hiding)) candidates[kept++] = candidate;
   }
   return kept;
+}
+
+}  // namespace
+
+int64_t suppress(std::span<Candidate> candidates, double max_overlap, int64_t most) {
+  return keep_visible(candidates, most, [=](const Candidate& better, const Candidate& candidate) {
+    return overlap(candidate.box, better.box, max_overlap);
+  });
+}
+
+int64_t suppress_by_class(std::span<Candidate> candidates, int64_t classes, double max_overlap, int64_t most) {
+  return keep_visible(candidates, most, [=](const Candidate& better, const Candidate& candidate) {
+    return better.index % classes == candidate.index % classes && overlap(candidate.box, better.box, max_overlap);
+  });
 }
 
 Survivors::Survivors(float* memory, int64_t group_count, int64_t slot_count)
@@ -49,7 +67,7 @@ Survivors::Survivors(float* memory, int64_t group_count, int64_t slot_count)
       groups(group_count),
       capacity(slot_count) {}
 
-std::span<const Candidate> Survivors::best(int64_t first, int64_t count, int64_t most) {
+std::span<Candidate> Survivors::best(int64_t first, int64_t count, int64_t most) {
   Candidate* begin = slots + first * capacity;
   Candidate* end = begin;
   for (int64_t group = first; group < first + count; ++group) {

@@ -51,6 +51,9 @@ inline bool is_better(const Candidate& a, const Candidate& b) {
 // every better one that was kept is at most `max_overlap`, `most` of them at most; returns how many.
 int64_t suppress(std::span<Candidate> candidates, double max_overlap, int64_t most);
 
+// The same where only candidates of one class count against each other; the class is `index` modulo `classes`.
+int64_t suppress_by_class(std::span<Candidate> candidates, int64_t classes, double max_overlap, int64_t most);
+
 // Survivors of several suppressions: up to `capacity` candidates each, in one block of memory.
 struct Survivors {
   Candidate* slots;  // [groups, capacity]
@@ -62,7 +65,7 @@ struct Survivors {
   Survivors(float* memory, int64_t groups, int64_t capacity);
 
   // The best of the groups [first, first + count) together, at most `most`, best first; they are moved.
-  std::span<const Candidate> best(int64_t first, int64_t count, int64_t most);
+  std::span<Candidate> best(int64_t first, int64_t count, int64_t most);
 };
 
 // A value of rows: the image (-1: the row is not used), the box, and what else there is.

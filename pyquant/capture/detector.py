@@ -1,4 +1,4 @@
-"""Torchvision's Faster and Mask R-CNN: tensor parts are captured, and the rest is operations of ours."""
+"""Torchvision's Faster and Mask R-CNN and RetinaNet: tensor parts are captured, and the rest is operations of ours."""
 
 from __future__ import annotations
 
@@ -19,7 +19,24 @@ from pyquant.graph import Graph, GraphInput, Network, Node
 
 IMAGES, SIZES = "images", "sizes"
 PROBED = (3, 128, 160)  # an input on which the backbone is traced: large enough for every level of a pyramid
-KNOWN = "torchvision's fasterrcnn and maskrcnn networks, and others of their parts"
+KNOWN = "torchvision's fasterrcnn, maskrcnn and retinanet networks, and others of their parts"
+# The parts of a network of two stages, and of one.
+TWO_STAGES = {
+    "transform": "GeneralizedRCNNTransform",
+    "rpn": "RegionProposalNetwork",
+    "rpn.anchor_generator": "AnchorGenerator",
+    "rpn.box_coder": "BoxCoder",
+    "roi_heads": "RoIHeads",
+    "roi_heads.box_coder": "BoxCoder",
+    "roi_heads.box_roi_pool": "MultiScaleRoIAlign",
+}
+ONE_STAGE = {
+    "transform": "GeneralizedRCNNTransform",
+    "anchor_generator": "AnchorGenerator",
+    "box_coder": "BoxCoder",
+    "head.classification_head": "RetinaNetClassificationHead",
+    "head.regression_head": "RetinaNetRegressionHead",
+}
 
 
 def is_detector(module: nn.Module) -> bool:
@@ -33,6 +50,7 @@ def capture_detector(module: nn.Module) -> tuple[Network, DetectorPreprocessing]
     The network takes `images` `[N, 3, H, W]`, resized and padded, and `sizes` `[N, 2]`, their heights and widths
     without padding. It gives `detections`, rows `[N * D, 7]` of image (-1: not used), box, score and label, and where
     the module has a mask head, `masks` `[N * D, m, m]`, probabilities over each box. The module is left as it was.
+    Labels are the module's own.
 
     Raises:
         CaptureError: naming every part that is not known, or listing the unsupported operations of one.
@@ -43,7 +61,8 @@ def capture_detector(module: nn.Module) -> tuple[Network, DetectorPreprocessing]
     with undisturbed():
         copy: Any = isolated(module)
         preprocessing = _preprocessing(copy.transform)
-        return _Assembly(copy, preprocessing.usual_input).network(), preprocessing
+        assembly = _Assembly(copy, preprocessing.usual_input)
+        return assembly.one_stage() if _has_one_stage(copy) else assembly.two_stages(), preprocessing
 
 
 def _is(part: object, kind: str) -> bool:
@@ -53,19 +72,12 @@ def _is(part: object, kind: str) -> bool:
 
 def _unknown_parts(module: Any) -> Iterator[str]:
     """Yield each part that is of another kind than expected, or set in a way that we do not know."""
-    if not _is(module, "GeneralizedRCNN"):
-        yield f"the network itself is {type(module).__name__}, not GeneralizedRCNN"
+    one_stage = _has_one_stage(module)
+    if not one_stage and not _is(module, "GeneralizedRCNN"):
+        yield f"the network itself is {type(module).__name__}, not GeneralizedRCNN or RetinaNet"
         return
-    kinds = {
-        "transform": "GeneralizedRCNNTransform",
-        "rpn": "RegionProposalNetwork",
-        "rpn.anchor_generator": "AnchorGenerator",
-        "rpn.box_coder": "BoxCoder",
-        "roi_heads": "RoIHeads",
-        "roi_heads.box_coder": "BoxCoder",
-        "roi_heads.box_roi_pool": "MultiScaleRoIAlign",
-    }
-    if _has_masks(module):
+    kinds = dict(ONE_STAGE if one_stage else TWO_STAGES)
+    if not one_stage and _has_masks(module):
         kinds["roi_heads.mask_roi_pool"] = "MultiScaleRoIAlign"
     sound = True
     for path, kind in kinds.items():
@@ -76,7 +88,7 @@ def _unknown_parts(module: Any) -> Iterator[str]:
             yield f"'{path}' samples adaptively; give it a sampling_ratio"
     if sound and module.transform.fixed_size is not None:
         yield "'transform' has a fixed_size"
-    if sound and module.roi_heads.has_keypoint():
+    if sound and not one_stage and module.roi_heads.has_keypoint():
         yield "'roi_heads' has a keypoint head"
 
 
@@ -84,6 +96,10 @@ def _part(module: Any, path: str) -> Any:
     for name in path.split("."):
         module = getattr(module, name, None)
     return module
+
+
+def _has_one_stage(module: object) -> bool:
+    return _is(module, "RetinaNet")
 
 
 def _has_masks(module: Any) -> bool:
@@ -120,6 +136,25 @@ class _Trunk(nn.Module):
         features = {"0": features} if isinstance(features, Tensor) else features
         objectness, numbers = self.rpn.head(list(features.values()))
         return {"features": dict(features), "objectness": list(objectness), "moves": list(numbers)}
+
+
+class _OneStage(nn.Module):
+    """The backbone of a network of one stage, and its heads for classes and boxes, under their own names."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        self.backbone = module.backbone
+        self.head = module.head
+
+    def forward(self, images: Tensor) -> dict[str, list[Tensor]]:
+        features = self.backbone(images)
+        levels = [features] if isinstance(features, Tensor) else list(features.values())
+        classes, boxes = self.head.classification_head, self.head.regression_head
+        # The heads themselves would go on to put the classes of all levels in one row.
+        return {
+            "logits": [classes.cls_logits(classes.conv(level)) for level in levels],
+            "moves": [boxes.bbox_reg(boxes.conv(level)) for level in levels],
+        }
 
 
 class _BoxHead(nn.Module):
@@ -161,8 +196,24 @@ class _Assembly:
             GraphInput(name=SIZES, shape=(None, 2), default=(2,)),
         )
 
-    def network(self) -> Network:
-        """Return the whole network."""
+    def one_stage(self) -> Network:
+        """Return the whole network of a RetinaNet."""
+        module = self._module
+        trunk = self._add_part(_OneStage(module), PROBED, IMAGES)
+        logits, moves = ([v for n, v in trunk.items() if n.startswith(f"{kind}.")] for kind in ("logits", "moves"))
+        found = self._add(
+            "anchor_detections",
+            "detections",
+            (IMAGES, SIZES, *logits, *moves),
+            anchors=self._anchors("anchor_generator", len(logits)),
+            best=int(module.topk_candidates),
+            keep=int(module.detections_per_img),
+            **_choice(module, 0.0),
+        )
+        return self._whole([found])
+
+    def two_stages(self) -> Network:
+        """Return the whole network of a Faster or Mask R-CNN."""
         heads, rpn = self._module.roi_heads, self._module.rpn
         trunk = self._add_part(_Trunk(self._module), PROBED, IMAGES)
         features, objectness, moves = (
@@ -173,7 +224,7 @@ class _Assembly:
             "proposals",
             "rpn",
             (IMAGES, SIZES, *objectness.values(), *moves.values()),
-            anchors=self._anchors(len(objectness)),
+            anchors=self._anchors("rpn.anchor_generator", len(objectness)),
             best=int(rpn._pre_nms_top_n["testing"]),
             keep=int(rpn._post_nms_top_n["testing"]),
             **_choice(rpn, rpn.min_size),
@@ -191,6 +242,9 @@ class _Assembly:
         if _has_masks(self._module):
             mask = self._add_head("mask", _MaskHead(self._module), features, "detections")
             outputs.append(self._add("select_masks", "masks", (mask["mask_logits"], "detections")))
+        return self._whole(outputs)
+
+    def _whole(self, outputs: Sequence[str]) -> Network:
         graph = Graph(inputs=self._inputs, nodes=tuple(self._nodes), outputs=tuple(outputs))
         graph.check_edges()
         try:
@@ -236,11 +290,11 @@ class _Assembly:
         self._tensors |= network.tensors
         return {name: name for name in network.graph.outputs}
 
-    def _anchors(self, levels: int) -> tuple[float, ...]:
-        cells = self._module.rpn.anchor_generator.cell_anchors
+    def _anchors(self, path: str, levels: int) -> tuple[float, ...]:
+        cells = _part(self._module, path).cell_anchors
         if len(cells) != levels or len({tuple(cell.shape) for cell in cells}) != 1:
             raise CaptureError(
-                f"'rpn.anchor_generator' has {[len(cell) for cell in cells]} anchors by level, but the backbone gives "
+                f"'{path}' has {[len(cell) for cell in cells]} anchors by level, but the backbone gives "
                 f"{levels} levels; expected as many of each"
             )
         return tuple(float(corner) for corner in np.concatenate([cell.numpy().ravel() for cell in cells]))

@@ -7,13 +7,12 @@ are the features of all levels, and what boxes and masks are chosen by, on the b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from pyquant.detector import compared_outputs, is_detector, rows_of_values, tensor_parts
+from pyquant.detector import compared_outputs, finding_boxes, is_detector, rows_of_values, tensor_parts
 from pyquant.graph import Network
 from pyquant.learn.distillation import distillation_loss, relative_error
 from pyquant.learn.targets import Shown, as_tuple
@@ -59,12 +58,14 @@ class _Detection:
     def __init__(self, dense: Network, device: torch.device) -> None:
         parts = self.part(dense).graph
         self._boxes = tuple(declared.name for declared in parts.inputs[1:])
-        self.graph = replace(dense.graph, outputs=(*self._boxes, *parts.outputs))
-        self._dense = TorchNetwork(replace(dense, graph=self.graph)).to(device)
+        finding = finding_boxes(dense, parts.outputs)
+        self.graph = finding.graph
+        self._dense = TorchNetwork(finding).to(device)
         self._rows = rows_of_values(self.graph)
         self._groups = compared_outputs(dense.graph)
         known = {name for group in self._groups for name in group}
-        self._groups = (*self._groups, tuple(name for name in parts.outputs if name not in known))
+        if features := tuple(name for name in parts.outputs if name not in known):
+            self._groups = (*self._groups, features)
         self._logits = {node.inputs[2] for node in dense.graph.nodes if node.op == "detections"}  # of classes
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:

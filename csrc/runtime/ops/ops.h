@@ -32,6 +32,7 @@ std::unique_ptr<Step> plan_upsample(const Layer& layer, const PlanContext& conte
 std::unique_ptr<Step> plan_pixel_shuffle(const Layer& layer, const PlanContext& context);
 std::unique_ptr<Step> plan_proposals(const Layer& layer, const PlanContext& context);
 std::unique_ptr<Step> plan_roi_align(const Layer& layer, const PlanContext& context);
+std::unique_ptr<Step> plan_anchor_detections(const Layer& layer, const PlanContext& context);
 std::unique_ptr<Step> plan_detections(const Layer& layer, const PlanContext& context);
 std::unique_ptr<Step> plan_select_masks(const Layer& layer, const PlanContext& context);
 

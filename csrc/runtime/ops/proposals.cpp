@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "runtime/boxes.h"
+#include "runtime/anchors.h"
 #include "runtime/ops/ops.h"
 
 namespace pyquant {
@@ -19,27 +19,10 @@ class ProposalsStep : public Step {
         min_score_(static_cast<float>(layer.node->attribute<double>("min_score"))),
         min_side_(static_cast<float>(layer.node->attribute<double>("min_side"))),
         sizes_(layer.inputs[1]),
-        output_(layer.output) {
-    const Shape& images = context.shapes[layer.inputs[0]];
-    const auto& anchors = layer.node->attribute<std::vector<double>>("anchors");
-    images_ = images.at(0);
-    const size_t num_levels = (layer.inputs.size() - 2) / 2;
-    for (size_t l = 0; l < num_levels; ++l) {
-      Level level{.objectness = layer.inputs[2 + l], .numbers = layer.inputs[2 + num_levels + l]};
-      const Shape& shape = context.shapes[level.objectness];
-      const int64_t num_anchors = shape.at(1);
-      level.rows = shape.at(2);
-      level.columns = shape.at(3);
-      level.stride_y = static_cast<float>(images.at(2) / level.rows);
-      level.stride_x = static_cast<float>(images.at(3) / level.columns);
-      for (int64_t a = 0; a < num_anchors; ++a) {
-        const double* corner = anchors.data() + (static_cast<int64_t>(l) * num_anchors + a) * 4;
-        const auto at = [&](int i) { return static_cast<float>(corner[i]); };
-        level.anchors.push_back({at(0), at(1), at(2), at(3)});
-      }
-      slots_ = std::max(slots_, level.rows * level.columns * num_anchors);
-      levels_.push_back(std::move(level));
-    }
+        output_(layer.output),
+        images_(context.shapes[sizes_].at(0)),
+        levels_(anchor_levels(layer, context.shapes)) {
+    for (const AnchorLevel& level : levels_) slots_ = std::max(slots_, level.plane() * level.num_anchors());
     slots_ = std::min(slots_, best_);
   }
 
@@ -69,25 +52,18 @@ class ProposalsStep : public Step {
   }
 
  private:
-  struct Level {
-    ValueId objectness;  // [N, A, rows, columns]
-    ValueId numbers;     // [N, A * 4, rows, columns]
-    int64_t rows = 0;
-    int64_t columns = 0;
-    float stride_y = 0;  // pixels of the picture
-    float stride_x = 0;
-    std::vector<Box> anchors = {};  // [A], around the origin
-  };
-
   int64_t groups() const { return images_ * static_cast<int64_t>(levels_.size()); }
 
   // Fill `slots` with the boxes of one level that remain, best first; returns how many.
-  int64_t choose_boxes(const RunState& state, int64_t image, const Level& level, std::span<Candidate> slots) const {
+  int64_t choose_boxes(const RunState& state, int64_t image, const AnchorLevel& level,
+                       std::span<Candidate> slots) const {
     const float* size = state.values[sizes_] + image * 2;
     int64_t kept = 0;
     for (const Candidate& c : slots.first(choose_best(state, image, level, slots))) {
       const float score = 1 / (1 + std::exp(-c.score));
-      const Box box = clipped(decoded(state, image, level, c.index), size[0], size[1]);
+      const Box decoded =
+          level.decoded(state, coder_, image, c.index / level.num_anchors(), c.index % level.num_anchors());
+      const Box box = clipped(decoded, size[0], size[1]);
       if (!box.has_sides(min_side_) || score < min_score_) continue;
       slots[kept] = {.box = box, .score = score, .index = static_cast<int32_t>(kept)};
       ++kept;
@@ -97,10 +73,11 @@ class ProposalsStep : public Step {
 
   // Fill `slots` with the places of the highest objectness, highest first; returns how many. What is not a number is
   // passed over.
-  int64_t choose_best(const RunState& state, int64_t image, const Level& level, std::span<Candidate> slots) const {
-    const auto num_anchors = static_cast<int64_t>(level.anchors.size());
-    const int64_t plane = level.rows * level.columns;
-    const float* objectness = state.values[level.objectness] + image * num_anchors * plane;
+  int64_t choose_best(const RunState& state, int64_t image, const AnchorLevel& level,
+                      std::span<Candidate> slots) const {
+    const int64_t num_anchors = level.num_anchors();
+    const int64_t plane = level.plane();
+    const float* objectness = state.values[level.scores] + image * num_anchors * plane;
     const auto begin = slots.begin();
     auto end = begin;  // a heap, the worst on top
     for (int64_t pixel = 0; pixel < plane; ++pixel) {
@@ -120,19 +97,6 @@ class ProposalsStep : public Step {
     return end - begin;
   }
 
-  Box decoded(const RunState& state, int64_t image, const Level& level, int64_t index) const {
-    const auto num_anchors = static_cast<int64_t>(level.anchors.size());
-    const int64_t plane = level.rows * level.columns;
-    const int64_t a = index % num_anchors;
-    const int64_t pixel = index / num_anchors;
-    const float* at = state.values[level.numbers] + (image * num_anchors + a) * 4 * plane + pixel;
-    const float x = static_cast<float>(pixel % level.columns) * level.stride_x;
-    const float y = static_cast<float>(pixel / level.columns) * level.stride_y;
-    const Box& anchor = level.anchors[a];
-    return coder_.decode({at[0], at[plane], at[2 * plane], at[3 * plane]},
-                         {x + anchor.left, y + anchor.top, x + anchor.right, y + anchor.bottom});
-  }
-
   BoxCoder coder_;
   int64_t best_, keep_;
   int64_t slots_ = 0;  // boxes of a level that are kept at a time
@@ -140,7 +104,7 @@ class ProposalsStep : public Step {
   float min_score_, min_side_;
   ValueId sizes_, output_;
   int64_t images_;
-  std::vector<Level> levels_;
+  std::vector<AnchorLevel> levels_;
 };
 
 }  // namespace

@@ -26,6 +26,7 @@ PlanFn planner_for(const std::string& op) {
       {"pixel_shuffle", &plan_pixel_shuffle},
       {"proposals", &plan_proposals},
       {"roi_align", &plan_roi_align},
+      {"anchor_detections", &plan_anchor_detections},
       {"detections", &plan_detections},
       {"select_masks", &plan_select_masks},
   };
