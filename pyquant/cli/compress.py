@@ -53,8 +53,8 @@ from pyquant.cli.show import show_outcome
               help="The smallest file whose top-1 on --labelled falls by no more points than this: sizes are tried, at "
               "most 10, until it is known within 2 %.")  # fmt: skip
 @click.option("--labelled", type=options.PATH, metavar="DATA",
-              help="Pictures in class folders, to measure accuracy before and after; nothing is learnt from "
-              "them.")  # fmt: skip
+              help="Pictures in class folders, to measure a classifier's accuracy before and after; nothing is learnt "
+              "from them.")  # fmt: skip
 @click.option("--report", "page", type=options.PATH, metavar="FILE",
               help="An HTML page about size, accuracy and every layer, which needs no other file.")  # fmt: skip
 @click.option("--dry-run", is_flag=True,
