@@ -11,7 +11,7 @@ from figures import CHECKPOINTS, Figure, Setting
 
 import pyquant
 from pyquant import _core
-from pyquant.codecs.product import pack_codes
+from pyquant.codecs.packing import pack_codes
 from pyquant.file import dumps, read_model
 
 SHAPE = (1, 3, 224, 224)

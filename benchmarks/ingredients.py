@@ -12,17 +12,15 @@ from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from pyquant import allocate
 from pyquant.graph import Network
 from pyquant.learn import descent
 from pyquant.learn.descent import Problem, Solution
-from pyquant.learn.methods import METHODS, Method, gram
+from pyquant.learn.methods import METHODS, Method, correlated, gram
 from pyquant.learn.methods.abgd import Abgd
-from pyquant.learn.methods.base import Codes, Floats, Layer
+from pyquant.learn.methods.base import Floats, Layer, Tensors
 from pyquant.learn.methods.pqf import Pqf
 from pyquant.learn.workers import Workers
 
@@ -40,7 +38,7 @@ def _codes_kept(problem: Problem, solution: Solution, workers: Workers) -> Solut
 
 
 PIECES: dict[str, tuple[ModuleType | type, str, Any]] = {  # what takes each of them out: a name, and what replaces it
-    "corrected target": (gram, "_corrected", _target_not_corrected),
+    "corrected target": (correlated, "_corrected", _target_not_corrected),
     "least squares": (gram, "refit", _codebooks_kept),
     "coordinate descent": (gram, "sweep", _codes_kept),
     "more rounds": (gram, "ROUNDS", 1),
@@ -56,7 +54,7 @@ class Weights(Abgd):
 
     weighs_inputs = False
 
-    def code(self, layer: Layer, measured: Any, *, seed: int, workers: Workers) -> tuple[Codes, NDArray[np.floating]]:
+    def code(self, layer: Layer, measured: Any, *, seed: int, workers: Workers) -> Tensors:
         """Return what k-means finds where all weights count the same."""
         return super().code(layer, None, seed=seed, workers=workers)
 

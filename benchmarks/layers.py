@@ -9,7 +9,7 @@ import numpy as np
 
 from pyquant.choose import PRESETS
 from pyquant.codecs import DenseConfig
-from pyquant.codecs.product import pack_codes
+from pyquant.codecs.packing import pack_codes
 from pyquant.file import ModelFile
 from pyquant.graph import Graph, GraphInput, Network, Node, Weight
 

@@ -11,13 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pyquant.choose import CODEBOOK_BYTES, Choice, Recipe, block_count, clamped_centroids, coded_bytes
-from pyquant.codecs import CodecConfig, DenseConfig, ProductConfig
-from pyquant.codecs.product import CODEBOOK_DTYPES, INT8_MAX, as_conv_shape, codebook_tensors, packed_bytes
+from pyquant.choose import Choice, Recipe, block_count, clamped_centroids
+from pyquant.codecs import CodecConfig, CodedConfig, DenseConfig, ProductConfig, ScalarConfig, scalar
+from pyquant.codecs.packing import packed_bytes
+from pyquant.codecs.product import CODEBOOK_BYTES, CODEBOOK_DTYPES, INT8_MAX, as_conv_shape, codebook_tensors
 from pyquant.container import ALIGNMENT
 from pyquant.errors import ConfigError
 from pyquant.graph import Graph, Network, Weight
@@ -67,7 +69,7 @@ def candidate_blocks(recipe: Recipe, graph: Graph) -> dict[str, tuple[Block, ...
     for name, (weight, is_ruled) in _weights(recipe, graph).items():
         if is_ruled:
             codec = ruled[name].codec
-            result[name] = (codec.block,) if isinstance(codec, ProductConfig) else ()
+            result[name] = () if isinstance(codec, DenseConfig) else (codec.block,)
             continue
         _, c, kh, kw = as_conv_shape(weight.shape)
         shapes = CANDIDATE_BLOCKS.get((kh, kw), ((1, 1, 1), (1, 1, kw), (1, kh, kw)))
@@ -139,7 +141,7 @@ def predicted_errors(choices: Mapping[str, Choice], curves: Curves) -> dict[str,
     """Return the relative squared error of the network's outputs that each weight is to cause, by the weight's name."""
     codecs = {name: choice.codec for name, choice in choices.items()}
     return {
-        name: curves[name, codec.block].error(codec) if isinstance(codec, ProductConfig) else 0.0
+        name: 0.0 if isinstance(codec, DenseConfig) else curves[name, codec.block].error(codec)
         for name, codec in codecs.items()
     }
 
@@ -149,20 +151,28 @@ def drafted(network: Network, choices: Mapping[str, Choice]) -> Network:
     tensors = dict(network.tensors)
     nodes = []
     for node in network.graph.nodes:
-        if node.weight is not None and isinstance(config := choices[node.weight.name].codec, ProductConfig):
-            weight = node.weight
-            if tensors.pop(weight.tensor("weight"), None) is not None:
-                bits = config.codebooks * block_count(weight.shape, config.block)
-                tensors[weight.tensor("codes")] = np.zeros(packed_bytes(bits, config.code_bits), np.uint8)
-                codebook = np.zeros((config.codebooks, config.centroids, config.dim), np.float32)
-                if config.codebook_dtype == "float":
-                    kept = {"codebook": codebook.astype(f"<f{_float_bytes(network, weight)}")}
-                else:
-                    kept = codebook_tensors(codebook, config)
+        if (weight := node.weight) is not None:
+            config = choices[weight.name].codec
+            if not isinstance(config, DenseConfig) and tensors.pop(weight.tensor("weight"), None) is not None:
+                kept = _blank(network, weight, config)
                 tensors |= {weight.tensor(role): tensor for role, tensor in kept.items()}
             node = replace(node, weight=replace(weight, codec=config))
         nodes.append(node)
     return Network(graph=replace(network.graph, nodes=tuple(nodes)), tensors=tensors)
+
+
+def _blank(network: Network, weight: Weight, config: CodedConfig) -> dict[str, NDArray[Any]]:
+    """Return the tensors of a weight, by role, of the size that they will have; all their numbers are zeros."""
+    if isinstance(config, ScalarConfig):
+        none = np.zeros(weight.shape[0])
+        return scalar.tensors_of(np.zeros(weight.shape, np.uint8), none, none, config)
+    codes = np.zeros(
+        packed_bytes(config.codebooks * block_count(weight.shape, config.block), config.code_bits), np.uint8
+    )
+    codebook = np.zeros((config.codebooks, config.centroids, config.dim), np.float32)
+    if config.codebook_dtype == "float":
+        return {"codes": codes, "codebook": codebook.astype(f"<f{_float_bytes(network, weight)}")}
+    return {"codes": codes, **codebook_tensors(codebook, config)}
 
 
 def _weights(recipe: Recipe, graph: Graph) -> dict[str, tuple[Weight, bool]]:
@@ -262,8 +272,10 @@ def _largest(numbers: NDArray[np.floating]) -> float:
     return float(HEADROOM * np.float32(max(numbers.max(), -numbers.min())))
 
 
-def _coded_option(weight: Weight, codec: ProductConfig, curve: Curve, numbers: _Numbers) -> Option:
-    size, error = coded_bytes(weight.shape, codec), curve.error(codec)
+def _coded_option(weight: Weight, codec: CodedConfig, curve: Curve, numbers: _Numbers) -> Option:
+    size, error = codec.coded_bytes(weight.shape), curve.error(codec)
+    if isinstance(codec, ScalarConfig):
+        return Option(codec=codec, bytes=size, error=error)
     if codec.codebook_dtype == "int8":
         return Option(codec=codec, bytes=size + INT8_OVERHEAD, error=error + curve.factor * numbers.int8_error)
     wider = (numbers.float_bytes - CODEBOOK_BYTES["float"]) * codec.codebooks * codec.centroids * codec.dim

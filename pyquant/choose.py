@@ -5,20 +5,23 @@ Dimensions: O outputs · C input channels (per group) · K centroids · d weight
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from math import prod
 
-from pyquant.codecs import CodecConfig, DenseConfig, ProductConfig
-from pyquant.codecs.product import CODEBOOK_DTYPES, as_conv_shape, packed_bytes
+from pyquant.codecs import CodecConfig, DenseConfig, ProductConfig, ScalarConfig
+from pyquant.codecs.product import CODEBOOK_DTYPES, as_conv_shape
 from pyquant.detector import CHOICES
 from pyquant.errors import ConfigError
 from pyquant.graph import Graph, Node, Weight
 
+RULE_FORM = (
+    "expected 'PATTERN=block:c,kh,kw;centroids:K[;codebooks:M][;codebook:int8]', 'PATTERN=scalar:B[;rate:R]' or "
+    "'PATTERN=dense'"
+)
 DENSE_BYTES = 4  # of a dense fp32 weight, what coding is compared with
-CODEBOOK_BYTES = {"float": 2, "int8": 1}  # of a number in a codebook: fp16, where fp16 can hold it, and int8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +78,18 @@ class Preset:
         return ProductConfig(block=block, centroids=centroids) if centroids > 1 else None
 
 
-PRESETS: dict[str, Preset] = {
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GridPreset:
+    """Grids of so many bits for every layer."""
+
+    bits: int
+
+    def config(self, node: Node, weight: Weight, bottlenecks: bool) -> ScalarConfig:
+        """Return the codec for a layer."""
+        return ScalarConfig(bits=self.bits)
+
+
+PRESETS: dict[str, Preset | GridPreset] = {
     "small-blocks": Preset(spatial_channels=1, pointwise_channels=4, bottleneck_channels=4),
     "large-blocks": Preset(spatial_channels=2, pointwise_channels=4, bottleneck_channels=8),
     "lut": Preset(
@@ -85,6 +99,10 @@ PRESETS: dict[str, Preset] = {
         wide_spatial=((256, 32), (512, 64)),
         wide_pointwise=((256, 32),),
     ),
+    "int8": GridPreset(bits=8),
+    "int4": GridPreset(bits=4),
+    "int3": GridPreset(bits=3),
+    "int2": GridPreset(bits=2),
 }
 DEFAULT_PRESET = "small-blocks"
 
@@ -101,12 +119,7 @@ class Rule:
             raise ConfigError(f"rule '{self}': the pattern is empty; '*' matches every layer")
 
     def __str__(self) -> str:
-        if isinstance(self.codec, ProductConfig):
-            block = ",".join(str(size) for size in self.codec.block)
-            books = f";codebooks:{self.codec.codebooks}" if self.codec.codebooks > 1 else ""
-            dtype = ";codebook:int8" if self.codec.codebook_dtype == "int8" else ""
-            return f"{self.pattern}=block:{block};centroids:{self.codec.centroids}{books}{dtype}"
-        return f"{self.pattern}=dense"
+        return f"{self.pattern}={self.codec.setting}"
 
     def matches(self, layer: str) -> bool:
         """Say whether the pattern matches the dotted name of a layer (case counts; `*` matches dots too)."""
@@ -114,38 +127,64 @@ class Rule:
 
 
 def parse_rule(text: str) -> Rule:
-    """Return the rule that a text stands for: `PATTERN=dense` or `PATTERN=block:c,kh,kw;centroids:K`, to which
-    `;codebooks:M` and `;codebook:int8` can be added.
+    """Return the rule that a text stands for.
+
+    It is `PATTERN=dense`, `PATTERN=block:c,kh,kw;centroids:K`, to which `;codebooks:M` and `;codebook:int8` can be
+    added, or `PATTERN=scalar:B`, to which `;rate:R` can.
 
     Raises:
         ConfigError: the text is not of that form, or a number is out of range.
     """
-    form = "expected 'PATTERN=block:c,kh,kw;centroids:K[;codebooks:M][;codebook:int8]' or 'PATTERN=dense'"
     pattern, equals, setting = text.rpartition("=")
     if not equals or not pattern.strip():
-        raise ConfigError(f"rule '{text}': {form}")
+        raise ConfigError(f"rule '{text}': {RULE_FORM}")
     if setting.strip() == "dense":
         return Rule(pattern=pattern.strip(), codec=DenseConfig())
+    parts = [part.strip() for part in setting.split(";")]
+    codec = _scalar(text, parts) if parts[0].startswith("scalar") else _product(text, parts)
+    return Rule(pattern=pattern.strip(), codec=codec)
+
+
+def _scalar(text: str, parts: Sequence[str]) -> ScalarConfig:
+    """Return the config of a rule's parts, each `key:value`."""
+    values: dict[str, str] = {}
+    for part in parts:
+        key, _, number = (piece.strip() for piece in part.partition(":"))
+        if key not in ("scalar", "rate") or key in values:
+            raise ConfigError(f"rule '{text}': cannot read '{part}'; {RULE_FORM}")
+        values[key] = number
+    try:
+        bits, rate = int(values["scalar"]), float(values.get("rate", 0))
+    except ValueError:
+        raise ConfigError(f"rule '{text}': 'scalar' needs a whole number, 'rate' a number; {RULE_FORM}") from None
+    try:
+        return ScalarConfig(bits=bits, rate=rate)
+    except ConfigError as error:
+        raise ConfigError(f"rule '{text}': {error}") from None
+
+
+def _product(text: str, parts: Sequence[str]) -> ProductConfig:
+    """Return the config of a rule's parts, each `key:value`."""
     values: dict[str, tuple[int, ...]] = {}
     dtype = CODEBOOK_DTYPES[0]
-    for part in setting.split(";"):
+    for part in parts:
         key, _, numbers = (piece.strip() for piece in part.partition(":"))
         if key == "codebook" and dtype == CODEBOOK_DTYPES[0]:
             dtype = numbers
             continue
         if key not in ("block", "centroids", "codebooks") or key in values:
-            raise ConfigError(f"rule '{text}': cannot read '{part.strip()}'; {form}")
+            raise ConfigError(f"rule '{text}': cannot read '{part}'; {RULE_FORM}")
         try:
             values[key] = tuple(int(number) for number in numbers.split(","))
         except ValueError:
-            raise ConfigError(f"rule '{text}': '{key}' needs whole numbers, got '{numbers}'; {form}") from None
+            raise ConfigError(f"rule '{text}': '{key}' needs whole numbers, got '{numbers}'; {RULE_FORM}") from None
         if len(values[key]) != (3 if key == "block" else 1):
-            raise ConfigError(f"rule '{text}': '{key}' has {len(values[key])} numbers; {form}")
+            raise ConfigError(f"rule '{text}': '{key}' has {len(values[key])} numbers; {RULE_FORM}")
     if missing := [key for key in ("block", "centroids") if key not in values]:
-        raise ConfigError(f"rule '{text}': {' and '.join(missing)} missing; {form}")
+        raise ConfigError(f"rule '{text}': {' and '.join(missing)} missing; {RULE_FORM}")
     c, kh, kw = values["block"]
     try:
-        codec = ProductConfig(
+        return ProductConfig(
             block=(c, kh, kw),
             centroids=values["centroids"][0],
             codebooks=values.get("codebooks", (1,))[0],
@@ -153,7 +192,6 @@ def parse_rule(text: str) -> Rule:
         )
     except ConfigError as error:
         raise ConfigError(f"rule '{text}': {error}") from None
-    return Rule(pattern=pattern.strip(), codec=codec)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,14 +264,15 @@ class Recipe:
             config = rule.codec
             if isinstance(config, DenseConfig):
                 return Choice(codec=config, reason=f"rule '{rule}'")
-            _check_kernel(node.name, weight, config, rule)
+            if isinstance(config, ProductConfig):
+                _check_kernel(node.name, weight, config, rule)
         elif reasons := [left[n.name] for n in nodes if n.name in left]:
             return Choice(codec=DenseConfig(), reason=reasons[0])
         else:
             config = PRESETS[self.preset].config(node, weight, bottlenecks)
         if config is None:
             return Choice(codec=DenseConfig(), reason="too few blocks for a codebook")
-        coded, dense = coded_bytes(weight.shape, config), DENSE_BYTES * prod(weight.shape)
+        coded, dense = config.coded_bytes(weight.shape), DENSE_BYTES * prod(weight.shape)
         if coded >= dense:
             reason = f"coding would not make it smaller: {coded:,} bytes against {dense:,}"
             return Choice(codec=DenseConfig(), reason=reason)
@@ -270,13 +309,6 @@ def block_count(weight_shape: tuple[int, ...], block: tuple[int, int, int]) -> i
 def clamped_centroids(blocks: int) -> int:
     """Return the largest power of two below a quarter of the blocks (ABGD's clamp), at least 1."""
     return 1 << max(0, (-(-blocks // 4) - 1).bit_length() - 1)
-
-
-def coded_bytes(weight_shape: tuple[int, ...], config: ProductConfig) -> int:
-    """Return the bytes of the packed codes and of the fp16 or int8 codebooks of a weight."""
-    codes = packed_bytes(config.codebooks * block_count(weight_shape, config.block), config.code_bits)
-    numbers = config.codebooks * config.centroids * config.dim
-    return codes + CODEBOOK_BYTES[config.codebook_dtype] * numbers
 
 
 def dense_reasons(graph: Graph, choices: Mapping[str, Choice]) -> dict[str, str]:

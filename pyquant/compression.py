@@ -12,7 +12,7 @@ from pyquant.choose import Recipe
 from pyquant.classes import ClassName
 from pyquant.console import Progress
 from pyquant.learn.calibration import Source, is_path
-from pyquant.learn.methods import DEFAULT_METHOD
+from pyquant.learn.methods import DEFAULT_METHOD, method_called
 from pyquant.order import Order
 from pyquant.outcome import Outcome
 from pyquant.planning import Plan
@@ -55,8 +55,9 @@ def compress(
             tensor `[N, C, H, W]`, an iterable of such, the path of a folder or zip file of pictures, or None: then all
             weights count the same, and `input_shape` is required.
         out: the file to write; one that exists is replaced once the new one has passed its check.
-        recipe: preset and rules; by default `small-blocks`.
-        method: how codes and codebooks are chosen, one of `pyquant.learn.methods.METHODS`.
+        recipe: preset and rules; by default the preset of the method: `small-blocks`, of `obq` `int4`.
+        method: how codes are chosen, one of `pyquant.learn.methods.METHODS`; layers in a codec that it does not code
+            are coded by `gram` or `obq`.
         input_shape: `(C, H, W)`; by default that of the calibration inputs, or the crop of `preprocessing`.
         preprocessing: how a picture becomes an input, kept in the file; by default
             `Preprocessing.default_for(input_shape)` where the calibration is pictures, else nothing.
@@ -84,7 +85,7 @@ def compress(
         SelfCheckError: the file did not compute what the network computes. Whatever is raised, no file is left.
     """
     settings = Settings(
-        recipe=recipe or Recipe(),
+        recipe=recipe or Recipe(preset=method_called(method).preset),
         method=method,
         input_shape=input_shape,
         preprocessing=preprocessing,
@@ -125,7 +126,7 @@ def plan(
         ConfigError, CaptureError, InputError: as `compress` would.
     """
     settings = Settings(
-        recipe=recipe or Recipe(),
+        recipe=recipe or Recipe(preset=method_called(method).preset),
         method=method,
         input_shape=input_shape,
         preprocessing=preprocessing,

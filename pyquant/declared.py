@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyquant.codecs import ProductConfig
-from pyquant.codecs.product import packed_bytes, unpack_codes
+from pyquant.codecs import DenseConfig
+from pyquant.codecs.packing import packed_bytes, unpack_codes
 from pyquant.container import dtype_name
 from pyquant.errors import FormatError, InputError
 from pyquant.graph import Graph, Network, Weight
@@ -82,11 +82,7 @@ def declared_tensors(graph: Graph) -> dict[str, DeclaredTensor]:
 
 def weight_dimensions(weight: Weight) -> dict[str, int]:
     """Return the dimensions that the declarations in `pyquant.layers` speak of, by their letters."""
-    dims = {"O": weight.shape[0], "C": weight.shape[1]}
-    if isinstance(config := weight.codec, ProductConfig):
-        blocks = config.blocks_per_row(weight.shape)
-        dims |= {"K": config.centroids, "d": config.dim, "J": blocks, "M": config.codebooks, "bits": config.code_bits}
-    return dims
+    return {"O": weight.shape[0], "C": weight.shape[1], **weight.codec.dimensions(weight.shape)}
 
 
 def dimension(word: str, dims: Mapping[str, int]) -> int:
@@ -125,34 +121,35 @@ def check_tensors(network: Network, declared: Mapping[str, DeclaredTensor]) -> N
                 f"got {dtype_name(array)} {list(array.shape)}"
             )
     if not faults:
-        faults = list(_content_faults(network))
+        faults = list(_content_faults(network, declared))
     if faults:
         raise FormatError("; ".join(faults))
 
 
-def _content_faults(network: Network) -> Iterator[str]:
+def _content_faults(network: Network, declared: Mapping[str, DeclaredTensor]) -> Iterator[str]:
     for name, array in network.tensors.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             yield f"tensor '{name}' holds numbers that are not finite"
     for weight in {weight.name: weight for _, weight in network.graph.weighted()}.values():
-        if isinstance(weight.codec, ProductConfig):
-            if not np.isfinite(network.codebook(weight)).all():
-                yield f"tensor '{weight.tensor('codebook_scale')}' is too large: centroids are not finite"
-            name = weight.tensor("codes")
-            yield from _code_faults(name, network.tensors[name], weight.codec, weight_dimensions(weight))
+        for role, fault in weight.codec.faults(network.tensors_of(weight)):
+            yield f"tensor '{weight.tensor(role)}' {fault}"
+        if not isinstance(weight.codec, DenseConfig):
+            codes = declared[weight.tensor("codes")]
+            yield from _code_faults(codes, network.tensors[codes.name], weight.codec.centroids)
     if (ranges := network.activation_ranges) is not None and np.isfinite(ranges).all():
         yield from _range_faults(network.graph, ranges)
 
 
-def _code_faults(name: str, packed: NDArray[Any], config: ProductConfig, dims: Mapping[str, int]) -> Iterator[str]:
-    count = dimension("M*O*J", dims)
-    if (spare := -(count * config.code_bits) % 8) and packed[-1] >> (8 - spare):
-        yield f"tensor '{name}': the {spare} spare bits of its last byte must be zero"
+def _code_faults(declared: DeclaredTensor, packed: NDArray[Any], centroids: int) -> Iterator[str]:
+    assert declared.codes is not None
+    bits, count = declared.codes.bits, declared.codes.models * declared.codes.count
+    if (spare := -(count * bits) % 8) and packed[-1] >> (8 - spare):
+        yield f"tensor '{declared.name}': the {spare} spare bits of its last byte must be zero"
     # Where K is a power of two, every pattern of bits is the code of a centroid.
-    if config.centroids < 1 << config.code_bits:
-        largest = int(unpack_codes(packed, config.code_bits, count).max())
-        if largest >= config.centroids:
-            yield f"tensor '{name}': code {largest} for {config.centroids} centroids"
+    if centroids < 1 << bits:
+        largest = int(unpack_codes(packed, bits, count).max())
+        if largest >= centroids:
+            yield f"tensor '{declared.name}': code {largest} for {centroids} centroids"
 
 
 def _range_faults(graph: Graph, ranges: NDArray[np.float32]) -> Iterator[str]:

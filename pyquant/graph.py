@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyquant.codecs import CODEC_CONFIGS, CodecConfig, DenseConfig, ProductConfig
-from pyquant.codecs.product import codebook_values, decode, unpack_codes
+from pyquant.codecs.product import codebook_values
 from pyquant.errors import ConfigError, FormatError, InputError
 from pyquant.layers import ACTIVATION_RANGES, CODECS, OPS, canonical_attributes
 from pyquant.shapes import SHAPE_RULES, Shape
@@ -251,9 +251,12 @@ class Network:
 
     def weight(self, weight: Weight) -> NDArray[np.float32]:
         """Return a weight, decoded, as float32 of `weight.shape`."""
-        if isinstance(weight.codec, ProductConfig):
-            return decode(self.codes(weight), self.codebook(weight), weight.shape, weight.codec)
-        return self.tensors[weight.tensor("weight")].astype(np.float32).reshape(weight.shape)
+        return weight.codec.decoded(self.tensors_of(weight), weight.shape)
+
+    def tensors_of(self, weight: Weight) -> dict[str, NDArray[Any]]:
+        """Return the tensors in which a weight is stored, by role."""
+        roles = CODECS[weight.codec_name].tensors_of(weight.codec)
+        return {role: self.tensors[weight.tensor(role)] for role in roles}
 
     def module_weight(self, node: Node) -> NDArray[np.float32]:
         """Return the weight of a layer as its PyTorch module holds it: of a transposed convolution `[C, O, kh, kw]`."""
@@ -267,15 +270,12 @@ class Network:
 
     def codes(self, weight: Weight) -> NDArray[np.uint16]:
         """Return the codes `[M, O, J]` of a weight in the product codec."""
-        config = weight.codec
-        assert isinstance(config, ProductConfig)
-        shape = (config.codebooks, weight.shape[0], config.blocks_per_row(weight.shape))
-        return unpack_codes(self.tensors[weight.tensor("codes")], config.code_bits, prod(shape)).reshape(shape)
+        assert isinstance(weight.codec, ProductConfig)
+        return weight.codec.codes(self.tensors_of(weight), weight.shape)
 
     def codebook(self, weight: Weight) -> NDArray[np.float32]:
         """Return the codebooks `[M, K, d]` of a weight in the product codec, as float32."""
-        roles = CODECS[weight.codec_name].tensors_of(weight.codec)
-        return codebook_values({role: self.tensors[weight.tensor(role)] for role in roles})
+        return codebook_values(self.tensors_of(weight))
 
     def own(self, node: Node, role: str) -> NDArray[Any] | None:
         """Return a layer's own tensor (`scale`, `bias`), or None where it has none."""

@@ -19,7 +19,7 @@ from pyquant.capture import capture, capture_detector, is_detector
 from pyquant.capture.isolate import undisturbed
 from pyquant.checkpoint import NOWHERE, Checkpoint, Records
 from pyquant.choose import Choice, dense_reasons
-from pyquant.codecs import ProductConfig
+from pyquant.codecs import CODEC_CONFIGS, DenseConfig, ProductConfig, ScalarConfig
 from pyquant.console import Progress
 from pyquant.detector import DetectorPreprocessing, as_before, for_learning
 from pyquant.errors import ConfigError, InputError
@@ -34,7 +34,7 @@ from pyquant.learn.finetune import check_enough, finetuned
 from pyquant.learn.kept import KeptInputs
 from pyquant.learn.layer_training import layer_training
 from pyquant.learn.layerwise import Learnt, learn
-from pyquant.learn.methods import method_called
+from pyquant.learn.methods import DEFAULT_METHOD, Method, coder_of, method_called
 from pyquant.learn.saved import load_learnt, save_learnt
 from pyquant.learn.workers import Workers
 from pyquant.module_state import norms_of, with_learnt
@@ -124,7 +124,7 @@ class Job:
             self._lesson.graph.infer_shapes([(1, *self.inputs.shape)])
         check_classes(self.network.graph, settings.classes)
         choices = settings.recipe.choose(self.network.graph)
-        _check_codebooks(choices, self._method.max_codebooks, settings.method)
+        _check_method(choices, self._method, settings.method)
         self._tuning_inputs = self.inputs
         if self._effort:
             if is_rereadable(calibration):
@@ -175,16 +175,23 @@ class Job:
         self._records = self._planner.records = checkpoint
 
     def possible_sizes(self) -> tuple[int, int]:
-        """Return the bytes of the smallest and of the largest file that can be asked for."""
+        """Return the bytes of the smallest and of the largest file that can be asked for.
+
+        Raises:
+            ConfigError: the method or a rule does not go with a size.
+        """
+        _check_target(self._settings, self._method)
         return self._planner.possible_sizes()
 
     def plan(self, target_bytes: int | None) -> Plan:
         """Return the plan for a file of `target_bytes`, or for the recipe where there is no target.
 
         Raises:
-            ConfigError: no such file is possible.
+            ConfigError: no such file is possible, or the method or a rule does not go with a size.
             InputError: a calibration picture is corrupt, or the network's outputs are not finite.
         """
+        if target_bytes is not None:
+            _check_target(self._settings, self._method)
         with Workers(self._threads) as workers:
             return self._planner.plan(target_bytes, workers)
 
@@ -398,10 +405,33 @@ class Job:
         return rng.standard_normal((CHECKED_INPUTS, *self._shape), dtype=np.float32)
 
 
-def _check_codebooks(choices: Mapping[str, Choice], most: int, method: str) -> None:
-    """Raise ConfigError where a layer was given more additive codebooks than the method can learn."""
-    for layer, choice in choices.items():
-        if isinstance(choice.codec, ProductConfig) and choice.codec.codebooks > most:
+def _check_method(choices: Mapping[str, Choice], method: Method, name: str) -> None:
+    """Raise ConfigError where a method codes no layer, or a layer has more additive codebooks than it can learn."""
+    coded = [(layer, choice.codec) for layer, choice in choices.items() if not isinstance(choice.codec, DenseConfig)]
+    if coded and name != DEFAULT_METHOD and not any(isinstance(codec, method.codec) for _, codec in coded):
+        codec = next(known for known, config in CODEC_CONFIGS.items() if config is method.codec)
+        raise ConfigError(
+            f"method '{name}' codes layers in the codec '{codec}', and there is none; give the preset "
+            f"'{method.preset}' or a rule, or leave the method out"
+        )
+    for layer, config in coded:
+        most = coder_of(config, method).max_codebooks
+        if isinstance(config, ProductConfig) and config.codebooks > most:
             raise ConfigError(
-                f"layer '{layer}': {choice.codec.codebooks} additive codebooks; method '{method}' learns {most} at most"
+                f"layer '{layer}': {config.codebooks} additive codebooks; method '{name}' learns {most} at most"
+            )
+
+
+def _check_target(settings: Settings, method: Method) -> None:
+    """Raise ConfigError where a method or a rule does not go with a file of a given size."""
+    if method.codec is not ProductConfig:
+        raise ConfigError(
+            f"a size target chooses product codebooks, which method '{settings.method}' does not learn; leave the "
+            "method out, or give a preset and rules in place of the size"
+        )
+    for rule in settings.recipe.rules:
+        if isinstance(rule.codec, ScalarConfig) and rule.codec.rate:
+            raise ConfigError(
+                f"rule '{rule}': a rate is reached by entropy coding, which a file made for a size does without; "
+                "leave out the rate or the size"
             )

@@ -1,7 +1,8 @@
 """The declaration of what each kind of layer holds: its attributes, tensors and their shapes.
 
 Reader, writer, `inspect` and the damaged-file tests all use this one declaration. Dimensions: O outputs · C inputs of a
-layer · K centroids · d weights of a block · J blocks per output row · M additive codebooks · V values of a graph.
+layer · K centroids · d weights of a block · J blocks per output row · M additive codebooks · D weights of an output · V
+values of a graph.
 """
 
 from __future__ import annotations
@@ -217,6 +218,15 @@ CODECS: dict[str, CodecSpec] = {
                 "codebook": Tensor(dtypes=("I8",), shape=("M", "K", "d")),
                 "codebook_scale": Tensor(dtypes=("F32",), shape=("M",)),  # of each codebook
             },
+        },
+    ),
+    "scalar": CodecSpec(
+        feature="scalar",
+        attributes={"bits": Attribute(minimum=2), "rate": Attribute(kind=float, default=0.0)},
+        tensors={  # a weight of output o is step[o] * (code - zero[o] / 2)
+            "codes": Tensor(dtypes=("U8",), shape=("packed(O*D)",)),
+            "step": Tensor(dtypes=("F32",), shape=("O",)),
+            "zero": Tensor(dtypes=("U8",), shape=("O",)),
         },
     ),
 }

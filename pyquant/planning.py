@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pyquant.allocate import allocate, candidate_blocks, drafted, possible_sizes, predicted_errors
 from pyquant.checkpoint import NOWHERE, Records
 from pyquant.choose import Choice, Recipe
-from pyquant.codecs import ProductConfig
+from pyquant.codecs import DenseConfig
 from pyquant.console import Progress
 from pyquant.file import ModelFile, dumps
 from pyquant.graph import Graph, Network
@@ -129,7 +129,7 @@ class Planner:
         if target_bytes is None:
             configs = {name: choice.codec for name, choice in choices.items()}
             curves = self._measured(
-                {name: (codec.block,) for name, codec in configs.items() if isinstance(codec, ProductConfig)}, workers
+                {name: (codec.block,) for name, codec in configs.items() if not isinstance(codec, DenseConfig)}, workers
             )
         else:
             curves = self._measured(candidate_blocks(self._recipe, self._network.graph), workers)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
 
-from pyquant.codecs import ProductConfig
+from pyquant.codecs import DenseConfig, ProductConfig, ScalarConfig
 from pyquant.file import ModelFile, read_model, read_storage
 from pyquant.graph import Graph
 from pyquant.layers import CODECS
@@ -28,7 +28,8 @@ class LayerRow:
     block: tuple[int, int, int] | None  # channels, kernel rows, kernel columns
     centroids: int | None  # of one codebook
     codebooks: int | None  # whose centroids are summed
-    bits_per_weight: float  # codes and codebooks
+    levels: int | None  # of a scalar weight's grids
+    bits_per_weight: float  # codes, codebooks and grids
     bytes: int  # of all its tensors in the file; those of a shared weight count for its first layer
     relative_output_error: float | None  # ||WX - W'X'||^2 / ||WX||^2; None where it was not measured
 
@@ -99,6 +100,7 @@ def layer_rows(model: ModelFile, tensor_bytes: Mapping[str, int] | None = None) 
     counted: set[str] = set()
     for node, weight in model.network.graph.weighted():
         config = weight.codec if isinstance(weight.codec, ProductConfig) else None
+        dense = isinstance(weight.codec, DenseConfig)
         roles = CODECS[weight.codec_name].tensors_of(weight.codec)
         weight_bytes = sum(sizes[weight.tensor(role)] for role in roles)
         own_bytes = sum(sizes[node.tensor(role)] for role in node.tensors)
@@ -106,11 +108,12 @@ def layer_rows(model: ModelFile, tensor_bytes: Mapping[str, int] | None = None) 
             LayerRow(
                 name=node.name,
                 op=node.op,
-                status="compressed" if config else "dense",
-                reason=None if config else reasons.get(node.name, "kept dense"),
+                status="dense" if dense else "compressed",
+                reason=reasons.get(node.name, "kept dense") if dense else None,
                 block=config.block if config else None,
                 centroids=config.centroids if config else None,
                 codebooks=config.codebooks if config else None,
+                levels=weight.codec.centroids if isinstance(weight.codec, ScalarConfig) else None,
                 bits_per_weight=8 * weight_bytes / prod(weight.shape),
                 bytes=own_bytes + (0 if weight.name in counted else weight_bytes),
                 relative_output_error=errors.get(node.name),
@@ -138,7 +141,8 @@ def dense_bytes(graph: Graph) -> int:
 def bit_operations(graph: Graph, activation_bits: int = FLOAT_BITS) -> int:
     """Return the multiply-accumulates at the default input shape and batch 1, times weight bits, times activation bits.
 
-    A product-coded weight counts log2(K) * M / d bits, a dense one 32: bits of information, not of storage.
+    A product-coded weight counts log2(K) * M / d bits, a scalar one those of its code or its rate, a dense one 32: bits
+    of information, not of storage.
     """
     macs = graph.macs()
     return round(sum(macs[node.name] * weight.codec.weight_bits * activation_bits for node, weight in graph.weighted()))

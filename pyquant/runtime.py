@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pyquant import _core, tuning
-from pyquant.codecs import ProductConfig
+from pyquant.codecs import ProductConfig, ScalarConfig
 from pyquant.detector import DetectorPreprocessing, detections_on
 from pyquant.errors import ConfigError, InputError
 from pyquant.file import ModelFile, read_model
@@ -368,4 +368,6 @@ def _weight_to_core(network: Network, weight: Weight) -> dict[str, Any]:
             "codes": network.tensors[weight.tensor("codes")],
             "codebook": np.ascontiguousarray(network.codebook(weight)),
         }
+    if isinstance(codec, ScalarConfig):
+        return {"shape": weight.shape, "bits": codec.bits, **network.tensors_of(weight)}
     return {"shape": weight.shape, "dense": np.ascontiguousarray(network.weight(weight))}

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyquant.choose import block_count
-from pyquant.codecs import DenseConfig, ProductConfig
+from pyquant.codecs import CodedConfig, DenseConfig, ProductConfig, ScalarConfig
 from pyquant.codecs.product import blocks_from_weight, weight_from_blocks
 from pyquant.console import Progress
 from pyquant.detector import compared_outputs, is_detector, tensor_parts
@@ -60,20 +60,26 @@ class Curve:
     log_errors: tuple[float, ...]  # of the weight, relative, were there endlessly many blocks of its kind
     factor: float  # relative error of the network's outputs for each of the weight's
 
-    def error(self, config: ProductConfig) -> float:
+    def error(self, config: CodedConfig) -> float:
         """Return the relative squared error that the network's outputs get from this weight alone."""
         return self.factor * self.weight_error(config)
 
-    def weight_error(self, config: ProductConfig) -> float:
-        """Return `||W - Ŵ||² / ||W||²` for a codec that cuts the weight into these blocks."""
+    def weight_error(self, config: CodedConfig) -> float:
+        """Return `||W - Ŵ||² / ||W||²` for a codec that cuts the weight into these blocks.
+
+        The levels of a grid do about what as many centroids would.
+        """
         if config.centroids >= self.num_blocks:
             return 0.0
-        x = log(config.centroids) * config.codebooks**ADDITIVE_EXPONENT
+        books = config.codebooks if isinstance(config, ProductConfig) else 1
+        x = log(config.centroids) * books**ADDITIVE_EXPONENT
+        if isinstance(config, ScalarConfig):
+            x = log(2) * config.weight_bits
         value = float(np.interp(x, self.log_centroids, self.log_errors))
         if x > self.log_centroids[-1]:
             slope = (self.log_errors[-1] - self.log_errors[-2]) / (self.log_centroids[-1] - self.log_centroids[-2])
             value += slope * (x - self.log_centroids[-1])
-        return exp(value) * float(max(1 - config.codebooks * config.centroids / self.num_blocks, 1e-3) ** OVERFIT)
+        return exp(value) * float(max(1 - books * config.centroids / self.num_blocks, 1e-3) ** OVERFIT)
 
 
 Curves = Mapping[tuple[str, Block], Curve]  # by the weight's name and the shape of a block

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyquant.codecs import ProductConfig
-from pyquant.codecs.product import pack_codes
+from pyquant.codecs.packing import pack_codes
 from pyquant.file import ModelFile
 from pyquant.graph import Graph, GraphInput, Network, Node, StateNames, Weight
 

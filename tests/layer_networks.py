@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from pyquant.codecs import DenseConfig, ProductConfig
-from pyquant.codecs.product import codebook_tensors, pack_codes
+from pyquant.codecs import CodecConfig, DenseConfig, ScalarConfig, scalar
+from pyquant.codecs.packing import pack_codes
+from pyquant.codecs.product import codebook_tensors
 from pyquant.file import ModelFile
 from pyquant.graph import Graph, GraphInput, Network, Node, Weight
 
@@ -25,11 +26,20 @@ def model_file(nodes: list[Node], tensors: dict[str, np.ndarray], *shapes: tuple
 
 
 def random_weight(
-    rng: np.random.Generator, name: str, shape: tuple[int, ...], codec: ProductConfig | DenseConfig
+    rng: np.random.Generator, name: str, shape: tuple[int, ...], codec: CodecConfig
 ) -> tuple[Weight, dict[str, np.ndarray]]:
     """Return a weight in `codec` and its tensors, all values random."""
     if isinstance(codec, DenseConfig):
         tensors = {f"{name}.weight": rng.standard_normal(shape).astype(np.float32)}
+    elif isinstance(codec, ScalarConfig):
+        codes = rng.integers(codec.centroids, size=(shape[0], int(np.prod(shape[1:]))))
+        step = scalar.rounded_steps(rng.uniform(0.5, 2, shape[0]) / codec.centroids)
+        # Around the middle, at half steps too; of 8 bits, codes without the largest fit a signed byte.
+        zero = rng.integers(codec.centroids - 2, min(codec.centroids + 1, 256), shape[0])
+        if codec.bits == 8:
+            codes, zero = np.minimum(codes, 254), np.full(shape[0], 254)
+        kept = scalar.tensors_of(codes, step, zero, codec)
+        tensors = {f"{name}.{role}": tensor for role, tensor in kept.items()}
     else:
         codes = rng.integers(codec.centroids, size=(codec.codebooks, shape[0], codec.blocks_per_row(shape)))
         codebook = rng.standard_normal((codec.codebooks, codec.centroids, codec.dim))
@@ -43,7 +53,7 @@ def random_weight(
 def weighted_layer(
     rng: np.random.Generator,
     weight_shape: tuple[int, ...],
-    codec: ProductConfig | DenseConfig,
+    codec: CodecConfig,
     *,
     name: str = "layer",
     inputs: tuple[str, ...] = ("x",),

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyquant import _core
-from pyquant.codecs.product import pack_codes
+from pyquant.codecs.packing import pack_codes
 
 
 def skewed(rng: np.random.Generator, centroids: int, count: int, concentration: float = 1.0) -> NDArray[np.int64]:

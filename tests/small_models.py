@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyquant.codecs import CodecConfig, DenseConfig, ProductConfig
-from pyquant.codecs.product import pack_codes
+from pyquant.codecs.packing import pack_codes
 from pyquant.declared import declared_tensors, weight_dimensions
 from pyquant.file import ClassName, ModelFile
 from pyquant.graph import Graph, GraphInput, Network, Node, StateNames, Weight

@@ -8,7 +8,6 @@ from pyquant.choose import (
     Rule,
     block_count,
     clamped_centroids,
-    coded_bytes,
     dense_reasons,
     has_bottlenecks,
     parse_rule,
@@ -97,7 +96,7 @@ def test_sizes_are_the_published_ones(graph: Graph, preset: str, mebibytes: floa
     total = 0
     for node, weight in graph.weighted():
         codec = choices[weight.name].codec
-        total += coded_bytes(weight.shape, codec) if isinstance(codec, ProductConfig) else 4 * 64 * 3 * 7 * 7
+        total += codec.coded_bytes(weight.shape) if isinstance(codec, ProductConfig) else 4 * 64 * 3 * 7 * 7
         # Two vectors per batch norm, or the bias of the linear layer.
         total += 4 * len(node.tensors) * weight.shape[0]
     assert total / 2**20 == pytest.approx(mebibytes, abs=0.001)
@@ -194,6 +193,8 @@ def test_a_block_larger_than_the_kernel_is_an_error_that_names_layer_and_shapes(
         "fc=block:4,1,1;centroids:2",
         "a=b=block:1,3,3;centroids:65536",
         "*=block:2,3,3;centroids:16;codebooks:2;codebook:int8",
+        "*=scalar:4",
+        "fc=scalar:6;rate:1.75",
     ],
 )
 def test_rules_are_written_as_they_are_read(text: str) -> None:
@@ -214,6 +215,12 @@ def test_rules_are_written_as_they_are_read(text: str) -> None:
         ("fc=block:0,1,1;centroids:4", "three positive integers"),
         ("fc=block:4,1,1;centroids:1", "centroids must be 2 to 65536, got 1"),
         ("fc=block:4,1,1;centroids:4;codebook:int4", "codebook dtype must be float or int8, got 'int4'"),
+        ("fc=scalar:9", "bits must be 2 to 8, got 9"),
+        ("fc=scalar:four", "'scalar' needs a whole number, 'rate' a number"),
+        ("fc=scalar:4;rate:", "'scalar' needs a whole number, 'rate' a number"),
+        ("fc=scalar:4;rate:5", "rate must be 0"),
+        ("fc=scalar:4;centroids:8", "cannot read 'centroids:8'"),
+        ("fc=scalar:4;scalar:4", "cannot read 'scalar:4'"),
         ("fc=block:4,1,1;centroids:65537", "centroids must be 2 to 65536, got 65537"),
     ],
 )

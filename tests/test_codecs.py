@@ -7,16 +7,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pyquant.codecs import DenseConfig, ProductConfig
+from pyquant.codecs.packing import pack_codes, packed_bytes, unpack_codes
 from pyquant.codecs.product import (
     as_conv_shape,
     blocks_from_weight,
     codebook_tensors,
     codebook_values,
     decode,
-    pack_codes,
-    packed_bytes,
     rounded_codebook,
-    unpack_codes,
     weight_from_blocks,
 )
 from pyquant.errors import ConfigError, InputError

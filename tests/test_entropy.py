@@ -11,7 +11,8 @@ from skewed_codes import damaged, encode, skewed
 from small_models import IMAGES, fill, golden_model, layer, linear
 
 from pyquant.codecs import DenseConfig, ProductConfig
-from pyquant.codecs.product import codebook_tensors, pack_codes
+from pyquant.codecs.packing import pack_codes
+from pyquant.codecs.product import codebook_tensors
 from pyquant.container import pack, unpack
 from pyquant.declared import declared_tensors
 from pyquant.entropy import MAX_EXPANSION, SUFFIX, coded_tensors, whole_tensors

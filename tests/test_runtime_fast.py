@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from test_runtime_layers import CONVOLUTIONS, POINTWISE, pointwise_layers
 
 from pyquant import _core, reference
-from pyquant.codecs import DenseConfig, ProductConfig
+from pyquant.codecs import DenseConfig, ProductConfig, ScalarConfig
 from pyquant.errors import ConfigError
 from pyquant.file import ModelFile
 from pyquant.graph import Graph, Network, Node, Weight
@@ -33,8 +33,13 @@ def as_bytes(x: Floats) -> Floats:
 
 
 def weights_as_bytes(network: Network, weight: Weight) -> NDArray[np.float64]:
-    """Return the weights that signed bytes stand for: of one scale for a layer's codebooks, or for each dense row."""
+    """Return the weights that signed bytes stand for: of one scale for a layer's codebooks, or for each dense row.
+
+    Weights on grids are bytes as they are.
+    """
     codec = weight.codec
+    if isinstance(codec, ScalarConfig):
+        return network.weight(weight).astype(np.float64)
     if isinstance(codec, DenseConfig):
         rows = network.weight(weight).astype(np.float64)
         scale = np.abs(rows).max(axis=tuple(range(1, rows.ndim)), keepdims=True) / 127

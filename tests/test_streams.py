@@ -13,7 +13,7 @@ from skewed_codes import damaged, encode, skewed
 from slow_entropy import ENTROPY_CODED, Reader, read_codes, read_frequencies
 
 from pyquant import _core
-from pyquant.codecs.product import pack_codes, packed_bytes, unpack_codes
+from pyquant.codecs.packing import pack_codes, packed_bytes, unpack_codes
 from pyquant.errors import InputError
 
 STATES_BYTES = 16

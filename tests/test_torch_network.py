@@ -11,7 +11,7 @@ import pytest
 
 from pyquant import layers, reference
 from pyquant.codecs import ProductConfig
-from pyquant.codecs.product import pack_codes
+from pyquant.codecs.packing import pack_codes
 from pyquant.errors import ConfigError, InputError
 from pyquant.graph import Graph, GraphInput, Network, Node, Weight
 

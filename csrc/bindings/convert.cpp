@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "codec/packing.h"
+#include "runtime/grid_weights.h"
 
 namespace pyquant {
 namespace {
@@ -33,6 +34,13 @@ std::shared_ptr<const Weight> weight_from_python(const py::dict& described) {
     weight->block = {.channels = 1, .rows = weight->kernel_rows, .columns = weight->kernel_columns};
     if (dense.size() != checked_multiply(weight->outputs, weight->depth())) throw Error("a dense weight's size is off");
     weight->dense = AlignedBuffer<float>(as_span(dense));
+    return weight;
+  }
+  if (described.contains("step")) {
+    weight->block = {.channels = 1, .rows = weight->kernel_rows, .columns = weight->kernel_columns};
+    decode_grids(as_span(described["codes"].cast<Array<uint8_t>>()), described["bits"].cast<int>(),
+                 as_span(described["step"].cast<Array<float>>()), as_span(described["zero"].cast<Array<uint8_t>>()),
+                 *weight);
     return weight;
   }
   const auto block = described["block"].cast<std::vector<int64_t>>();

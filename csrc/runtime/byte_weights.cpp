@@ -70,7 +70,9 @@ ByteCodebooks byte_codebooks(const Weight& weight) {
 ByteRow write_byte_row(const Weight& weight, int64_t output, uint32_t* quads) {
   const int64_t taps = weight.kernel_rows * weight.kernel_columns;
   const float* const row = weight.dense.data() + output * weight.depth();
-  ByteRow result{.scale = scale_for(largest(row, weight.depth()), kMostByte), .sum = 0};
+  // Multiples of a unit are bytes as they are.
+  const float unit = weight.units.empty() ? 0.0f : weight.units[output];
+  ByteRow result{.scale = unit > 0 ? unit : scale_for(largest(row, weight.depth()), kMostByte), .sum = 0};
   std::vector<float> bytes(weight.depth());
   for (size_t i = 0; i < bytes.size(); ++i) {
     bytes[i] = std::nearbyint(row[i] / result.scale);

@@ -37,7 +37,7 @@ struct ByteCodebooks {
 };
 ByteCodebooks byte_codebooks(const Weight& weight);
 
-// The bytes of a row of a dense weight, as quads in quad_order().
+// The bytes of a row of a dense weight, as quads in quad_order(); exact where the row has a unit.
 struct ByteRow {
   float scale;
   int64_t sum;  // of all bytes

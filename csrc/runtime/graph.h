@@ -48,6 +48,10 @@ struct Weight : WeightOrder {
   // Dense weights are their own single codebook, with no codes: dense [O, J * d].
   AlignedBuffer<float> dense;
 
+  // Of dense weights that were decoded from grids, [O]; else empty. The weights of output o are whole multiples of
+  // units[o], from -127 to 127 of it; it is 0 where they are not.
+  std::vector<float> units;
+
   int64_t codebooks = 0;          // M; 0: dense
   int64_t centroids = 0;          // K
   AlignedBuffer<uint16_t> codes;  // [M, O, J], each < K

@@ -29,19 +29,21 @@ from pyquant.cli.show import show_outcome
     help="A folder or .zip of pictures, in class folders or flat; no labels needed. Without it, codebooks fit the "
     "weights alone.",
 )
-@click.option("--preset", metavar="small-blocks|large-blocks|lut", default="small-blocks", show_default=True,
-              help="Block sizes for the whole network.")  # fmt: skip
-@click.option("--method", metavar="gram|abgd|pqf", default="gram", show_default=True,
+@click.option("--preset", metavar="small-blocks|large-blocks|lut|int8|int4|int3|int2",
+              help="Block sizes for the whole network, or grids of so many bits [default: small-blocks; with --method "
+              "obq int4].")  # fmt: skip
+@click.option("--method", metavar="gram|abgd|pqf|obq", default="gram", show_default=True,
               help="gram: least output error, all correlations of a layer's inputs included; abgd: k-means on blocks, "
               "weighted by the inputs that meet them; pqf: reordered channels and annealed k-means, on the "
-              "weights alone.")  # fmt: skip
+              "weights alone; obq: grids with error feedback, which grids get under the other names too.")  # fmt: skip
 @click.option(
     "--rule",
     "rules",
     multiple=True,
     metavar="RULE",
-    help="'PATTERN=block:c,kh,kw;centroids:K[;codebooks:M][;codebook:int8]' or 'PATTERN=dense'; PATTERN is "
-    "shell-style, on a layer's dotted name; the last rule that matches counts.",
+    help="'PATTERN=block:c,kh,kw;centroids:K[;codebooks:M][;codebook:int8]', 'PATTERN=scalar:BITS[;rate:R]' (R bits a "
+    "weight, entropy-coded) or 'PATTERN=dense'; PATTERN is shell-style, on a layer's dotted name; the last rule that "
+    "matches counts.",
 )
 @click.option("--target-size", "target_sizes", type=options.byte_size, multiple=True, metavar="SIZE",
               help="Bytes of the file, header included, such as 963kB or 1.5MiB: never more, at most 1 % less; such a "
@@ -84,7 +86,7 @@ def command(
     num_classes: int | None,
     input_shape: tuple[int, int, int],
     calibration: Path | None,
-    preset: str,
+    preset: str | None,
     method: str,
     rules: tuple[str, ...],
     target_sizes: tuple[int, ...],
@@ -111,20 +113,23 @@ def command(
     MODEL is a torchvision name (resnet18, vgg16_bn, ..) or package.module:callable, which returns an nn.Module.
     The file that is written has been loaded, run and compared with the network before the command ends.
     """
-    from pyquant.choose import Recipe, parse_rule
+    from pyquant.choose import DEFAULT_PRESET, Recipe, parse_rule
     from pyquant.pictures import read_classes
 
     if out is None and not dry_run:
         raise click.UsageError("give the file to write with --out, or --dry-run")
-    recipe = Recipe(preset=preset, rules=tuple(parse_rule(rule) for rule in rules))
+    recipe = Recipe(preset=preset or DEFAULT_PRESET, rules=tuple(parse_rule(rule) for rule in rules))
     names = () if classes is None else read_classes(classes)
     preprocessing = options.preprocessing_for(input_shape, resize, mean, std)
 
     from pyquant.capture import is_detector
+    from pyquant.learn.methods import method_called
     from pyquant.models import build_network, is_torchvision_name
     from pyquant.order import Order
     from pyquant.settings import Settings
 
+    if preset is None:
+        recipe = replace(recipe, preset=method_called(method).preset)
     order = Order(
         out=None if dry_run else out,
         sizes=target_sizes,

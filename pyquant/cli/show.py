@@ -87,9 +87,16 @@ def show_bench(result: Mapping[str, Any]) -> None:
     print(f"batch {result['batch']}, {threads} thread{'s' if threads > 1 else ''}, {isa}; ratio: pyquant / engine")
 
 
+def _block(layer: Mapping[str, Any]) -> str:
+    if layer["block"] is None:
+        return "dense" if layer["levels"] is None else "grid"
+    return "x".join(str(size) for size in layer["block"])
+
+
 def _centroids(layer: Mapping[str, Any]) -> str:
+    """Return how many numbers a code can be: of centroids, or of levels of a grid."""
     if layer["centroids"] is None:
-        return ""
+        return str(layer["levels"] or "")
     return str(layer["centroids"]) if layer["codebooks"] == 1 else f"{layer['codebooks']}x{layer['centroids']}"
 
 
@@ -160,7 +167,7 @@ def _show_layers(layers: list[Mapping[str, Any]]) -> None:
         [
             layer["name"],
             layer["op"],
-            "dense" if layer["block"] is None else "x".join(str(size) for size in layer["block"]),
+            _block(layer),
             _centroids(layer),
             f"{layer['bits_per_weight']:.2f}",
             f"{layer['bytes']:,}",

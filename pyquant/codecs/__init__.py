@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from pyquant.codecs.dense import DenseConfig
 from pyquant.codecs.product import ProductConfig
+from pyquant.codecs.scalar import ScalarConfig
 
-CodecConfig = DenseConfig | ProductConfig
+CodedConfig = ProductConfig | ScalarConfig  # those that make a weight smaller
+CodecConfig = DenseConfig | CodedConfig
 
-CODEC_CONFIGS: dict[str, type[DenseConfig] | type[ProductConfig]] = {"dense": DenseConfig, "product": ProductConfig}
+CODEC_CONFIGS: dict[str, type[CodecConfig]] = {
+    "dense": DenseConfig,
+    "product": ProductConfig,
+    "scalar": ScalarConfig,
+}
 
-__all__ = ["CODEC_CONFIGS", "CodecConfig", "DenseConfig", "ProductConfig"]
+__all__ = ["CODEC_CONFIGS", "CodecConfig", "CodedConfig", "DenseConfig", "ProductConfig", "ScalarConfig"]

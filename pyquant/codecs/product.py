@@ -7,7 +7,7 @@ channels first, then rows, then columns of the kernel, and so are the weights in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import log2, prod
 from typing import Any
@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyquant.errors import ConfigError, InputError
+from pyquant.codecs.packing import pack_codes, packed_bytes, unpack_codes
+from pyquant.errors import ConfigError
 
 MIN_CENTROIDS = 2
 MAX_CENTROIDS = 65536
 CODEBOOK_DTYPES = ("float", "int8")
+CODEBOOK_BYTES = {"float": 2, "int8": 1}  # of a number: fp16, where fp16 can hold it, and int8
 INT8_MAX = 127  # the largest number of an int8 codebook; -128 is not used
 MAX_ROUNDING = 1e-3  # relative error of an fp16 codebook above which it stays fp32
 
@@ -48,6 +50,14 @@ class ProductConfig:
             raise ConfigError(f"codebook dtype must be {' or '.join(CODEBOOK_DTYPES)}, got {self.codebook_dtype!r}")
 
     @property
+    def setting(self) -> str:
+        """The text that stands for the config in a rule."""
+        block = ",".join(str(size) for size in self.block)
+        books = f";codebooks:{self.codebooks}" if self.codebooks > 1 else ""
+        dtype = ";codebook:int8" if self.codebook_dtype == "int8" else ""
+        return f"block:{block};centroids:{self.centroids}{books}{dtype}"
+
+    @property
     def dim(self) -> int:
         """The number of weights in a block, d."""
         return prod(self.block)
@@ -61,6 +71,32 @@ class ProductConfig:
     def weight_bits(self) -> float:
         """The bits that one weight counts in `bit_operations`: log2(K) * M / d."""
         return log2(self.centroids) * self.codebooks / self.dim
+
+    def dimensions(self, weight_shape: tuple[int, ...]) -> dict[str, int]:
+        """Return the dimensions of its tensors, by the letters of `pyquant.layers`."""
+        blocks = self.blocks_per_row(weight_shape)
+        return {"K": self.centroids, "d": self.dim, "J": blocks, "M": self.codebooks, "bits": self.code_bits}
+
+    def coded_bytes(self, weight_shape: tuple[int, ...]) -> int:
+        """Return the bytes of the packed codes and of the fp16 or int8 codebooks of a weight."""
+        codes = packed_bytes(self.codebooks * weight_shape[0] * self.blocks_per_row(weight_shape), self.code_bits)
+        return codes + CODEBOOK_BYTES[self.codebook_dtype] * self.codebooks * self.centroids * self.dim
+
+    def codes(self, tensors: Mapping[str, NDArray[Any]], weight_shape: tuple[int, ...]) -> NDArray[np.uint16]:
+        """Return the codes `[M, O, J]` that tensors, by role, hold."""
+        shape = (self.codebooks, weight_shape[0], self.blocks_per_row(weight_shape))
+        return unpack_codes(tensors["codes"], self.code_bits, prod(shape)).reshape(shape)
+
+    def decoded(self, tensors: Mapping[str, NDArray[Any]], weight_shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """Return the fp32 weight of `weight_shape` that tensors, by role, stand for."""
+        return decode(self.codes(tensors, weight_shape), codebook_values(tensors), weight_shape, self)
+
+    def faults(self, tensors: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, str]]:
+        """Yield what is wrong with numbers, each with the role of the tensor that holds them."""
+        with np.errstate(over="ignore"):
+            centroids = codebook_values(tensors)
+        if np.isfinite(tensors["codebook"]).all() and not np.isfinite(centroids).all():
+            yield "codebook_scale", "is too large: centroids are not finite"
 
     def blocks_per_row(self, weight_shape: tuple[int, ...]) -> int:
         """Return J, the number of blocks in one output row of a weight `[O, C, kh, kw]` or `[O, C]`."""
@@ -115,6 +151,13 @@ def decode(
     return weight_from_blocks(blocks, weight_shape, config.block)
 
 
+def tensors_of(
+    codes: NDArray[np.integer], codebook: NDArray[np.floating], config: ProductConfig
+) -> dict[str, NDArray[Any]]:
+    """Return the tensors that keep codes `[M, O, J]` and codebooks `[M, K, d]`, by role."""
+    return {"codes": pack_codes(codes, config.code_bits), **codebook_tensors(codebook, config)}
+
+
 def codebook_tensors(codebook: NDArray[np.floating], config: ProductConfig) -> dict[str, NDArray[Any]]:
     """Return the tensors that keep a codebook `[M, K, d]`, by role, its numbers rounded to what they can hold."""
     values = codebook.astype(np.float32)
@@ -140,54 +183,3 @@ def codebook_values(tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
 def rounded_codebook(codebook: NDArray[np.floating], config: ProductConfig) -> NDArray[np.float32]:
     """Return a codebook `[M, K, d]` with the numbers that a file would keep."""
     return codebook_values(codebook_tensors(codebook, config))
-
-
-def pack_codes(codes: NDArray[np.integer], bits: int) -> NDArray[np.uint8]:
-    """Pack integers below 2**bits into bytes, least significant bit first; the last byte is filled with zero bits.
-
-    Raises:
-        InputError: a code needs more bits, and would change its neighbours.
-    """
-    flat = codes.reshape(-1)
-    if flat.size and (flat.min() < 0 or flat.max() >= 1 << bits):
-        raise InputError(f"codes of {bits} bits must be 0 to {(1 << bits) - 1}, got {flat.min()} to {flat.max()}")
-    count = packed_bytes(flat.size, bits)
-    if bits == 8:
-        return flat.astype(np.uint8)
-    if bits == 16:
-        return flat.astype("<u2").view(np.uint8)
-    # Eight codes fill `bits` bytes: code i of each eight begins at bit i * bits and touches at most three of the bytes.
-    eights = np.zeros((-(-flat.size // 8), 8), np.uint32)
-    eights.reshape(-1)[: flat.size] = flat
-    packed = np.zeros((len(eights), bits), np.uint8)
-    for i in range(8):
-        first, shift = divmod(i * bits, 8)
-        spread = eights[:, i] << np.uint32(shift)
-        for byte in range(first, (i * bits + bits - 1) // 8 + 1):
-            packed[:, byte] |= (spread >> np.uint32(8 * (byte - first))).astype(np.uint8)
-    return packed.reshape(-1)[:count]
-
-
-def unpack_codes(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uint16]:
-    """Return the `count` integers that `pack_codes` packed with `bits` bits each."""
-    if bits == 8:
-        return packed[:count].astype(np.uint16)
-    if bits == 16:
-        return packed[: 2 * count].view("<u2").astype(np.uint16)
-    eights = np.zeros((-(-count // 8), bits), np.uint8)
-    eights.reshape(-1)[: packed_bytes(count, bits)] = packed[: packed_bytes(count, bits)]
-    codes = np.empty((len(eights), 8), np.uint16)
-    mask = np.uint32((1 << bits) - 1)
-    for i in range(8):
-        first, shift = divmod(i * bits, 8)
-        last = (i * bits + bits - 1) // 8
-        joined = eights[:, first].astype(np.uint32)
-        for byte in range(first + 1, last + 1):
-            joined |= eights[:, byte].astype(np.uint32) << np.uint32(8 * (byte - first))
-        codes[:, i] = (joined >> np.uint32(shift)) & mask
-    return codes.reshape(-1)[:count]
-
-
-def packed_bytes(count: int, bits: int) -> int:
-    """Return how many bytes `count` packed codes of `bits` bits take."""
-    return -(-count * bits // 8)

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyquant.codecs import DenseConfig, ProductConfig
-from pyquant.codecs.product import MAX_CENTROIDS, MIN_CENTROIDS, as_conv_shape, pack_codes
+from pyquant.codecs.packing import pack_codes
+from pyquant.codecs.product import MAX_CENTROIDS, MIN_CENTROIDS, as_conv_shape
 from pyquant.errors import FormatError
 from pyquant.graph import Graph, Network, Node, Weight
 

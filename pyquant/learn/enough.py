@@ -16,9 +16,10 @@ from math import ceil, prod
 
 from pyquant import console
 from pyquant.choose import Choice
-from pyquant.codecs import ProductConfig
+from pyquant.codecs import DenseConfig
 from pyquant.graph import Graph
 from pyquant.learn.calibration import Calibration
+from pyquant.learn.methods import coder_of
 from pyquant.learn.methods.base import Method
 from pyquant.learn.moments import independent_values
 
@@ -56,7 +57,7 @@ def greatest_need(graph: Graph, choices: Mapping[str, Choice], shape: tuple[int,
     needs = []
     for node, weight in graph.weighted():
         config = choices[weight.name].codec
-        if not isinstance(config, ProductConfig):
+        if isinstance(config, DenseConfig):
             continue
         pixels = prod(shapes[node.output][2:])
         independent = independent_values(pixels)
@@ -64,7 +65,7 @@ def greatest_need(graph: Graph, choices: Mapping[str, Choice], shape: tuple[int,
         if node.state.norm:
             what = f"the mean and variance of its channels ({where})"
             needs.append(Need(count=ceil(VALUES / independent), layer=node.name, what=what))
-        weighed = method.weighed_together(node, config)
+        weighed = coder_of(config, method).weighed_together(node, config)
         count = ceil(VALUES_OF_AN_INPUT * weighed / independent)
         needs.append(Need(count=count, layer=node.name, what=f"weighing its {weighed:,} inputs ({where})"))
     return max(needs, key=lambda need: need.count, default=None)

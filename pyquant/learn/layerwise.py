@@ -20,15 +20,15 @@ from torch import Tensor
 
 from pyquant.checkpoint import NOWHERE, Records
 from pyquant.choose import Choice
-from pyquant.codecs import ProductConfig
-from pyquant.codecs.product import codebook_tensors, pack_codes
+from pyquant.codecs import CodedConfig, DenseConfig, ProductConfig
+from pyquant.codecs.product import codebook_tensors
 from pyquant.console import Progress
 from pyquant.detector import CHOICES
 from pyquant.errors import InputError
 from pyquant.graph import Network, Node, Weight
-from pyquant.layers import CODECS
 from pyquant.learn.activations import Activations, check_room
 from pyquant.learn.calibration import BATCH, Calibration
+from pyquant.learn.methods import coder_of
 from pyquant.learn.methods.base import Layer, Method
 from pyquant.learn.moments import (
     Moments,
@@ -78,7 +78,7 @@ def learn(
     others. A weight that layers share is learnt at the first of them.
 
     Args:
-        method: how codes and codebooks are chosen.
+        method: how codes are chosen, in layers of its codec; others are coded by the usual method of theirs.
         norms: the batch norms by module path, as `StateNames.norm` of the layers names them.
         train: what trains the codebooks of a layer after it was coded, before the next one is learnt, given the network
             so far; it returns better ones, or None.
@@ -121,7 +121,7 @@ class _Learner:
     ) -> None:
         self.network = network
         self.workers = workers
-        self.method = method
+        self._method = method
         self.norms = norms
         self.new_norms: dict[str, Norm] = {}
         self.errors: dict[str, float] = {}
@@ -132,10 +132,14 @@ class _Learner:
         self._tensors = dict(network.tensors)
         self._coded: dict[str, Weight] = {}
 
-    def config(self, weight: Weight) -> ProductConfig | None:
+    def config(self, weight: Weight) -> CodedConfig | None:
         """Return the codec chosen for a weight, or None where it stays dense."""
         codec = self._choices[weight.name].codec
-        return codec if isinstance(codec, ProductConfig) else None
+        return None if isinstance(codec, DenseConfig) else codec
+
+    def coder(self, config: CodedConfig) -> Method:
+        """Return the method that codes weights in this codec."""
+        return coder_of(config, self._method)
 
     def is_coded(self, weight: Weight) -> bool:
         """Say whether the weight has been coded already."""
@@ -154,8 +158,8 @@ class _Learner:
 
     def save(self, weight: Weight) -> None:
         """Save the codes and codebooks of a weight: with them, all else of its layer can be measured again."""
-        roles = CODECS["product"].tensors_of(self.config(weight))
-        self._records.save(_record(weight), {}, {role: self._tensors[weight.tensor(role)] for role in roles})
+        coded = Network(graph=self.network.graph, tensors=self._tensors).tensors_of(self._coded[weight.name])
+        self._records.save(_record(weight), {}, coded)
 
     def code(self, node: Node, weight: Weight, measured: Any | None, *, centred: bool) -> None:
         """Learn the codes and codebooks of a layer's weight, unless it stays dense."""
@@ -173,17 +177,18 @@ class _Learner:
         # A seed for each layer, so that a layer's codebook does not depend on the layers before it.
         seed = crc32(f"{self._seed} {weight.name}".encode())
         try:
-            codes, codebook = self.method.code(layer, measured, seed=seed, workers=self.workers)
+            tensors = self.coder(config).code(layer, measured, seed=seed, workers=self.workers)
         except ValueError as error:
             raise InputError(f"layer '{node.name}': {error}") from error
-        self._keep(weight, {"codes": pack_codes(codes, config.code_bits), **codebook_tensors(codebook, config)})
+        self._keep(weight, tensors)
 
     def refine(self, weight: Weight) -> bool:
         """Have the codebooks trained of a weight that was just coded; say whether they changed."""
-        better = None if self._train is None else self._train(self.result().network, self._coded[weight.name])
+        config = self.config(weight)
+        if self._train is None or not isinstance(config, ProductConfig):
+            return False
+        better = self._train(self.result().network, self._coded[weight.name])
         if better is not None:
-            config = self.config(weight)
-            assert config is not None
             kept = codebook_tensors(better, config)
             self._tensors |= {weight.tensor(role): tensor for role, tensor in kept.items()}
         return better is not None
@@ -268,10 +273,10 @@ class _Walk:
 
     def _work(self, stage: Stage) -> int:
         """Return how much work a stage will be: less where its layer was coded before the job was stopped."""
-        node, method, config = stage.head, self._learner.method, None
+        node, config = stage.head, None
         if node is not None and node.weight is not None and not self._learner.is_saved(node.weight):
             config = self._learner.config(node.weight)
-        weighed = 0 if node is None or config is None else method.weighed_together(node, config)
+        weighed = 0 if node is None or config is None else self._learner.coder(config).weighed_together(node, config)
         return stage.work(self._graph, self._calibration, config, weighed)
 
     def _each_batch(self, function: Callable[[int], Result]) -> list[Result]:
@@ -330,7 +335,7 @@ class _Walk:
         config = self._learner.config(weight)
         if config is None or self._learner.is_coded(weight) or self._learner.restore(weight):
             return False
-        method, source = self._learner.method, node.inputs[0]
+        method, source = self._learner.coder(config), node.inputs[0]
 
         def read(batches: range, *, coded: bool) -> Tensor:
             return torch.cat([self._read(source, batch, coded=coded) for batch in batches])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from math import prod
 
-from pyquant.codecs import ProductConfig
+from pyquant.codecs import CodedConfig, ProductConfig
 from pyquant.graph import Graph, Node
 from pyquant.learn.calibration import Calibration
 
@@ -25,7 +25,7 @@ class Stage:
     rest: tuple[Node, ...]
     kept: Set[str]  # the values that later stages read
 
-    def work(self, graph: Graph, calibration: Calibration, config: ProductConfig | None, weighed: int) -> int:
+    def work(self, graph: Graph, calibration: Calibration, config: CodedConfig | None, weighed: int) -> int:
         """Return about how many multiply-accumulates the stage takes: progress in layers would run unevenly.
 
         Args:
@@ -42,7 +42,8 @@ class Stage:
             outputs, depth = self.head.weight.shape[0], prod(self.head.weight.shape[1:])
             pixels = prod(shapes[self.head.output][2:])
             work += 2 * calibration.count * pixels * depth * weighed
-            work += outputs * depth * (CENTROIDS * config.codebooks * config.centroids + CORRELATIONS * weighed)
+            tried = config.codebooks * config.centroids if isinstance(config, ProductConfig) else 0
+            work += outputs * depth * (CENTROIDS * tried + CORRELATIONS * weighed)
         return work
 
 

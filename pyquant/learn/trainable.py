@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyquant.codecs import ProductConfig
+from pyquant.codecs import ProductConfig, ScalarConfig
 from pyquant.codecs.product import as_conv_shape, codebook_tensors, rounded_codebook
 from pyquant.graph import Network, Node, Weight
 from pyquant.learn.lookup import Lookup
@@ -23,9 +23,9 @@ class Trainable(TorchNetwork):
     """A network whose compressed weights are put together from their centroids each time they are used.
 
     While `training`, centroids are fp32; in eval mode they are rounded to the dtype of the file, so that what is judged
-    is what will be written. Codes stay as they are. A scale or bias is trained where the original module has a place
-    for it: one that is arithmetic of the module's own code is not. Layers that share a batch norm or a bias go on
-    sharing it.
+    is what will be written. Codes and grids stay as they are. A scale or bias is trained where the original module has
+    a place for it: one that is arithmetic of the module's own code is not. Layers that share a batch norm or a bias go
+    on sharing it.
     """
 
     def __init__(self, network: Network, only: Weight | None = None) -> None:
@@ -122,6 +122,8 @@ class Trainable(TorchNetwork):
     def _unscaled(self, node: Node) -> Tensor:
         assert node.weight is not None
         weight, config = node.weight, node.weight.codec
+        if isinstance(config, ScalarConfig):
+            return super().weight(node)
         if not isinstance(config, ProductConfig):
             return self._stored(weight.tensor("weight"))
         codebooks = self._stored(weight.tensor("codebook"))
@@ -132,6 +134,8 @@ class Trainable(TorchNetwork):
 
     def _add_weight(self, weight: Weight) -> None:
         config = weight.codec
+        if isinstance(config, ScalarConfig):  # its codes stay, and a step is a scale, which the layer has
+            return
         role = "codebook" if isinstance(config, ProductConfig) else "weight"
         if weight.tensor(role) in self._keys:  # tied: another layer has brought it
             return

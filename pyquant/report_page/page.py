@@ -315,6 +315,8 @@ def _layer_table(layers: Sequence[LayerRow], total: int) -> str:
         if layer.block is not None:
             several = "" if layer.codebooks == 1 else f"{layer.codebooks} x "
             coding = f"{'x'.join(map(str, layer.block))}, {several}{layer.centroids:,} centroids"
+        elif layer.levels is not None:
+            coding = f"grids of {layer.levels} levels"
         error = layer.relative_output_error
         cells = [
             f'<th scope="row">{escape(layer.name)}</th>',
@@ -331,7 +333,8 @@ def _layer_table(layers: Sequence[LayerRow], total: int) -> str:
               "share of the bytes", "bytes>"]  # fmt: skip
     caption = (
         "In the order in which they run. Coding: the weights of a block (channels x rows x columns), and how many "
-        "centroids a block is chosen from, or the sum of several. Bytes count codes, codebooks, scales and biases."
+        "centroids a block is chosen from, or the sum of several; or the levels of each output's grid. Bytes count "
+        "codes, codebooks, grids, scales and biases."
     )
     table = _scroll(f'<table class="wide">{_head(titles)}<tbody>{"".join(rows)}</tbody></table>', "Every layer")
     return f'<p class="soft">{caption}</p>{table}'

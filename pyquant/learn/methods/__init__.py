@@ -1,17 +1,20 @@
-"""The methods: ways to choose the codes and codebooks of a layer, one file each, and the registry of them."""
+"""The methods: ways to choose the codes of a layer, one file each, and the registry of them."""
 
 from __future__ import annotations
 
+from pyquant.codecs import CodedConfig
 from pyquant.errors import ConfigError
 from pyquant.learn.methods.abgd import Abgd
 from pyquant.learn.methods.base import Method
 from pyquant.learn.methods.gram import Gram
+from pyquant.learn.methods.obq import Obq
 from pyquant.learn.methods.pqf import Pqf
 
-METHODS: dict[str, Method] = {"gram": Gram(), "abgd": Abgd(), "pqf": Pqf()}
+METHODS: dict[str, Method] = {"gram": Gram(), "abgd": Abgd(), "pqf": Pqf(), "obq": Obq()}
 DEFAULT_METHOD = "gram"
+USUAL = ("gram", "obq")  # one for each codec: for layers that the method asked for does not code
 
-__all__ = ["DEFAULT_METHOD", "METHODS", "Method", "method_called"]
+__all__ = ["DEFAULT_METHOD", "METHODS", "Method", "coder_of", "method_called"]
 
 
 def method_called(name: str) -> Method:
@@ -19,3 +22,10 @@ def method_called(name: str) -> Method:
     if (method := METHODS.get(name)) is None:
         raise ConfigError(f"unknown method '{name}'; known: {', '.join(METHODS)}")
     return method
+
+
+def coder_of(config: CodedConfig, method: Method) -> Method:
+    """Return the method that codes layers in a codec: `method`, or else the usual one for the codec."""
+    if isinstance(config, method.codec):
+        return method
+    return next(METHODS[name] for name in USUAL if isinstance(config, METHODS[name].codec))

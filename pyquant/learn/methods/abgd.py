@@ -9,10 +9,11 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from pyquant.codecs import ProductConfig
+from pyquant.codecs import CodedConfig, ProductConfig
+from pyquant.codecs.product import tensors_of
 from pyquant.graph import Node
 from pyquant.learn.cluster import learn_codebook
-from pyquant.learn.methods.base import Codes, Floats, Layer, Method
+from pyquant.learn.methods.base import Layer, Method, Tensors
 from pyquant.learn.moments import InputMoments, block_presence, input_moments
 from pyquant.learn.recipes import ABGD
 from pyquant.learn.workers import Workers
@@ -24,7 +25,7 @@ class Abgd(Method):
     max_codebooks = 1
     training = ABGD
 
-    def measure(self, node: Node, config: ProductConfig, dense: Tensor | None, coded: Tensor) -> InputMoments:
+    def measure(self, node: Node, config: CodedConfig, dense: Tensor | None, coded: Tensor) -> InputMoments:
         """Return the moments of the inputs in the network compressed so far."""
         return input_moments(node, config.block, coded)
 
@@ -32,14 +33,16 @@ class Abgd(Method):
         """Return the moments of both."""
         return batch if total is None else total.plus(batch)
 
-    def code(self, layer: Layer, measured: InputMoments | None, *, seed: int, workers: Workers) -> tuple[Codes, Floats]:
+    def code(self, layer: Layer, measured: InputMoments | None, *, seed: int, workers: Workers) -> Tensors:
         """Return the codes and the codebook that k-means ends with."""
+        config = layer.config
+        assert isinstance(config, ProductConfig)
         gram = None
         if measured is not None:
             # A weight at the kernel's edge is missing from tail blocks: each entry is a mean over the blocks that have
             # it, scaled from both sides so that the Gram stays positive semidefinite.
-            factor = 1 / np.sqrt(block_presence(layer.weight.shape, layer.config.block))
+            factor = 1 / np.sqrt(block_presence(layer.weight.shape, config.block))
             gram = measured.gram(centred=layer.centred) * np.outer(factor, factor)
             if not np.isfinite(gram).all():
                 raise ValueError("its inputs on the calibration inputs are too large or not finite")
-        return learn_codebook(layer.weight, layer.config, gram, seed=seed, workers=workers)
+        return tensors_of(*learn_codebook(layer.weight, config, gram, seed=seed, workers=workers), config)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyquant.choose import Choice
-from pyquant.codecs import ProductConfig
+from pyquant.choose import DEFAULT_PRESET, Choice
+from pyquant.codecs import CodedConfig, ProductConfig
 from pyquant.console import Progress
 from pyquant.graph import Network, Node
 from pyquant.learn.schedule import TrainingRecipe
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from pyquant.learn.norms import Norm
 
 Floats = NDArray[np.float32]
-Codes = NDArray[np.uint16]
+Tensors = Mapping[str, NDArray[Any]]  # of a weight, by role
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,19 +35,18 @@ class Layer:
 
     node: Node
     weight: Floats  # [O, C, kh, kw] or [O, C]
-    config: ProductConfig
+    config: CodedConfig
     centred: bool
     importance: Floats
 
 
 class Method(Protocol):
-    """A way to choose codes and codebooks. `measured` is whatever `measure` makes of the inputs and `add` adds up."""
+    """A way to choose codes. `measured` is whatever `measure` makes of the inputs and `add` adds up."""
 
-    weighs_inputs: bool = True  # says whether codes and codebooks depend on calibration inputs
-
-    @property
-    def max_codebooks(self) -> int:
-        """The most additive codebooks of a layer that the method can learn."""
+    codec: type[CodedConfig] = ProductConfig  # the one whose codes it chooses
+    preset: str = DEFAULT_PRESET  # what is coded, and how, where nothing else is said
+    weighs_inputs: bool = True  # says whether codes depend on calibration inputs
+    max_codebooks: int = 0  # the most additive codebooks of a layer that it can learn
 
     @property
     def training(self) -> TrainingRecipe:
@@ -71,11 +71,11 @@ class Method(Protocol):
         """
         return network, norms
 
-    def weighed_together(self, node: Node, config: ProductConfig) -> int:
+    def weighed_together(self, node: Node, config: CodedConfig) -> int:
         """Return how many inputs of a layer are weighed with all their correlations; by default, those of a block."""
-        return config.dim if self.weighs_inputs else 0
+        return prod(config.block) if self.weighs_inputs else 0
 
-    def measure(self, node: Node, config: ProductConfig, dense: Tensor | None, coded: Tensor) -> Any:
+    def measure(self, node: Node, config: CodedConfig, dense: Tensor | None, coded: Tensor) -> Any:
         """Return what the method needs to know of one batch of a layer's inputs.
 
         Args:
@@ -86,8 +86,8 @@ class Method(Protocol):
     def add(self, total: Any | None, batch: Any) -> Any:
         """Return what was measured on all batches so far and one more; `total` may be changed in place."""
 
-    def code(self, layer: Layer, measured: Any | None, *, seed: int, workers: Workers) -> tuple[Codes, Floats]:
-        """Return codes `[M, O, J]` and codebooks `[M, K, d]`, these with the numbers that a file would keep.
+    def code(self, layer: Layer, measured: Any | None, *, seed: int, workers: Workers) -> Tensors:
+        """Return the tensors of the layer's weight in its codec, by role.
 
         Args:
             measured: what `add` returned last; None without calibration: all weights count the same.

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from pyquant.choose import Choice
-from pyquant.codecs import ProductConfig
+from pyquant.codecs import CodedConfig, ProductConfig
+from pyquant.codecs.product import tensors_of
 from pyquant.console import Progress
 from pyquant.graph import Network, Node
 from pyquant.learn.cluster import learn_codebook
-from pyquant.learn.methods.base import Codes, Floats, Layer, Method
+from pyquant.learn.methods.base import Layer, Method, Tensors
 from pyquant.learn.ordering import in_best_order
 from pyquant.learn.recipes import PQF
 from pyquant.learn.workers import Workers
@@ -45,7 +46,7 @@ class Pqf(Method):
         """Return the network with its channels in another order."""
         return in_best_order(network, norms, choices, seed=seed, workers=workers, progress=progress)
 
-    def measure(self, node: Node, config: ProductConfig, dense: Tensor | None, coded: Tensor) -> tuple[()]:
+    def measure(self, node: Node, config: CodedConfig, dense: Tensor | None, coded: Tensor) -> tuple[()]:
         """Return nothing: inputs do not count."""
         return ()
 
@@ -53,6 +54,9 @@ class Pqf(Method):
         """Return nothing."""
         return ()
 
-    def code(self, layer: Layer, measured: tuple[()] | None, *, seed: int, workers: Workers) -> tuple[Codes, Floats]:
+    def code(self, layer: Layer, measured: tuple[()] | None, *, seed: int, workers: Workers) -> Tensors:
         """Return the codes and the codebook that k-means ends with."""
-        return learn_codebook(layer.weight, layer.config, None, seed=seed, workers=workers, annealed=True)
+        config = layer.config
+        assert isinstance(config, ProductConfig)
+        codes, codebook = learn_codebook(layer.weight, config, None, seed=seed, workers=workers, annealed=True)
+        return tensors_of(codes, codebook, config)

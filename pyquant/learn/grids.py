@@ -1,0 +1,228 @@
+"""Codes and steps of uniform grids that descend on a layer's true output error, and on the length of codes.
+
+The error of Ŵ on inputs with Gram H is `tr((T - Ŵ) H (T - Ŵ)ᵀ)`, T being the weight aimed at. Steps that lower it:
+
+    fitted     grids, each output's by itself: of many steps and zeros the ones that round best, by the diagonal of H
+    feedback   codes, weight by weight; the error of each is made up for by those chosen after it. Inputs are taken in
+               one order for all outputs, those with the largest squares first (Frantar et al., "GPTQ", ICLR 2023, who
+               show that this loses nothing against OBQ's own greedy order for each output)
+    sweep      codes, weight by weight, given all the others: coordinate descent
+    refit      steps: least squares
+
+With a price for each level (its code length, times what a bit is worth), codes minimise the error plus the prices. This
+widens the interval that becomes zero, the dead zone of entropy-constrained scalar quantization (Sullivan, "Efficient
+scalar quantization of exponential and Laplacian random variables", 1996).
+
+Dimensions: G groups · R outputs of a group · D weights of an output · L levels. Targets and codes are `[G, R, D]`, the
+latter float32 for speed, steps and zeros `[G, R]`, Grams `[G, D, D]`, prices `[L]`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pyquant.learn.descent import FEEDBACK_DAMPING, PANEL, Problem
+from pyquant.learn.workers import Workers
+
+STEPS = 30  # that are tried for each output, of its largest weight ..
+NARROWEST = 0.15  # .. times this, at least, as the reach of the grid
+FEWEST_COUNTED = 0.5  # of a level that does not occur, so that it has a length
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grids:
+    """The grid of each output: level k is `step * (k - zero / 2)`."""
+
+    step: Tensor  # [G, R]
+    zero: Tensor  # [G, R], in half steps
+    levels: int
+
+    def part(self, groups: slice, rows: slice) -> Grids:
+        """Return the grids of some groups and outputs."""
+        return replace(self, step=self.step[groups, rows], zero=self.zero[groups, rows])
+
+    def values(self, codes: Tensor) -> Tensor:
+        """Return the weights `[G, R, D]` that codes stand for."""
+        return self.step[..., None] * (codes - self.zero[..., None] / 2)
+
+    def nearest(self, weight: Tensor) -> Tensor:
+        """Return the codes of the levels that are nearest to weights `[G, R, D]`."""
+        return (weight / self.step[..., None] + self.zero[..., None] / 2).round().clamp_(0, self.levels - 1)
+
+
+def fitted(problem: Problem, levels: int, most_zero: int, workers: Workers) -> Grids:
+    """Return the grids whose nearest levels miss the targets least, weighted by the diagonal of the Gram.
+
+    Zero is in the middle of a grid, between two levels or on the one before or behind it.
+
+    Args:
+        most_zero: the largest zero, in half steps, that can be kept.
+    """
+    zeros = [zero for zero in (levels - 2, levels - 1, levels) if zero <= most_zero]
+
+    def run(piece: tuple[slice, slice]) -> tuple[Tensor, Tensor]:
+        part = problem.part(*piece)
+        weighing = part.gram.diagonal(dim1=1, dim2=2)[:, None]
+        largest = part.target.abs().amax(2)
+        reach = torch.where(largest > 0, largest, 1.0)
+        best = torch.full_like(reach, torch.inf)
+        step, zero = reach.clone(), torch.full_like(reach, zeros[0])
+        for own_zero in zeros:
+            for factor in torch.linspace(NARROWEST, 1, STEPS).tolist():
+                grids = Grids(
+                    step=reach * factor * 2 / (levels - 1), zero=torch.full_like(reach, own_zero), levels=levels
+                )
+                miss = grids.values(grids.nearest(part.target)).sub_(part.target).square_()
+                error = (miss * weighing).sum(2)
+                better = error < best
+                best = torch.where(better, error, best)
+                step, zero = torch.where(better, grids.step, step), torch.where(better, grids.zero, zero)
+        return step, zero
+
+    step, zero = torch.empty(problem.target.shape[:2]), torch.empty(problem.target.shape[:2])
+    for piece, found in zip(problem.chunks(), workers.map(run, problem.chunks()), strict=True):
+        step[piece], zero[piece] = found
+    return Grids(step=step, zero=zero, levels=levels)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ordered:
+    """A problem whose inputs are in the order in which feedback takes them, the first one last."""
+
+    problem: Problem
+    order: Tensor  # [G, D], of the inputs as they were
+    upper: Tensor  # [G, D, D]: the damped Gram is Uᵀ U
+
+    @classmethod
+    def of(cls, problem: Problem, workers: Workers) -> Ordered:
+        """Put the inputs with the largest squares last."""
+        order = problem.gram.diagonal(dim1=1, dim2=2).argsort(dim=1, stable=True)
+        gram = torch.stack([gram[own][:, own] for gram, own in zip(problem.gram, order, strict=True)])
+        target = problem.target.gather(2, order[:, None].expand_as(problem.target))
+
+        def factor(gram: Tensor) -> Tensor:
+            damping = FEEDBACK_DAMPING * float(gram.diagonal().mean()) or 1.0
+            damped = gram.double() + damping * torch.eye(len(gram), dtype=torch.float64)
+            upper: Tensor = torch.linalg.cholesky(damped, upper=True)
+            return upper.float()
+
+        upper = torch.stack(workers.map(factor, gram))
+        return cls(problem=replace(problem, target=target, gram=gram), order=order, upper=upper)
+
+    def restored(self, codes: Tensor) -> Tensor:
+        """Return codes `[G, R, D]` in the order of the problem that this one was made of."""
+        return torch.empty_like(codes).scatter_(2, self.order[:, None].expand_as(codes), codes)
+
+    @property
+    def curvature(self) -> float:
+        """The mean over all weights of how the error bends with each, given those chosen after it."""
+        return float(self.upper.diagonal(dim1=1, dim2=2).square().mean())
+
+
+def feedback(ordered: Ordered, grids: Grids, prices: Tensor | None, workers: Workers) -> Tensor:
+    """Return codes, chosen from the last weight to the first, each making up for those chosen before.
+
+    As in `pyquant.learn.descent.feedback`, whose blocks are single weights here.
+    """
+    problem = ordered.problem
+    codes = torch.empty_like(problem.target)
+
+    def run(piece: tuple[slice, slice]) -> None:
+        part, own, upper = problem.part(*piece), grids.part(*piece), ordered.upper[piece[0]]
+        missed = torch.zeros_like(part.target)  # U's rows times the errors of all weights chosen so far
+        chosen = torch.empty_like(part.target)
+        for panel in reversed(_panels(part.target.shape[2])):
+            error = torch.zeros_like(part.target[:, :, panel])
+            for j in reversed(range(panel.start, panel.stop)):
+                diagonal = upper[:, j, j, None]
+                wanted = part.target[:, :, j] + missed[:, :, j] / diagonal
+                code = _best(wanted, diagonal.square() * part.importance, own, prices)
+                chosen[:, :, j] = code
+                miss = part.target[:, :, j] - own.step * (code - own.zero / 2)
+                error[:, :, j - panel.start] = miss
+                before = slice(panel.start, j)
+                missed[:, :, before] += miss[..., None] * upper[:, None, before, j]
+            before = slice(0, panel.start)
+            missed[:, :, before] += torch.bmm(error, upper[:, before, panel].transpose(1, 2))
+        codes[piece] = chosen
+
+    workers.map(run, problem.chunks())
+    return codes
+
+
+def sweep(ordered: Ordered, grids: Grids, codes: Tensor, prices: Tensor | None, workers: Workers) -> Tensor:
+    """Return codes that are, one after another, the best ones while all others stay as they are."""
+    problem = ordered.problem
+    result = codes.clone()
+
+    def run(piece: tuple[slice, slice]) -> None:
+        part, own, chosen = problem.part(*piece), grids.part(*piece), result[piece]
+        slope = torch.bmm(part.target - own.values(chosen), part.gram)  # half the fall of the error with Ŵ
+        for panel in _panels(part.target.shape[2]):
+            change = torch.zeros_like(slope[:, :, panel])
+            for j in range(panel.start, panel.stop):
+                bend = part.gram[:, j, j, None]
+                old = own.step * (chosen[:, :, j] - own.zero / 2)
+                code = _best(old + slope[:, :, j] / bend, bend * part.importance, own, prices)
+                step = own.step * (code - chosen[:, :, j])
+                chosen[:, :, j] = code
+                rest = slice(j, panel.stop)
+                slope[:, :, rest] -= step[..., None] * part.gram[:, None, j, rest]
+                change[:, :, j - panel.start] = step
+            after = slice(panel.stop, part.target.shape[2])
+            slope[:, :, after] -= torch.bmm(change, part.gram[:, panel, after])
+
+    workers.map(run, problem.chunks())
+    return result
+
+
+def refit(ordered: Ordered, grids: Grids, codes: Tensor, workers: Workers) -> Grids:
+    """Return grids with the steps that suit the codes best; where none does, they stay."""
+    problem = ordered.problem
+
+    def run(piece: tuple[slice, slice]) -> Tensor:
+        part, own = problem.part(*piece), grids.part(*piece)
+        units = codes[piece] - own.zero[..., None] / 2
+        weighed = torch.bmm(units, part.gram)
+        best = (weighed * part.target).sum(2) / (weighed * units).sum(2)
+        return torch.where((best > 0) & best.isfinite(), best, own.step)
+
+    step = torch.empty_like(grids.step)
+    for piece, found in zip(problem.chunks(), workers.map(run, problem.chunks()), strict=True):
+        step[piece] = found
+    return replace(grids, step=step)
+
+
+def code_lengths(codes: Tensor, levels: int) -> Tensor:
+    """Return the bits `[L]` that each level takes under the static model of the codes."""
+    counts = torch.bincount(codes.reshape(-1).long(), minlength=levels).double().clamp_min(FEWEST_COUNTED)
+    return (counts.sum() / counts).log2().float()
+
+
+def mean_length(codes: Tensor, levels: int) -> float:
+    """Return the bits of a code, on average, under their own static model."""
+    counts = torch.bincount(codes.reshape(-1).long(), minlength=levels).double()
+    return float((counts * code_lengths(codes, levels)).sum() / counts.sum())
+
+
+def _best(wanted: Tensor, curvature: Tensor, grids: Grids, prices: Tensor | None) -> Tensor:
+    """Return the codes `[G, R]` of the least error and price; `wanted` has the least error, which bends by `curvature`.
+
+    With prices, what is looked at besides the nearest level are the next one towards zero, and zero.
+    """
+    at = wanted / grids.step + grids.zero / 2
+    nearest = at.round().clamp_(0, grids.levels - 1)
+    if prices is None:
+        return nearest
+    zero = (grids.zero / 2).round()
+    tried = torch.stack([nearest, nearest + (zero - nearest).sign(), zero])
+    cost = (curvature * grids.step.square()) * (tried - at).square() + prices[tried.long()]
+    return tried.gather(0, cost.argmin(0)[None])[0]
+
+
+def _panels(dim: int) -> list[slice]:
+    """Return neighbouring weights, some at a time: what they change elsewhere is added for all of them at once."""
+    return [slice(start, min(start + PANEL, dim)) for start in range(0, dim, PANEL)]

@@ -1,0 +1,135 @@
+"""OBQ: levels of uniform grids, chosen with error feedback ("Optimal Brain Compression", NeurIPS 2022).
+
+Each weight's rounding error is made up for by the weights that are rounded after it, as the inverse of the full Gram
+says; order and arithmetic are GPTQ's (`pyquant.learn.grids`), and coordinate descent and least squares for the steps
+follow. Where the codec has a rate, the same is done with a price for each code, and steps as wide as the rate wants.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import log, log2
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyquant.codecs import ScalarConfig
+from pyquant.codecs.scalar import rounded_steps, tensors_of
+from pyquant.learn.descent import Problem
+from pyquant.learn.grids import Grids, Ordered, code_lengths, feedback, fitted, mean_length, refit, sweep
+from pyquant.learn.methods.base import Layer, Tensors
+from pyquant.learn.methods.correlated import Correlated, FullMoments, aim
+from pyquant.learn.recipes import OURS
+from pyquant.learn.workers import Workers
+
+ROUNDS = 2  # of fitting steps and choosing codes
+MOST_ZERO = 255  # half steps
+# A bit is worth as much error as it would take away by halving steps: the derivative of step² / 12 with the rate ..
+BIT = 2 * log(2) / 12
+ZEAL = 1.2  # .. times this, which is best at 1 to 3 bits, where more weights than that formula says should be zero
+SEARCH_ROWS = 96  # of a layer, on which steps are searched for a rate
+SEARCHES = 8  # steps that are tried
+CLOSE = 0.005  # relative, to the rate
+
+
+class Obq(Correlated):
+    """Error feedback, coordinate descent and least squares on uniform grids."""
+
+    codec = ScalarConfig
+    preset = "int4"
+    training = OURS
+
+    def code(self, layer: Layer, measured: FullMoments | None, *, seed: int, workers: Workers) -> Tensors:
+        """Return the codes, steps and zeros that the descent ends with."""
+        config = layer.config
+        assert isinstance(config, ScalarConfig)
+        problem = _problem(layer, measured, workers)
+        ordered = Ordered.of(problem, workers)
+        if config.rate:
+            grids, codes = _at_rate(ordered, config, workers)
+        else:
+            grids, codes = _at_bits(problem, ordered, config, workers)
+        outputs = len(layer.weight)
+        return tensors_of(
+            ordered.restored(codes).reshape(outputs, -1).numpy().astype(np.uint8),
+            grids.step.reshape(outputs).numpy(),
+            grids.zero.reshape(outputs).numpy(),
+            config,
+        )
+
+
+def _problem(layer: Layer, measured: FullMoments | None, workers: Workers) -> Problem:
+    groups = 1 if layer.node.op == "linear" else layer.node.attributes["groups"]
+    target, gram = layer.weight, torch.eye(layer.weight[0].size).repeat(groups, 1, 1)
+    if measured is not None:
+        target, gram = aim(layer, measured, workers)
+    return Problem(
+        target=torch.from_numpy(target).reshape(groups, len(target) // groups, -1),
+        gram=gram.float(),
+        importance=torch.from_numpy(layer.importance).reshape(groups, -1),
+    )
+
+
+def _at_bits(problem: Problem, ordered: Ordered, config: ScalarConfig, workers: Workers) -> tuple[Grids, Tensor]:
+    """Return grids and codes with the least error."""
+    grids = _kept(fitted(problem, config.centroids, MOST_ZERO, workers))
+    codes = feedback(ordered, grids, None, workers)
+    for _ in range(ROUNDS):
+        grids = _kept(refit(ordered, grids, codes, workers))
+        codes = sweep(ordered, grids, codes, None, workers)
+    return grids, codes
+
+
+def _at_rate(ordered: Ordered, config: ScalarConfig, workers: Workers) -> tuple[Grids, Tensor]:
+    """Return grids and codes with the least error of those whose codes take so many bits per weight."""
+    rows = ordered.problem.target.shape[1]
+    some = slice(0, None, -(-rows // SEARCH_ROWS))
+    part = replace(ordered, problem=ordered.problem.part(slice(None), some))
+    unit = _unit(ordered)
+    low, high = None, None  # log2 of units whose codes are too long, and short enough
+    log_unit = log2(unit) - config.rate + 2.0
+    for _ in range(SEARCHES):
+        bits = mean_length(_coded(part, config, 2.0**log_unit, workers)[1], config.centroids)
+        if abs(bits - config.rate) <= CLOSE * config.rate:
+            break
+        low, high = (log_unit, high) if bits > config.rate else (low, log_unit)
+        step = bits - config.rate
+        guess = log_unit + step
+        if low is not None and high is not None:
+            guess = (low + high) / 2
+        log_unit = guess
+    return _coded(ordered, config, 2.0**log_unit, workers)
+
+
+def _unit(ordered: Ordered) -> float:
+    """Return the root mean square of all weights, times what their output's error counts."""
+    problem = ordered.problem
+    return float((problem.target.square().mean(2) * problem.importance).mean().sqrt()) or 1.0
+
+
+def _coded(ordered: Ordered, config: ScalarConfig, unit: float, workers: Workers) -> tuple[Grids, Tensor]:
+    """Return grids and codes for steps that cost as much error as `unit` does where the importance is 1."""
+    problem = ordered.problem
+    largest = problem.target.abs().amax(2)
+    wanted = unit / problem.importance.sqrt()
+    # No weight may lie outside its grid, and a grid that is wider than all weights makes them zeros in any case.
+    narrowest = largest / (config.centroids // 2 - 1)
+    step = torch.minimum(torch.maximum(wanted, narrowest), 4 * largest)
+    zero = torch.full_like(step, config.centroids - 2)
+    grids = _kept(Grids(step=torch.where(largest > 0, step, 1.0), zero=zero, levels=config.centroids))
+    worth = ZEAL * BIT * unit**2 * ordered.curvature
+    codes = grids.nearest(problem.target)
+
+    def prices() -> Tensor:
+        return worth * code_lengths(codes, config.centroids)
+
+    codes = feedback(ordered, grids, prices(), workers)
+    for _ in range(ROUNDS):
+        codes = sweep(ordered, grids, codes, prices(), workers)
+    return grids, codes
+
+
+def _kept(grids: Grids) -> Grids:
+    """Return grids with the steps that a file keeps."""
+    return replace(grids, step=torch.from_numpy(rounded_steps(grids.step.numpy())))

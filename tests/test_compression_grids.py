@@ -1,0 +1,143 @@
+"""Networks compressed to grids: presets, rules, rates and sizes, alone and beside codebooks."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import SIDE
+
+torch = pytest.importorskip("torch", reason="compressing needs PyTorch")
+
+import tiny_networks  # noqa: E402
+
+import pyquant  # noqa: E402
+from pyquant.choose import Recipe, parse_rule  # noqa: E402
+from pyquant.codecs import DenseConfig, ProductConfig, ScalarConfig  # noqa: E402
+from pyquant.errors import ConfigError  # noqa: E402
+from pyquant.file import dumps, read_model  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def inputs() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((64, 3, SIDE, SIDE), dtype=np.float32)
+
+
+def compressed(inputs: np.ndarray | None, out: Path, *rules: str, preset: str = "int4", **options: Any) -> Any:
+    recipe = Recipe(preset=preset, rules=tuple(map(parse_rule, rules)))
+    options = {"input_shape": (3, SIDE, SIDE), "threads": 1, **options}
+    return pyquant.compress(tiny_networks.residual(), inputs, out=out, recipe=recipe, **options)
+
+
+def codecs_of(path: Path) -> dict[str, Any]:
+    return {node.name: weight.codec for node, weight in read_model(path).network.graph.weighted()}
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_presets(bits: int, calibrated: bool, inputs: np.ndarray, tmp_path: Path) -> None:
+    out = tmp_path / "x.pqmodel"
+    report = compressed(inputs if calibrated else None, out, preset=f"int{bits}")
+    codecs = codecs_of(out)
+    assert codecs.pop("conv") == DenseConfig()
+    assert set(codecs.values()) == {ScalarConfig(bits=bits)}
+    rows = {row.name: row for row in report.layers}
+    assert rows["block.conv1"].levels == 2**bits
+    assert rows["conv"].reason == "the first convolution"
+    assert rows["wide"].bits_per_weight < bits + 3  # a step and a zero for 16 weights
+    if calibrated:
+        assert rows["block.conv1"].relative_output_error < {2: 0.3, 3: 0.05, 4: 0.02, 8: 1e-4}[bits]
+
+
+def test_the_method_is_the_one_of_the_codec(inputs: np.ndarray, tmp_path: Path) -> None:
+    """`obq` brings its own preset; and grids are learnt by it, whatever the method is called."""
+    files = []
+    for options in ({"method": "obq"}, {"recipe": Recipe(preset="int4")}):
+        out = tmp_path / "x.pqmodel"
+        pyquant.compress(tiny_networks.residual(), inputs, out=out, threads=1, **options)
+        files.append(read_model(out).network)
+    assert files[0].graph == files[1].graph
+    for name, tensor in files[0].tensors.items():
+        np.testing.assert_array_equal(tensor, files[1].tensors[name])
+
+
+def test_grids_and_codebooks_in_one_network(inputs: np.ndarray, tmp_path: Path) -> None:
+    out = tmp_path / "x.pqmodel"
+    compressed(inputs, out, "block.*=scalar:3", "fc=dense", preset="small-blocks", method="abgd")
+    codecs = codecs_of(out)
+    assert codecs["block.conv1"] == codecs["block.conv2"] == ScalarConfig(bits=3)
+    assert isinstance(codecs["wide"], ProductConfig)
+    assert codecs["fc"] == DenseConfig()
+
+
+def test_a_rate_makes_the_file_smaller(inputs: np.ndarray, tmp_path: Path) -> None:
+    sizes, errors = [], []
+    for rule in ("block.*=scalar:6", "block.*=scalar:6;rate:3", "block.*=scalar:6;rate:1.5"):
+        out = tmp_path / "x.pqmodel"
+        report = compressed(inputs, out, rule)
+        row = next(row for row in report.layers if row.name == "block.conv1")
+        sizes.append(report.bytes)
+        errors.append(row.relative_output_error)
+        assert parse_rule(rule).codec == codecs_of(out)["block.conv1"]
+    assert sizes == sorted(sizes, reverse=True)
+    assert errors == sorted(errors)
+    assert read_model(out).network.graph.node("block.conv1").weight.codec.weight_bits == 1.5
+
+
+@pytest.mark.parametrize("method", ["gram", "abgd"])
+def test_fine_tuning_leaves_grids_as_they_are(method: str, inputs: np.ndarray, tmp_path: Path) -> None:
+    rules = ("block.*=scalar:2", "wide=block:4,1,1;centroids:8")
+    networks = []
+    for steps in (0, 4):
+        out = tmp_path / "x.pqmodel"
+        compressed(inputs, out, *rules, preset="small-blocks", method=method, finetune_steps=steps)
+        networks.append(read_model(out).network)
+    for role in ("codes", "step", "zero"):
+        name = f"block.conv1.{role}"
+        np.testing.assert_array_equal(networks[0].tensors[name], networks[1].tensors[name])
+
+
+def test_a_stopped_job_goes_on(inputs: np.ndarray, tmp_path: Path) -> None:
+    files = []
+    for out in ("a", "b", "a"):
+        compressed(inputs, tmp_path / out, "wide=scalar:5;rate:2", checkpoint=tmp_path / f"{out} job")
+        files.append((tmp_path / out).read_bytes())
+    assert files[0] == files[1] == files[2]
+
+
+def test_plans_and_sizes(inputs: np.ndarray, tmp_path: Path) -> None:
+    module, recipe = tiny_networks.residual(), Recipe(rules=(parse_rule("block.*=scalar:4"),))
+    plan = pyquant.plan(module, inputs, recipe=recipe, threads=1)
+    out = tmp_path / "x.pqmodel"
+    report = pyquant.compress(module, inputs, out=out, recipe=recipe, threads=1)
+    assert report.bytes <= plan.bytes
+    assert 0 < plan.errors["block.conv1"] < 0.1
+    assert plan.errors["block.conv1"] > pyquant.plan(
+        module, inputs, recipe=Recipe(rules=(parse_rule("block.*=scalar:6"),)), threads=1
+    ).errors["block.conv1"]  # fmt: skip
+    size = len(dumps(read_model(out), fixed_length=True)) + 500
+    report = pyquant.compress(module, inputs, out=out, recipe=recipe, threads=1, target_bytes=size)
+    assert 0.99 * size <= report.bytes <= size
+    assert codecs_of(out)["block.conv1"] == ScalarConfig(bits=4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"method": "obq", "preset": "small-blocks"},
+            "method 'obq' codes layers in the codec 'scalar', and there is none",
+        ),
+        (
+            {"method": "pqf"},
+            "method 'pqf' codes layers in the codec 'product', and there is none; give the preset 'small",
+        ),
+        ({"method": "obq", "target_bytes": 9000}, "a size target chooses product codebooks, which method 'obq'"),
+        ({"rules": ("fc=scalar:4;rate:2",), "target_bytes": 9000}, "a rate is reached by entropy coding, which a file"),
+    ],
+)
+def test_what_does_not_go_together(options: dict[str, Any], message: str, inputs: np.ndarray, tmp_path: Path) -> None:
+    rules = options.pop("rules", ())
+    with pytest.raises(ConfigError, match=message):
+        compressed(inputs, tmp_path / "x.pqmodel", *rules, **options)
+    assert not list(tmp_path.iterdir())
