@@ -23,13 +23,15 @@ from pyquant.learn.methods.correlated import Correlated, FullMoments, aim
 from pyquant.learn.recipes import OURS
 from pyquant.learn.workers import Workers
 
-ROUNDS = 2  # of fitting steps and choosing codes
+ROUNDS = 6  # of fitting steps and choosing codes
 MOST_ZERO = 255  # half steps
 # A bit is worth as much error as it would take away by halving steps: the derivative of step² / 12 with the rate ..
 BIT = 2 * log(2) / 12
 ZEAL = 1.2  # .. times this, which is best at 1 to 3 bits, where more weights than that formula says should be zero
-SEARCH_ROWS = 96  # of a layer, on which steps are searched for a rate
-SEARCHES = 8  # steps that are tried
+SEARCH_ROWS = 96  # outputs of a group, on which steps are searched for a rate at first
+SEARCHES, LAST_SEARCHES = 6, 3  # steps that are tried on these, and on all
+FIRST_STEP = 1.9  # log2 of the first one at 0 bits, in units of the weights
+LEAST_SLOPE, MOST_SLOPE = 0.5, 3.0  # of log2 of a step, for each bit
 CLOSE = 0.005  # relative, to the rate
 
 
@@ -82,24 +84,27 @@ def _at_bits(problem: Problem, ordered: Ordered, config: ScalarConfig, workers: 
 
 
 def _at_rate(ordered: Ordered, config: ScalarConfig, workers: Workers) -> tuple[Grids, Tensor]:
-    """Return grids and codes with the least error of those whose codes take so many bits per weight."""
+    """Return grids and codes with the least error of those whose codes take so many bits per weight.
+
+    Steps are searched on some of the rows, and then on all. To begin with, a bit is worth half a step; later, what the
+    secant through the last two says.
+    """
     rows = ordered.problem.target.shape[1]
     some = slice(0, None, -(-rows // SEARCH_ROWS))
     part = replace(ordered, problem=ordered.problem.part(slice(None), some))
-    unit = _unit(ordered)
-    low, high = None, None  # log2 of units whose codes are too long, and short enough
-    log_unit = log2(unit) - config.rate + 2.0
-    for _ in range(SEARCHES):
-        bits = mean_length(_coded(part, config, 2.0**log_unit, workers)[1], config.centroids)
-        if abs(bits - config.rate) <= CLOSE * config.rate:
-            break
-        low, high = (log_unit, high) if bits > config.rate else (low, log_unit)
-        step = bits - config.rate
-        guess = log_unit + step
-        if low is not None and high is not None:
-            guess = (low + high) / 2
-        log_unit = guess
-    return _coded(ordered, config, 2.0**log_unit, workers)
+    log_unit, slope = log2(_unit(ordered)) + FIRST_STEP - config.rate, 1.0
+    for tried, searches in ((part, SEARCHES), (ordered, LAST_SEARCHES)):
+        before: tuple[float, float] | None = None
+        for _ in range(searches):
+            grids, codes = _coded(tried, config, 2.0**log_unit, workers)
+            bits = mean_length(codes, config.centroids)
+            if abs(bits - config.rate) <= CLOSE * config.rate:
+                break
+            if before is not None and bits != before[1]:
+                slope = min(max((before[0] - log_unit) / (bits - before[1]), LEAST_SLOPE), MOST_SLOPE)
+            before = log_unit, bits
+            log_unit += slope * (bits - config.rate)
+    return grids, codes
 
 
 def _unit(ordered: Ordered) -> float:
@@ -126,6 +131,7 @@ def _coded(ordered: Ordered, config: ScalarConfig, unit: float, workers: Workers
 
     codes = feedback(ordered, grids, prices(), workers)
     for _ in range(ROUNDS):
+        grids = _kept(refit(ordered, grids, codes, workers))
         codes = sweep(ordered, grids, codes, prices(), workers)
     return grids, codes
 
