@@ -1,8 +1,9 @@
 """What is compared: each cell is one network, compressed in one way to one size, with or without training.
 
-A size is written as `preset:NAME`, `bytes:N`, `ratio:R` (how many times smaller than the network in fp32) or `as:SIZE`
-(the bytes that ours has with that one); all but presets are reached by pyquant's own allocation. All bytes are those at
-fixed length, as files made for a size have them. Cells that several parts share are run once.
+A size is written as `preset:NAME`, `bytes:N`, `ratio:R` (how many times smaller than the network in fp32), `as:SIZE`
+(the bytes that ours has with that one) or `rate:R` (bits of a weight on grids, the same in all layers); `bytes`,
+`ratio` and `as` are reached by pyquant's own allocation. Bytes are those at fixed length, as files made for a size have
+them; of grids, whose rate is reached by entropy coding, those of the file. Cells that several parts share are run once.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ COMPARED = tuple(  # ours and the published ones that were rebuilt, of product c
 )
 RATIOS = (8, 12, 20, 30, 45)
 UNIFORM_BITS = (8, 4)
+GRIDS = ("preset:int4", "rate:3.95", "preset:int3", "rate:2.65", "preset:int2", "rate:1.56", "rate:1.02", "rate:0.67")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +105,7 @@ class Comparison:
     rows: tuple[Row, ...]
     curve: str  # the subject whose curve is measured
     ratios: tuple[float, ...] = RATIOS
+    grids: tuple[str, ...] = GRIDS  # sizes, of the same subject
     ingredients: tuple[tuple[str, str], ...] = field(default=())  # subject and size
 
     def parts(self) -> dict[str, list[Cell]]:
@@ -114,13 +117,14 @@ class Comparison:
             for ratio in self.ratios
         ]
         curve += [Cell(subject=self.curve, method=f"int{bits}") for bits in UNIFORM_BITS]
+        grids = [curve[0], *(Cell(subject=self.curve, method="obq", size=size) for size in self.grids)]
         ingredients = [
             Cell(subject=subject, method=ingredient.name(name), size=ingredient.size(size))
             for subject, size in self.ingredients
             for name, ingredient in INGREDIENTS.items()
         ]
         tables = {f"table {row.subject} {row.size}": list(row.cells()) for row in self.rows}
-        return {**tables, "curve": curve, "ingredients": ingredients}
+        return {**tables, "curve": curve, "grids": grids, "ingredients": ingredients}
 
 
 FULL = Comparison(
@@ -148,5 +152,6 @@ SMOKE = Comparison(
     rows=(Row(subject="digits", size="ratio:8", presets=("large-blocks",)),),
     curve="digits",
     ratios=(8,),
+    grids=("preset:int4", "rate:1.5"),
     ingredients=(("digits", "preset:large-blocks"),),
 )

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
+from math import ceil
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
@@ -32,9 +33,11 @@ from uniform import file_bytes, quantize, recipe_for
 
 from pyquant import _core, console, load
 from pyquant.capture import capture
-from pyquant.choose import Recipe
+from pyquant.choose import Recipe, parse_rule
+from pyquant.codecs import ProductConfig
 from pyquant.compression import compress, plan
 from pyquant.file import dumps
+from pyquant.graph import Graph
 from pyquant.learn.calibration import from_pictures
 from pyquant.learn.methods import METHODS
 from pyquant.module_state import norms_of
@@ -104,14 +107,17 @@ class Bench:
         kind, _, value = variant.size.partition(":")
         if kind == "as":
             kind, value = "bytes", str(self.results[self._needed(variant)[0].key]["bytes"])
+        module = subject.build()
         options: dict[str, Any] = {
             "preset": lambda: {"recipe": Recipe(preset=value)},
             "bytes": lambda: {"target_bytes": int(value)},
             "ratio": lambda: {"target_ratio": float(value)},
+            "rate": lambda: {
+                "recipe": recipe_at(capture(module, (3, *subject.preprocessing.crop)).graph, float(value))
+            },
         }[kind]()
         ingredient = INGREDIENTS.get(cell.method)
         known = nullcontext() if ingredient is None else ingredient.known(cell.method)
-        module = subject.build()
         out = self.folder / "cell.pqmodel"
         start, start_cpu = perf_counter(), process_time()
         with console.progress() as progress, known:
@@ -134,7 +140,8 @@ class Bench:
         model = load(out, threads=self.settings.threads)
         right = subject.right(model)
         out.unlink()
-        size = len(dumps(model.file, fixed_length=True))  # presets are compared with files made for a size
+        # Presets of codebooks are compared with files made for a size.
+        size = len(dumps(model.file, fixed_length=METHODS.get(cell.method, METHODS[OURS]).codec is ProductConfig))
         return {
             **accuracy(right),
             "bytes": size,
@@ -169,6 +176,13 @@ class Bench:
         quantized = quantize(network, planned.choices, norms_of(network.graph, module.state_dict()), inputs, bits)
         size = file_bytes(network, planned)
         return {**accuracy(subject.right(by_torch(quantized))), "bytes": size, "ratio": dense / size}
+
+
+def recipe_at(graph: Graph, rate: float) -> Recipe:
+    """Return the recipe of grids of so many bits per weight in all layers but the first, which has 8."""
+    first = next(node.name for node in graph.nodes if node.op == "conv2d")
+    bits = 4 if rate <= 2.5 else min(8, ceil(rate) + 2)
+    return Recipe(rules=(parse_rule(f"*=scalar:{bits};rate:{rate:g}"), parse_rule(f"{first}=scalar:8")))
 
 
 def accuracy(right: NDArray[np.bool_]) -> Result:

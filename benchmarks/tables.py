@@ -19,6 +19,7 @@ def as_markdown(comparison: Comparison, results: Results) -> str:
     for row in comparison.rows:
         lines += [f"### {row.subject}, {size_text(row.size)}", "", *_row_table(row, results), ""]
     lines += [f"### {comparison.curve}, without training", "", *_curve_table(comparison, results), ""]
+    lines += [f"### {comparison.curve}, on grids", "", *_grid_table(comparison, results), ""]
     for subject, size in comparison.ingredients:
         lines += [f"### Ingredients: {subject}, {size_text(size)}", "", *_ingredient_table(subject, size, results), ""]
     return "\n".join(lines)
@@ -41,9 +42,11 @@ def size_text(size: str) -> str:
     kind, _, value = size.partition(":")
     if kind == "as":
         return f"as many bytes as with {size_text(value)}"
-    return {"bytes": lambda: f"{int(value):,} bytes", "ratio": lambda: f"{value} times smaller"}.get(
-        kind, lambda: value
-    )()
+    return {
+        "bytes": lambda: f"{int(value):,} bytes",
+        "ratio": lambda: f"{value} times smaller",
+        "rate": lambda: f"{value}, coded",
+    }.get(kind, lambda: value)()
 
 
 def _row_table(row: Row, results: Results) -> list[str]:
@@ -106,6 +109,19 @@ def _curve_table(comparison: Comparison, results: Results) -> list[str]:
     for bits in UNIFORM_BITS:
         if (result := results.get(Cell(subject=comparison.curve, method=f"int{bits}").key)) is not None:
             lines.append(f"| int{bits} | {result['ratio']:.1f} | {_with_bytes(result)} |")
+    return lines
+
+
+def _grid_table(comparison: Comparison, results: Results) -> list[str]:
+    lines = ["| bits of a weight | bytes | top-1 | from dense | minutes |", "|---|---|---|---|---|"]
+    dense = results.get(Cell(subject=comparison.curve, method="dense").key)
+    for size in comparison.grids:
+        result = results.get(Cell(subject=comparison.curve, method="obq", size=size).key)
+        if result is not None and dense is not None:
+            below = _signed(*difference(result, dense))
+            lines.append(
+                f"| {size_text(size)} | {result['bytes']:,} | {_top1(result)} | {below} | {result['minutes']:.1f} |"
+            )
     return lines
 
 

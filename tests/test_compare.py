@@ -36,7 +36,7 @@ def test_every_kind_of_cell_runs_and_runs_once(tmp_path: Path, monkeypatch: pyte
     import compare as script
     from cells import COMPARED, SMOKE
 
-    patterns = ["curve", "*abgd*", "*on weights*", "*annealed*", "*error feedback*", "*int8 codebooks*"]
+    patterns = ["curve", "grids", "*abgd*", "*on weights*", "*annealed*", "*error feedback*", "*int8 codebooks*"]
     only = [argument for pattern in patterns for argument in ("--only", pattern)]
     text = compare(tmp_path, *only).stdout
     kept = json.loads((tmp_path / "compare.json").read_text())["cells"]
@@ -48,6 +48,8 @@ def test_every_kind_of_cell_runs_and_runs_once(tmp_path: Path, monkeypatch: pyte
     dense, int8, int4 = (kept[f"digits / {name}"] for name in ("dense", "int8", "int4"))
     assert dense["top1"] - int8["top1"] <= 5
     assert dense["bytes"] > int8["bytes"] > int4["bytes"]
+    int4_learnt, at_a_rate = (kept[f"digits / obq / {size}"] for size in ("preset:int4", "rate:1.5"))
+    assert int4["bytes"] > int4_learnt["bytes"] > at_a_rate["bytes"]
     for name in ("k-means annealed", "error feedback", "int8 codebooks"):
         assert text.count(f"| {name} |") == 1
     assert (tmp_path / "curve.svg").read_text().count("<polyline") == 1 + len(COMPARED)
