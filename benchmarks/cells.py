@@ -1,9 +1,9 @@
 """What is compared: each cell is one network, compressed in one way to one size, with or without training.
 
 A size is written as `preset:NAME`, `bytes:N`, `ratio:R` (how many times smaller than the network in fp32), `as:SIZE`
-(the bytes that ours has with that one) or `rate:R` (bits of a weight on grids, the same in all layers); `bytes`,
-`ratio` and `as` are reached by pyquant's own allocation. Bytes are those at fixed length, as files made for a size have
-them; of grids, whose rate is reached by entropy coding, those of the file. Cells that several parts share are run once.
+(the bytes that ours has with that one) or `rate:R` (bits of a weight on grids, on average); `bytes`, `ratio` and `as`
+are reached by pyquant's own allocation. Bytes are those at fixed length, as files made for a size have them; of grids,
+whose rate is reached by entropy coding, those of the file. Cells that several parts share are run once.
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
-from math import ceil
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
@@ -37,7 +36,6 @@ from pyquant.choose import Recipe, parse_rule
 from pyquant.codecs import ProductConfig
 from pyquant.compression import compress, plan
 from pyquant.file import dumps
-from pyquant.graph import Graph
 from pyquant.learn.calibration import from_pictures
 from pyquant.learn.methods import METHODS
 from pyquant.module_state import norms_of
@@ -112,9 +110,7 @@ class Bench:
             "preset": lambda: {"recipe": Recipe(preset=value)},
             "bytes": lambda: {"target_bytes": int(value)},
             "ratio": lambda: {"target_ratio": float(value)},
-            "rate": lambda: {
-                "recipe": recipe_at(capture(module, (3, *subject.preprocessing.crop)).graph, float(value))
-            },
+            "rate": lambda: {"recipe": Recipe(rules=(parse_rule(f"*=scalar:4;rate:{value}"),))},
         }[kind]()
         ingredient = INGREDIENTS.get(cell.method)
         known = nullcontext() if ingredient is None else ingredient.known(cell.method)
@@ -176,13 +172,6 @@ class Bench:
         quantized = quantize(network, planned.choices, norms_of(network.graph, module.state_dict()), inputs, bits)
         size = file_bytes(network, planned)
         return {**accuracy(subject.right(by_torch(quantized))), "bytes": size, "ratio": dense / size}
-
-
-def recipe_at(graph: Graph, rate: float) -> Recipe:
-    """Return the recipe of grids of so many bits per weight in all layers but the first, which has 8."""
-    first = next(node.name for node in graph.nodes if node.op == "conv2d")
-    bits = 4 if rate <= 2.5 else min(8, ceil(rate) + 2)
-    return Recipe(rules=(parse_rule(f"*=scalar:{bits};rate:{rate:g}"), parse_rule(f"{first}=scalar:8")))
 
 
 def accuracy(right: NDArray[np.bool_]) -> Result:

@@ -201,9 +201,7 @@ class Job:
         Raises:
             ConfigError, InputError, SelfCheckError: as `pyquant.compress`; what `out` held before is left as it was.
         """
-        choices = self._settings.recipe.choose(self.network.graph)
-        if target_bytes is not None:
-            choices = dict(self.plan(target_bytes).choices)
+        choices = self._choices(target_bytes)
         records = self._records if target_bytes is None else self._records.part(str(target_bytes))
         learnt, how_tuned = load_learnt(records, DONE) or self._learn(choices, records)
         network = learnt.network.with_activation_ranges(self._ranges(learnt.network, records))
@@ -217,6 +215,13 @@ class Job:
                 )
             error = self._self_check(path, learnt)
         return Report.of(out, model, max_relative_error=error)
+
+    def _choices(self, target_bytes: int | None) -> Mapping[str, Choice]:
+        """Return the codecs of a file of `target_bytes`, or those of the recipe, by the weight's name."""
+        if target_bytes is not None:
+            return self.plan(target_bytes).choices
+        with Workers(self._threads) as workers:
+            return self._planner.choices(workers)
 
     def _learn(self, choices: Mapping[str, Choice], records: Records) -> tuple[Learnt, Mapping[str, Any]]:
         """Return the network with its weights coded, fine-tuned if that is asked for, and how it was fine-tuned."""

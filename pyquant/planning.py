@@ -19,6 +19,7 @@ from pyquant.file import ModelFile, dumps
 from pyquant.graph import Graph, Network
 from pyquant.learn.calibration import Calibration
 from pyquant.learn.workers import Workers
+from pyquant.rates import sharing, with_shared_rates
 from pyquant.report import LayerRow, dense_bytes, layer_rows
 from pyquant.sensitivity import Block, Curve, affordable_inputs, curves_from_json, curves_to_json, measure_curves
 
@@ -124,9 +125,15 @@ class Planner:
             self._plans[target_bytes] = self._made(target_bytes, workers)
         return self._plans[target_bytes]
 
-    def _made(self, target_bytes: int | None, workers: Workers) -> Plan:
+    def choices(self, workers: Workers) -> dict[str, Choice]:
+        """Return what the recipe chooses, by the weight's name; rates that layers share are shared out."""
         choices = self._recipe.choose(self._network.graph)
+        blocks = {name: (config.block,) for config, names in sharing(choices) for name in names}
+        return with_shared_rates(choices, self._network.graph, self._measured(blocks, workers)) if blocks else choices
+
+    def _made(self, target_bytes: int | None, workers: Workers) -> Plan:
         if target_bytes is None:
+            choices = self.choices(workers)
             configs = {name: choice.codec for name, choice in choices.items()}
             curves = self._measured(
                 {name: (codec.block,) for name, codec in configs.items() if not isinstance(codec, DenseConfig)}, workers

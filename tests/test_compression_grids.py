@@ -72,7 +72,7 @@ def test_grids_and_codebooks_in_one_network(inputs: np.ndarray, tmp_path: Path) 
 
 def test_a_rate_makes_the_file_smaller(inputs: np.ndarray, tmp_path: Path) -> None:
     sizes, errors = [], []
-    for rule in ("block.*=scalar:6", "block.*=scalar:6;rate:3", "block.*=scalar:6;rate:1.5"):
+    for rule in ("block.conv1=scalar:6", "block.conv1=scalar:6;rate:3", "block.conv1=scalar:6;rate:1.5"):
         out = tmp_path / "x.pqmodel"
         report = compressed(inputs, out, rule)
         row = next(row for row in report.layers if row.name == "block.conv1")
@@ -82,6 +82,20 @@ def test_a_rate_makes_the_file_smaller(inputs: np.ndarray, tmp_path: Path) -> No
     assert sizes == sorted(sizes, reverse=True)
     assert errors == sorted(errors)
     assert read_model(out).network.graph.node("block.conv1").weight.codec.weight_bits == 1.5
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_layers_of_one_rule_share_its_rate(calibrated: bool, inputs: np.ndarray, tmp_path: Path) -> None:
+    out = tmp_path / "x.pqmodel"
+    compressed(inputs if calibrated else None, out, "*=scalar:4;rate:1.5", "conv=scalar:8", "fc=scalar:4;rate:2")
+    codecs = codecs_of(out)
+    assert codecs.pop("conv") == ScalarConfig(bits=8)
+    assert codecs.pop("fc") == ScalarConfig(bits=4, rate=2)
+    rates = {name: codec.rate for name, codec in codecs.items()}
+    assert len(set(rates.values())) > 1
+    sizes = {name: 2304 if "block" in name else 1024 for name in rates}
+    assert sum(rates[name] * sizes[name] for name in rates) == pytest.approx(1.5 * sum(sizes.values()), rel=1e-3)
+    assert all(codec.bits >= codec.rate + 1 for codec in codecs.values())
 
 
 @pytest.mark.parametrize("method", ["gram", "abgd"])
@@ -100,7 +114,7 @@ def test_fine_tuning_leaves_grids_as_they_are(method: str, inputs: np.ndarray, t
 def test_a_stopped_job_goes_on(inputs: np.ndarray, tmp_path: Path) -> None:
     files = []
     for out in ("a", "b", "a"):
-        compressed(inputs, tmp_path / out, "wide=scalar:5;rate:2", checkpoint=tmp_path / f"{out} job")
+        compressed(inputs, tmp_path / out, "[wb]*=scalar:5;rate:2", checkpoint=tmp_path / f"{out} job")
         files.append((tmp_path / out).read_bytes())
     assert files[0] == files[1] == files[2]
 

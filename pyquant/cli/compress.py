@@ -42,8 +42,8 @@ from pyquant.cli.show import show_outcome
     multiple=True,
     metavar="RULE",
     help="'PATTERN=block:c,kh,kw;centroids:K[;codebooks:M][;codebook:int8]', 'PATTERN=scalar:BITS[;rate:R]' (R bits a "
-    "weight, entropy-coded) or 'PATTERN=dense'; PATTERN is shell-style, on a layer's dotted name; the last rule that "
-    "matches counts.",
+    "weight on average, entropy-coded) or 'PATTERN=dense'; PATTERN is shell-style, on a layer's dotted name; the last "
+    "rule that matches counts.",
 )
 @click.option("--target-size", "target_sizes", type=options.byte_size, multiple=True, metavar="SIZE",
               help="Bytes of the file, header included, such as 963kB or 1.5MiB: never more, at most 1 % less; such a "

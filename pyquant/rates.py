@@ -1,0 +1,74 @@
+"""The rates of grids: how the bits per weight that a rule asks for are shared out among the layers that it names.
+
+Halving the steps of a layer costs each of its weights a bit and quarters its error, which is `a 2^(-2 r)` at r bits, a
+being what the network's outputs get of it at none (`pyquant.sensitivity`). Of all rates of the same mean over n weights
+of each layer, those cause the least error for which `a 2^(-2 r) / n` is the same everywhere, as far as rates are
+possible (reverse water-filling; Cover and Thomas, "Elements of Information Theory", 10.3.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from math import floor, log2, prod
+
+from pyquant.choose import Choice
+from pyquant.codecs import ScalarConfig
+from pyquant.codecs.scalar import MAX_BITS
+from pyquant.graph import Graph
+from pyquant.sensitivity import Curves
+
+LEAST, MOST = 0.2, 7.0  # bits per weight
+SPARE_BITS = 2.5  # of a code beyond the rate, so that rare weights lie within their grid
+LEAST_FACTOR = 1e-30  # of an error: a layer that does not count at all
+LEVELS = (-100.0, 200.0)  # between which the common level lies, in bits
+HALVINGS = 60  # of that interval
+
+
+def sharing(choices: Mapping[str, Choice]) -> list[tuple[ScalarConfig, list[str]]]:
+    """Return the weights that share a rate, as they were chosen for the same one."""
+    groups: dict[ScalarConfig, list[str]] = {}
+    for name, choice in choices.items():
+        if isinstance(choice.codec, ScalarConfig) and choice.codec.rate:
+            groups.setdefault(choice.codec, []).append(name)
+    return [(config, names) for config, names in groups.items() if len(names) > 1]
+
+
+def with_shared_rates(choices: Mapping[str, Choice], graph: Graph, curves: Curves) -> dict[str, Choice]:
+    """Return the choices in which layers that share a rate have it on average, each as much as suits the outputs.
+
+    Args:
+        choices: by the weight's name.
+        graph: of the network.
+        curves: of the weights that share a rate, for blocks of one weight.
+    """
+    sizes = {weight.name: prod(weight.shape) for _, weight in graph.weighted()}
+    result = dict(choices)
+    for config, names in sharing(choices):
+        factors = {name: curves[name, config.block].factor for name in names}
+        for name, rate in shared_rates(config.rate, factors, sizes).items():
+            bits = min(MAX_BITS, max(config.bits, floor(rate + SPARE_BITS)))
+            result[name] = Choice(codec=replace(config, bits=bits, rate=float(f"{rate:.4g}")))
+    return result
+
+
+def shared_rates(mean: float, factors: Mapping[str, float], sizes: Mapping[str, int]) -> dict[str, float]:
+    """Return the rates of layers, by name, that have this mean over all their weights, and of these the best ones.
+
+    Args:
+        mean: bits per weight.
+        factors: what the outputs' error gets of each layer, in units of the layer's own.
+        sizes: the number of weights of each.
+    """
+    own = {name: log2(max(factor, LEAST_FACTOR) / sizes[name]) / 2 for name, factor in factors.items()}
+    total = mean * sum(sizes[name] for name in factors)
+    low, high = LEVELS
+
+    def at(level: float) -> dict[str, float]:
+        return {name: min(max(level + value, LEAST), MOST) for name, value in own.items()}
+
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        enough = sum(rate * sizes[name] for name, rate in at(middle).items()) >= total
+        low, high = (low, middle) if enough else (middle, high)
+    return at(high)
