@@ -80,6 +80,14 @@ def test_gaussian_weights(bits: int, least: float, most: float, workers: Workers
     assert least < signal_to_noise(layer, solved(layer, None, None, workers)) < most
 
 
+@pytest.mark.parametrize("rate", [0.0, 6.5])
+def test_eight_bits_are_signed_bytes(rate: float, workers: Workers) -> None:
+    layer = gaussian(8, rate)
+    tensors = solved(layer, None, None, workers)
+    assert set(tensors["zero"]) == {254}
+    assert tensors["codes"].max() <= 254
+
+
 # Simulated at these rates: 4.34 and 11.14 dB for an entropy-coded uniform quantizer; the bound of any is 6.02 dB a bit.
 @pytest.mark.parametrize(("rate", "least"), [(0.96, 4.2), (2.10, 11.0)])
 def test_gaussian_weights_at_a_rate(rate: float, least: float, workers: Workers) -> None:
@@ -97,7 +105,8 @@ def rounded(layer: Layer, workers: Workers) -> Floats:
     problem = Problem(
         target=target, gram=torch.eye(depth).repeat(groups, 1, 1), importance=torch.ones(target.shape[:2])
     )
-    grids = fitted(problem, layer.config.centroids, 255, workers)
+    levels = layer.config.centroids
+    grids = fitted(problem, levels, (levels - 2, levels - 1, levels), workers)
     return grids.values(grids.nearest(target)).reshape(layer.weight.shape).numpy()
 
 
@@ -163,7 +172,7 @@ def cost(problem: Problem, grids: Grids, codes: torch.Tensor, prices: torch.Tens
 
 def test_every_step_lowers_the_error(rng: np.random.Generator, workers: Workers) -> None:
     problem = some_problem(rng)
-    grids = fitted(problem, 8, 255, workers)
+    grids = fitted(problem, 8, (6, 7, 8), workers)
     ordered = Ordered.of(problem, workers)
     codes = feedback(ordered, grids, None, workers)
     costs = [cost(problem, grids, grids.nearest(problem.target)), cost(ordered.problem, grids, codes)]
@@ -180,7 +189,7 @@ def test_every_step_lowers_the_error(rng: np.random.Generator, workers: Workers)
 
 def test_the_last_sweep_left_no_better_single_code(rng: np.random.Generator, workers: Workers) -> None:
     problem = some_problem(rng, groups=1)
-    grids = fitted(problem, 4, 255, workers)
+    grids = fitted(problem, 4, (2, 3, 4), workers)
     ordered = Ordered.of(problem, workers)
     codes = feedback(ordered, grids, None, workers)
     for _ in range(10):
@@ -194,7 +203,7 @@ def test_the_last_sweep_left_no_better_single_code(rng: np.random.Generator, wor
 
 def test_prices_make_codes_shorter(rng: np.random.Generator, workers: Workers) -> None:
     problem = some_problem(rng)
-    grids = replace(fitted(problem, 16, 255, workers), zero=torch.full((2, 9), 14.0))
+    grids = fitted(problem, 16, (14,), workers)
     ordered = Ordered.of(problem, workers)
     free = feedback(ordered, grids, None, workers)
     prices = 2 * float(problem.target.square().mean()) * code_lengths(free, 16)

@@ -19,6 +19,7 @@ latter float32 for speed, steps and zeros `[G, R]`, Grams `[G, D, D]`, prices `[
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -53,15 +54,13 @@ class Grids:
         return (weight / self.step[..., None] + self.zero[..., None] / 2).round().clamp_(0, self.levels - 1)
 
 
-def fitted(problem: Problem, levels: int, most_zero: int, workers: Workers) -> Grids:
+def fitted(problem: Problem, levels: int, zeros: Sequence[int], workers: Workers) -> Grids:
     """Return the grids whose nearest levels miss the targets least, weighted by the diagonal of the Gram.
 
-    Zero is in the middle of a grid, between two levels or on the one before or behind it.
-
     Args:
-        most_zero: the largest zero, in half steps, that can be kept.
+        levels: of a grid.
+        zeros: where zero may be in it, in half steps.
     """
-    zeros = [zero for zero in (levels - 2, levels - 1, levels) if zero <= most_zero]
 
     def run(piece: tuple[slice, slice]) -> tuple[Tensor, Tensor]:
         part = problem.part(*piece)

@@ -24,7 +24,7 @@ from pyquant.learn.recipes import OURS
 from pyquant.learn.workers import Workers
 
 ROUNDS = 6  # of fitting steps and choosing codes
-MOST_ZERO = 255  # half steps
+SIGNED_BYTES = 255  # levels, -127 to 127 steps: all that grids of 8 bits use, so that the runtime's bytes hold them
 # A bit is worth as much error as it would take away by halving steps: the derivative of step² / 12 with the rate ..
 BIT = 2 * log(2) / 12
 ZEAL = 1.2  # .. times this, which is best at 1 to 3 bits, where more weights than that formula says should be zero
@@ -75,7 +75,10 @@ def _problem(layer: Layer, measured: FullMoments | None, workers: Workers) -> Pr
 
 def _at_bits(problem: Problem, ordered: Ordered, config: ScalarConfig, workers: Workers) -> tuple[Grids, Tensor]:
     """Return grids and codes with the least error."""
-    grids = _kept(fitted(problem, config.centroids, MOST_ZERO, workers))
+    levels = _levels(config)
+    # In the middle, between two levels or on one of them; of signed bytes on the one that is there.
+    zeros = (levels - 1,) if levels == SIGNED_BYTES else (levels - 2, levels - 1, levels)
+    grids = _kept(fitted(problem, levels, zeros, workers))
     codes = feedback(ordered, grids, None, workers)
     for _ in range(ROUNDS):
         grids = _kept(refit(ordered, grids, codes, workers))
@@ -97,7 +100,7 @@ def _at_rate(ordered: Ordered, config: ScalarConfig, workers: Workers) -> tuple[
         before: tuple[float, float] | None = None
         for _ in range(searches):
             grids, codes = _coded(tried, config, 2.0**log_unit, workers)
-            bits = mean_length(codes, config.centroids)
+            bits = mean_length(codes, grids.levels)
             if abs(bits - config.rate) <= CLOSE * config.rate:
                 break
             if before is not None and bits != before[1]:
@@ -119,21 +122,27 @@ def _coded(ordered: Ordered, config: ScalarConfig, unit: float, workers: Workers
     largest = problem.target.abs().amax(2)
     wanted = unit / problem.importance.sqrt()
     # No weight may lie outside its grid, and a grid that is wider than all weights makes them zeros in any case.
-    narrowest = largest / (config.centroids // 2 - 1)
+    levels = _levels(config)
+    zero = (levels - 1) // 2  # the level
+    narrowest = largest / zero
     step = torch.minimum(torch.maximum(wanted, narrowest), 4 * largest)
-    zero = torch.full_like(step, config.centroids - 2)
-    grids = _kept(Grids(step=torch.where(largest > 0, step, 1.0), zero=zero, levels=config.centroids))
+    step = torch.where(largest > 0, step, 1.0)
+    grids = _kept(Grids(step=step, zero=torch.full_like(step, 2 * zero), levels=levels))
     worth = ZEAL * BIT * unit**2 * ordered.curvature
     codes = grids.nearest(problem.target)
 
     def prices() -> Tensor:
-        return worth * code_lengths(codes, config.centroids)
+        return worth * code_lengths(codes, levels)
 
     codes = feedback(ordered, grids, prices(), workers)
     for _ in range(ROUNDS):
         grids = _kept(refit(ordered, grids, codes, workers))
         codes = sweep(ordered, grids, codes, prices(), workers)
     return grids, codes
+
+
+def _levels(config: ScalarConfig) -> int:
+    return min(config.centroids, SIGNED_BYTES)
 
 
 def _kept(grids: Grids) -> Grids:
