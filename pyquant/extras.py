@@ -13,6 +13,8 @@ EXTRA_OF: dict[str, str] = {
     "openvino": "bench",
     "psutil": "bench",
     "matplotlib": "report",
+    "faster_coco_eval": "coco",
+    "pycocotools": "coco",
     "sklearn": "demo",
 }
 

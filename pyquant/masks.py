@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -37,3 +38,28 @@ def to_coco(mask: NDArray[np.bool_]) -> dict[str, Any]:
             if is_last:
                 break
     return {"size": list(mask.shape), "counts": "".join(text)}
+
+
+def from_coco(segmentation: Mapping[str, Any]) -> NDArray[np.bool_]:
+    """Return the mask `[H, W]` that `to_coco` wrote.
+
+    Raises:
+        ValueError: the runs do not add up to the mask's pixels, or the text breaks off.
+    """
+    height, width = segmentation["size"]
+    counts: list[int] = []
+    value = shift = 0
+    for character in segmentation["counts"]:
+        group = ord(character) - _FIRST
+        value |= (group & 0x1F) << shift
+        shift += _BITS
+        if group & 0x20:
+            continue
+        if group & 0x10:
+            value -= 1 << shift
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+        value = shift = 0
+    if shift or min(counts, default=0) < 0 or sum(counts) != height * width:
+        raise ValueError(f"a mask of {height} x {width} pixels whose runs cover {sum(counts)}")
+    flat = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+    return np.ascontiguousarray(flat.reshape(width, height).T)

@@ -13,6 +13,7 @@ from detectors import CLASSES, smooth_picture, tiny_detector
 from numpy.typing import NDArray
 from PIL import Image
 
+from pyquant import masks
 from pyquant.classes import ClassName
 from pyquant.cli import main
 from pyquant.drawing import COLOURS, draw_detections
@@ -62,6 +63,13 @@ def test_known_text() -> None:
 def test_text_holds_the_mask(size: tuple[int, int], share: float, rng: np.random.Generator) -> None:
     mask = rng.random(size) < share
     np.testing.assert_array_equal(from_coco(to_coco(mask)), mask)
+    np.testing.assert_array_equal(masks.from_coco(to_coco(mask)), mask)
+
+
+@pytest.mark.parametrize(("size", "counts"), [([2, 3], "5"), ([2, 3], "66"), ([2, 3], "6X"), ([2, 3], "66O")])
+def test_text_must_cover_the_mask(size: list[int], counts: str) -> None:
+    with pytest.raises(ValueError, match="a mask of 2 x 3 pixels whose runs cover"):
+        masks.from_coco({"size": size, "counts": counts})
 
 
 def test_drawing_changes_boxes_and_masks_alone() -> None:

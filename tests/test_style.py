@@ -27,7 +27,7 @@ MAY_INCLUDE = {  # layers of csrc, each with those that it may use besides itsel
 LEVELS = (  # of pyquant, lowest first: a module may import from levels below its own, and from its own
     {"errors", "extras", "console", "layers", "classes", "codecs", "machine", "storage", "_core", "masks", "drawing"},
     {"histogram", "graph", "shapes", "preprocessing", "detector"},
-    {"pictures", "container", "declared", "entropy", "reference", "reference_detection", "tuning"},
+    {"pictures", "annotations", "container", "declared", "entropy", "reference", "reference_detection", "tuning"},
     {"file", "checkpoint"},
     {"report", "runtime", "export", "choose", "torch_network"},
     {
@@ -42,6 +42,7 @@ LEVELS = (  # of pyquant, lowest first: a module may import from levels below it
         "rates",
         "planning",
         "ranges",
+        "average_precision",
     },
     {"accuracy", "drop", "module_state", "settings", "targets", "yardstick"},
     {"identity"},
