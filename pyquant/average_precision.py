@@ -61,10 +61,38 @@ def evaluate_detector(model: Model, data: AnyPath, annotations: AnyPath, limit: 
     """
     if not model.is_detector:
         raise ConfigError("annotations are for detectors; this file holds a network that names the whole picture")
+    return evaluate_finder(
+        lambda pixels: model.detect([pixels])[0],
+        data,
+        annotations,
+        with_masks=len(model.outputs) > 1,
+        num_classes=classes_of(model.file.network.graph),
+        limit=limit,
+    )
+
+
+def evaluate_finder(
+    find: Callable[[NDArray[np.uint8]], Found],
+    data: AnyPath,
+    annotations: AnyPath,
+    *,
+    with_masks: bool,
+    num_classes: int | None = None,
+    limit: int | None = None,
+) -> AveragePrecision:
+    """Return the average precision of any function that finds things in pictures, as `evaluate_detector` does.
+
+    Args:
+        find: takes the pixels of a picture, uint8 `[H, W, 3]`, and returns what `Model.detect` returns for it.
+        data: as for `evaluate_detector`, and so are annotations and limit.
+        annotations: those.
+        with_masks: it finds masks too.
+        num_classes: how many labels there are, the background among them; None: any.
+        limit: so many pictures.
+    """
     make_index, make_evaluator = coco_tools()
-    with_masks = len(model.outputs) > 1
     known = read_annotations(annotations, with_masks=with_masks)
-    if (num_classes := classes_of(model.file.network.graph)) is not None:
+    if num_classes is not None:
         known.check_labels(num_classes)
     refs = known.pictures(find_pictures(data))
     order = range(len(refs)) if limit is None else sorted(np.random.default_rng(0).permutation(len(refs))[:limit])
@@ -72,8 +100,7 @@ def evaluate_detector(model: Model, data: AnyPath, annotations: AnyPath, limit: 
     start = perf_counter()
     results: list[dict[str, Any]] = []
     for image, ref in console.track(chosen, "finding"):
-        (found,) = model.detect([_open(image, ref, known)])
-        results += as_results(int(image["id"]), found)
+        results += as_results(int(image["id"]), find(_open(image, ref, known)))
     seconds = perf_counter() - start
     images = [image for image, _ in chosen]
     figures = {
