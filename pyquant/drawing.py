@@ -38,7 +38,13 @@ def draw_detections(pixels: NDArray[np.uint8], found: Mapping[str, NDArray[Any]]
         left, top, right, bottom = found["boxes"][i].tolist()
         draw.rectangle((left, top, right, bottom), outline=colours[i], width=width)
         text = f"{names[i]} {found['scores'][i]:.2f}"
-        x0, y0, x1, y1 = draw.textbbox((left + width, top + width), text, font=font)
+        # What would begin at the corner of a box and end outside of the picture is moved into it.
+        across, down = draw.textbbox((0, 0), text, font=font)[2:]
+        corner = (
+            max(min(left + width, image.width - across - 2), 1),
+            max(min(top + width, image.height - down - 2), 1),
+        )
+        x0, y0, x1, y1 = draw.textbbox(corner, text, font=font)
         draw.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), fill=colours[i])
-        draw.text((left + width, top + width), text, fill=(0, 0, 0), font=font)
+        draw.text(corner, text, fill=(0, 0, 0), font=font)
     return image

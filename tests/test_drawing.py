@@ -86,6 +86,16 @@ def test_drawing_changes_boxes_and_masks_alone() -> None:
     np.testing.assert_array_equal(np.asarray(draw_detections(pixels, empty, [])), pixels)
 
 
+def test_names_stay_in_the_picture() -> None:
+    found = {"boxes": np.array([[70, 52, 80, 60]], np.float32), "scores": np.array([0.9])}
+    (width, height), pixels = (80, 60), np.full((60, 80, 3), 200, np.uint8)
+    drawn = np.asarray(draw_detections(pixels, found, ["cat"]))
+    whole = np.asarray(draw_detections(pixels, {**found, "boxes": np.array([[2, 2, 12, 10]], np.float32)}, ["cat"]))
+    # All of its letters can be read: as many dark pixels as where there is room.
+    assert (drawn.max(axis=2) < 60).sum() == (whole.max(axis=2) < 60).sum() > 20
+    assert drawn.shape == (height, width, 3)
+
+
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A detector with masks and class names, and beside it a picture."""
