@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from pyquant import console
 from pyquant.annotations import Annotations, read_annotations
+from pyquant.detector import label_count
 from pyquant.errors import ConfigError, InputError, MissingDependencyError
-from pyquant.graph import Graph
 from pyquant.masks import to_coco
 from pyquant.pictures import PictureRef, find_pictures
 from pyquant.storage import AnyPath
@@ -66,7 +66,7 @@ def evaluate_detector(model: Model, data: AnyPath, annotations: AnyPath, limit: 
         data,
         annotations,
         with_masks=len(model.outputs) > 1,
-        num_classes=classes_of(model.file.network.graph),
+        num_classes=label_count(model.file.network.graph),
         limit=limit,
     )
 
@@ -138,12 +138,6 @@ def coco_tools() -> tuple[Callable[[], Any], Callable[..., Any]]:
         raise MissingDependencyError(
             "average precision needs faster-coco-eval, or pycocotools: pip install 'pyquant-codec[coco]'"
         ) from error
-
-
-def classes_of(graph: Graph) -> int | None:
-    """Return how many classes a detector tells apart, the background among them; None: its operations do not say."""
-    shapes = graph.infer_shapes()
-    return next((shapes[node.inputs[2]][1] for node in graph.nodes if node.op == "detections"), None)
 
 
 def as_results(image_id: int, found: Found) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from detectors import CLASSES, smooth_picture, tiny_detector
+from detectors import CLASSES, smooth_picture, tiny_detector, tiny_retinanet
 from PIL import Image
 
 from pyquant.average_precision import PRECISIONS, evaluate_detector
@@ -32,15 +32,18 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of three pictures, and of two detectors, with masks and without."""
+    """A folder of three pictures, and of three detectors, with masks and without, and of one stage."""
     from pyquant.capture import capture_detector
 
     folder = tmp_path_factory.mktemp("detector")
     (folder / "pictures" / "deep").mkdir(parents=True)
     for seed, (name, size) in enumerate(SIZES.items()):
         Image.fromarray(smooth_picture(*size, seed)).save(folder / "pictures" / "deep" / name)
-    for name, masks in (("masks", True), ("boxes", False)):
-        module = tiny_detector(masks=masks, box_detections_per_img=20)
+    for name, module in (
+        ("masks", tiny_detector(box_detections_per_img=20)),
+        ("boxes", tiny_detector(masks=False, box_detections_per_img=20)),
+        ("one_stage", tiny_retinanet()),
+    ):
         network, preprocessing = capture_detector(module)
         write_model(folder / f"{name}.pqmodel", ModelFile(network=network, preprocessing=preprocessing))
     return folder
@@ -178,6 +181,15 @@ def test_without_masks_masks_need_not_be_annotated(
     assert result["box"]["ap"] is not None
     with pytest.raises(InputError, match=r"annotations\[0\] has no segmentation"):
         measure(content)
+
+
+def test_of_one_stage(measure: Callable[..., Any], content: dict[str, Any], folder: Path) -> None:
+    model = load(folder / "one_stage.pqmodel", threads=1)
+    assert measure(content, model=model)["detections"] > 0
+    content["annotations"][0]["category_id"] = CLASSES
+    content["categories"] = [*CATEGORIES, {"id": CLASSES, "name": "toothbrush"}]
+    with pytest.raises(InputError, match=rf"categories {CLASSES} are no classes"):
+        measure(content, model=model)
 
 
 def changed(key: str, index: int, **values: Any) -> Callable[[Any], Any]:
