@@ -78,4 +78,19 @@ std::span<Candidate> Survivors::best(int64_t first, int64_t count, int64_t most)
   return {begin, static_cast<size_t>(kept)};
 }
 
+void write_detections(std::span<const Candidate> found, int64_t image, int64_t classes, int64_t keep, float* rows) {
+  float* const end = std::fill_n(rows, keep * kDetectionColumns, 0.0f);
+  for (const Candidate& c : found) {
+    const float columns[] = {static_cast<float>(image),
+                             c.box.left,
+                             c.box.top,
+                             c.box.right,
+                             c.box.bottom,
+                             c.score,
+                             static_cast<float>(c.index % classes)};
+    rows = std::copy_n(columns, kDetectionColumns, rows);
+  }
+  for (; rows < end; rows += kDetectionColumns) *rows = -1;
+}
+
 }  // namespace pyquant

@@ -72,4 +72,7 @@ struct Survivors {
 constexpr int64_t kBoxColumns = 5;
 constexpr int64_t kDetectionColumns = 7;  // and score, label
 
+// Write detections of an image, whose label is their index modulo `classes`, as `keep` rows.
+void write_detections(std::span<const Candidate> found, int64_t image, int64_t classes, int64_t keep, float* rows);
+
 }  // namespace pyquant

@@ -44,21 +44,10 @@ class AnchorDetectionsStep : public Step {
       survivors.counts[group] =
           static_cast<int32_t>(choose_boxes(state, group / num_levels(), group % num_levels(), slots));
     });
-    std::fill_n(state.values[output_], images_ * keep_ * kDetectionColumns, 0.0f);
     for (int64_t image = 0; image < images_; ++image) {
       const std::span<Candidate> found = survivors.best(image * num_levels(), num_levels(), num_levels() * slots_);
-      float* row = state.values[output_] + image * keep_ * kDetectionColumns;
-      for (const Candidate& c : found.first(suppress_by_class(found, classes_, max_overlap_, keep_))) {
-        const float columns[] = {static_cast<float>(image),
-                                 c.box.left,
-                                 c.box.top,
-                                 c.box.right,
-                                 c.box.bottom,
-                                 c.score,
-                                 static_cast<float>(c.index % classes_)};
-        row = std::copy_n(columns, kDetectionColumns, row);
-      }
-      for (; row < state.values[output_] + (image + 1) * keep_ * kDetectionColumns; row += kDetectionColumns) *row = -1;
+      write_detections(found.first(suppress_by_class(found, classes_, max_overlap_, keep_)), image, classes_, keep_,
+                       state.values[output_] + image * keep_ * kDetectionColumns);
     }
   }
 

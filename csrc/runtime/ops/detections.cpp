@@ -57,20 +57,9 @@ class DetectionsStep : public Step {
       std::copy_n(candidates, kept, survivors.slots + group * slots_);
       survivors.counts[group] = static_cast<int32_t>(kept);
     });
-    std::fill_n(state.values[output_], images_ * keep_ * kDetectionColumns, 0.0f);
     for (int64_t image = 0; image < images_; ++image) {
-      float* row = state.values[output_] + image * keep_ * kDetectionColumns;
-      for (const Candidate& c : survivors.best(image * (classes_ - 1), classes_ - 1, keep_)) {
-        const float columns[] = {static_cast<float>(image),
-                                 c.box.left,
-                                 c.box.top,
-                                 c.box.right,
-                                 c.box.bottom,
-                                 c.score,
-                                 static_cast<float>(c.index % classes_)};
-        row = std::copy_n(columns, kDetectionColumns, row);
-      }
-      for (; row < state.values[output_] + (image + 1) * keep_ * kDetectionColumns; row += kDetectionColumns) *row = -1;
+      write_detections(survivors.best(image * (classes_ - 1), classes_ - 1, keep_), image, classes_, keep_,
+                       state.values[output_] + image * keep_ * kDetectionColumns);
     }
   }
 
