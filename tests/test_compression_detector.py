@@ -182,13 +182,13 @@ def test_a_detectors_preprocessing_is_for_detectors(tmp_path: Path) -> None:
         pyquant.compress(tiny_networks.residual(), None, out=tmp_path / "x", preprocessing=preprocessing)  # type: ignore[arg-type]
 
 
-def test_other_commands_refuse_detectors(cli: Cli) -> None:
+def test_options_that_detectors_need_and_have_not(cli: Cli) -> None:
     assert cli("compress", "detectors:tiny_detector", "--out", "x.pqmodel")[0] == 0
     Path("pictures").mkdir()
     Path("street.png").rename("pictures/street.png")
     code, _, err = cli("eval", "x.pqmodel", "pictures")
     assert code == 2
-    assert "the file holds a detector" in err.replace("\n", " ")
+    assert "holds a detector: give --annotations" in err.replace("\n", " ")
     code, _, err = cli("compress", "detectors:tiny_detector", "--out", "x.pqmodel", "--resize", "300")
     assert code == 2
     assert "a preprocessing of its own" in err.replace("\n", " ")
