@@ -3,6 +3,8 @@
 namespace pyquant {
 namespace {
 
+static_assert(Patches::kNone == Tiling::kApart);  // unless it is by columns, each tile has a panel of its own
+
 // Lanes are lost where tiles end with an image: more than one in so many cost more than they save.
 constexpr int64_t kLanesPerLost = 32;
 
