@@ -74,6 +74,14 @@ def _sigmoid(x: F64) -> F64:
     return np.asarray(np.exp(-np.logaddexp(0, -x)))
 
 
+def _moved(node: Node, level: int, images: F64, numbers: F64) -> tuple[F64, F64]:
+    """Return the anchors of a level, pixel by pixel, and the numbers `[A * 4, rows, columns]` that move each."""
+    outputs, rows, columns = numbers.shape
+    strides = images.shape[2] // rows, images.shape[3] // columns
+    moves = numbers.reshape(outputs // 4, 4, rows, columns).transpose(2, 3, 0, 1).reshape(-1, 4)
+    return anchors_of(node, level, outputs // 4, rows, columns, strides), moves
+
+
 def proposals(network: object, node: Node, inputs: list[F64]) -> F64:
     """Return rows `[N * keep, 5]`: of each level the best anchors, moved and clipped; of those that stay, the best."""
     a = node.attributes
@@ -84,12 +92,9 @@ def proposals(network: object, node: Node, inputs: list[F64]) -> F64:
     for image, size in enumerate(sizes):
         boxes, scores = [np.zeros((0, 4))], [np.zeros(0)]
         for level, (objectness, numbers) in enumerate(zip(heads[:num_levels], heads[num_levels:], strict=True)):
-            _, num_anchors, rows, columns = objectness.shape
-            strides = images.shape[2] // rows, images.shape[3] // columns
-            anchors = anchors_of(node, level, num_anchors, rows, columns, strides)
+            anchors, moves = _moved(node, level, images, numbers[image])
             logits = objectness[image].transpose(1, 2, 0).ravel()
             best = best_first(logits)[: a["best"]]
-            moves = numbers[image].reshape(num_anchors, 4, rows, columns).transpose(2, 3, 0, 1).reshape(-1, 4)
             found, chances = clip(decode(node, moves[best], anchors[best]), size), _sigmoid(logits[best])
             counts = has_sides(found, a["min_side"]) & (chances >= a["min_score"])
             found, chances = found[counts], chances[counts]
@@ -191,17 +196,14 @@ def anchor_detections(network: object, node: Node, inputs: list[F64]) -> F64:
     for image, size in enumerate(sizes):
         found = []  # of each level: boxes, scores and labels as columns
         for level, (logits, numbers) in enumerate(zip(heads[:num_levels], heads[num_levels:], strict=True)):
-            _, outputs, rows, columns = numbers.shape
-            num_anchors = outputs // 4
-            strides = images.shape[2] // rows, images.shape[3] // columns
-            anchors = anchors_of(node, level, num_anchors, rows, columns, strides)
-            own = logits[image].reshape(num_anchors, -1, rows, columns).transpose(2, 3, 0, 1)
+            anchors, moves = _moved(node, level, images, numbers[image])
+            outputs, rows, columns = numbers.shape[1:]
+            own = logits[image].reshape(outputs // 4, -1, rows, columns).transpose(2, 3, 0, 1)
             classes = own.shape[3]
             with np.errstate(invalid="ignore"):  # what is not a number has no score
                 scores = _sigmoid(own.ravel())
             best = best_first(own.ravel())
             best = best[scores[best] > a["min_score"]][: a["best"]]
-            moves = numbers[image].reshape(num_anchors, 4, rows, columns).transpose(2, 3, 0, 1).reshape(-1, 4)
             boxes = clip(decode(node, moves[best // classes], anchors[best // classes]), size)
             rows_found = np.column_stack([boxes, scores[best], best % classes])
             found.append(rows_found[has_sides(boxes, a["min_side"])])
