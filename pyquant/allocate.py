@@ -1,13 +1,14 @@
 """Size targets: which codec each layer gets so that the file has a given size and the outputs the least error.
 
 Every weight has a list of candidate codecs with their bytes and the error that they are predicted to cause
-(`pyquant.sensitivity`); a dynamic programme over bytes picks one for each. Rules of the recipe stay as they are. Sizes
-are those of tensors at fixed length, as the writer keeps them in a file that was made for a size (`pyquant.file`).
+(`pyquant.sensitivity`); a dynamic programme over bytes picks one for each, so that a network may mix codecs. Rules of
+the recipe stay as they are. Sizes are those of tensors at fixed length, and of grids at a rate the most that they may
+take, as the writer keeps them in a file that was made for a size (`pyquant.file`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
@@ -23,6 +24,7 @@ from pyquant.codecs.product import CODEBOOK_BYTES, CODEBOOK_DTYPES, INT8_MAX, as
 from pyquant.container import ALIGNMENT
 from pyquant.errors import ConfigError
 from pyquant.graph import Graph, Network, Weight
+from pyquant.rates import at_rate, with_shared_rates
 from pyquant.sensitivity import Block, Curve, Curves
 
 # Shapes of blocks by kernel, and numbers of centroids: the codecs that a size target chooses from.
@@ -35,10 +37,14 @@ CANDIDATE_CENTROIDS = tuple(
 )
 # Of additive codebooks: the numbers of codebooks and of each one's centroids.
 CANDIDATE_ADDITIVE = tuple((books, count) for books in (2, 3, 4) for count in (16, 32, 64, 128, 256))
-# An int8 codebook's scale, and what the header says of it.
-INT8_OVERHEAD = 120
+# Of grids, bits per weight when coded: eight to an octave.
+CANDIDATE_RATES = tuple(0.25 * 2 ** (step / 8) for step in range(39))
+LEAST_RATED_BYTES = 512  # of a weight at a rate: of less, the tables of the code would be too much
+# What the header says more of a weight than of one with a float codebook: of an int8 codebook's scale, of grids.
+INT8_OVERHEAD, GRID_OVERHEAD = 120, 90
 
 TOLERANCE = 0.01  # of the target, how far below it the file may stay
+UNUSED = 0.003  # of it, as far as that is possible
 RESOLUTION = 16384  # steps between the smallest file and the target that the dynamic programme tells apart
 SAMPLED_WEIGHTS = 4096  # looked at to see whether fp16 can hold a weight's numbers
 HEADROOM = 2  # centroids fitted to outputs may be larger than any weight
@@ -56,6 +62,14 @@ class Option:
     codec: CodecConfig
     bytes: int
     error: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidates:
+    """What weights that no rule names may get besides staying dense."""
+
+    codecs: tuple[type[CodecConfig], ...]
+    max_codebooks: int  # the most additive codebooks of a weight
 
 
 def candidate_blocks(recipe: Recipe, graph: Graph) -> dict[str, tuple[Block, ...]]:
@@ -78,7 +92,7 @@ def candidate_blocks(recipe: Recipe, graph: Graph) -> dict[str, tuple[Block, ...
 
 
 def allocate(
-    network: Network, recipe: Recipe, curves: Curves, *, target_bytes: int, max_codebooks: int, size_of: FileSize
+    network: Network, recipe: Recipe, curves: Curves, *, target_bytes: int, candidates: Candidates, size_of: FileSize
 ) -> dict[str, Choice]:
     """Return the choices, by the weight's name, whose file has at most `target_bytes` and at least 1 % less.
 
@@ -87,14 +101,15 @@ def allocate(
     Args:
         network: dense.
         curves: for every shape of block in `candidate_blocks(recipe, network.graph)`.
-        max_codebooks: the most additive codebooks of a weight.
+        candidates: what is chosen from.
         size_of: exact, header and all, or a little more than the file will have.
 
     Raises:
         ConfigError: no such file is possible; the message names the sizes that are.
     """
-    options = _options(network, recipe, curves, max_codebooks)
-    least, most = _extremes(network, recipe, options, size_of)
+    ruled = with_shared_rates(recipe.choose(network.graph), network.graph, curves)
+    options = _options(network, recipe, ruled, curves, candidates)
+    least, most = _extremes(network, recipe, ruled, options, size_of)
     lowest = target_bytes - int(TOLERANCE * target_bytes)
     if not (least <= target_bytes and most >= lowest):
         raise ConfigError(
@@ -106,13 +121,15 @@ def allocate(
         (least - sum(some[0].bytes for some in options), most - sum(some[-1].bytes for some in options))
     )
     # Options that cost more bytes for no less error fill a gap where the others leave one. Where there is a choice, the
-    # file stays large enough if its header then needs a step less than was expected.
-    for least_size, lists in product((lowest + ALIGNMENT, lowest), ([_frontier(some) for some in options], options)):
+    # file stays large enough if its header then needs a step less than was expected, or grids do not use up their rate.
+    close = target_bytes - int(UNUSED * target_bytes)
+    sizes = close, lowest + ALIGNMENT, lowest
+    for least_size, lists in product(sizes, ([_frontier(some) for some in options], options)):
         low, high = least_size - longest, target_bytes - shortest
         for _ in range(MAX_ROUNDS):
             if (picked := _least_error(lists, low, high)) is None:
                 break
-            choices = _choices(network, recipe, picked)
+            choices = _choices(network, recipe, ruled, picked)
             size = size_of(choices)
             if least_size <= size <= target_bytes:
                 return choices
@@ -129,12 +146,16 @@ def allocate(
     )
 
 
-def possible_sizes(network: Network, recipe: Recipe, max_codebooks: int, size_of: FileSize) -> tuple[int, int]:
+def possible_sizes(network: Network, recipe: Recipe, candidates: Candidates, size_of: FileSize) -> tuple[int, int]:
     """Return the bytes of the smallest and of the largest file that `allocate` can choose; nothing is measured."""
     blocks = candidate_blocks(recipe, network.graph)
-    unmeasured = Curve(num_blocks=1, log_centroids=(0.0, 1.0), log_errors=(0.0, -1.0), factor=0.0)
+    line = (0.0, 1.0), (0.0, -1.0)
+    unmeasured = Curve(
+        num_blocks=1, log_centroids=line[0], log_errors=line[1], factor=0.0, rates=line[0], log_rate_errors=line[1]
+    )
     curves = {(name, block): unmeasured for name, shapes in blocks.items() for block in shapes}
-    return _extremes(network, recipe, _options(network, recipe, curves, max_codebooks), size_of)
+    ruled = recipe.choose(network.graph)
+    return _extremes(network, recipe, ruled, _options(network, recipe, ruled, curves, candidates), size_of)
 
 
 def predicted_errors(choices: Mapping[str, Choice], curves: Curves) -> dict[str, float]:
@@ -184,20 +205,22 @@ def _weights(recipe: Recipe, graph: Graph) -> dict[str, tuple[Weight, bool]]:
     return result
 
 
-def _options(network: Network, recipe: Recipe, curves: Curves, max_codebooks: int) -> list[list[Option]]:
-    """Return the options of each weight, the smallest first."""
-    ruled = recipe.choose(network.graph)
+def _options(
+    network: Network, recipe: Recipe, ruled: Mapping[str, Choice], curves: Curves, candidates: Candidates
+) -> list[list[Option]]:
+    """Return the options of each weight, the smallest first; of one that a rule names, what is chosen in `ruled`."""
     return [
         [_ruled_option(network, weight, ruled[name].codec, curves)]
         if is_ruled
-        else _candidates(network, weight, curves, max_codebooks)
+        else _free_options(network, weight, curves, candidates)
         for name, (weight, is_ruled) in _weights(recipe, network.graph).items()
     ]
 
 
-def _choices(network: Network, recipe: Recipe, picked: Sequence[Option]) -> dict[str, Choice]:
+def _choices(
+    network: Network, recipe: Recipe, ruled: Mapping[str, Choice], picked: Sequence[Option]
+) -> dict[str, Choice]:
     """Return the choices that one option for each weight stands for."""
-    ruled = recipe.choose(network.graph)
     choices = {}
     for (name, (_, is_ruled)), option in zip(_weights(recipe, network.graph).items(), picked, strict=True):
         reason = LEFT_DENSE if isinstance(option.codec, DenseConfig) else ""
@@ -206,31 +229,41 @@ def _choices(network: Network, recipe: Recipe, picked: Sequence[Option]) -> dict
 
 
 def _extremes(
-    network: Network, recipe: Recipe, options: Sequence[Sequence[Option]], size_of: FileSize
+    network: Network,
+    recipe: Recipe,
+    ruled: Mapping[str, Choice],
+    options: Sequence[Sequence[Option]],
+    size_of: FileSize,
 ) -> tuple[int, int]:
     """Return the bytes of the smallest and of the largest file."""
-    least, most = (size_of(_choices(network, recipe, [some[end] for some in options])) for end in (0, -1))
+    least, most = (size_of(_choices(network, recipe, ruled, [some[end] for some in options])) for end in (0, -1))
     return least, most
 
 
-def _candidates(network: Network, weight: Weight, curves: Curves, max_codebooks: int) -> list[Option]:
-    """Return all options of a weight, the smallest first."""
+def _free_options(network: Network, weight: Weight, curves: Curves, candidates: Candidates) -> list[Option]:
+    """Return all options of a weight that no rule names, the smallest first."""
     options = [_dense_option(network, weight)]
     numbers = _Numbers.of(network, weight)
+    configs: list[CodedConfig] = []
     for name, block in curves:
-        if name != weight.name:
-            continue
-        most = clamped_centroids(block_count(weight.shape, block))
-        counts = [count for count in CANDIDATE_CENTROIDS if count <= most] or ([most] if most > 1 else [])
-        if prod(block) == 1:
-            counts = [count for count in counts if count <= 256]  # fp16 itself has no more to say
-        kinds = [(1, count) for count in counts]
-        if prod(block) >= LEAST_ADDITIVE_DIM:
-            kinds += [(books, count) for books, count in CANDIDATE_ADDITIVE if books <= max_codebooks and count <= most]
-        for (books, count), dtype in product(kinds, CODEBOOK_DTYPES):
-            codec = ProductConfig(block=block, centroids=count, codebooks=books, codebook_dtype=dtype)
-            options.append(_coded_option(weight, codec, curves[name, block], numbers))
+        if name == weight.name and ProductConfig in candidates.codecs:
+            configs += _product_configs(weight, block, candidates.max_codebooks)
+    if ScalarConfig in candidates.codecs:
+        configs += [c for c in map(at_rate, CANDIDATE_RATES) if c.coded_bytes(weight.shape) >= LEAST_RATED_BYTES]
+    options += [_coded_option(weight, config, curves[weight.name, config.block], numbers) for config in configs]
     return sorted(options, key=lambda option: (option.bytes, option.error))
+
+
+def _product_configs(weight: Weight, block: Block, max_codebooks: int) -> Iterator[ProductConfig]:
+    most = clamped_centroids(block_count(weight.shape, block))
+    counts = [count for count in CANDIDATE_CENTROIDS if count <= most] or ([most] if most > 1 else [])
+    if prod(block) == 1:
+        counts = [count for count in counts if count <= 256]  # fp16 itself has no more to say
+    kinds = [(1, count) for count in counts]
+    if prod(block) >= LEAST_ADDITIVE_DIM:
+        kinds += [(books, count) for books, count in CANDIDATE_ADDITIVE if books <= max_codebooks and count <= most]
+    for (books, count), dtype in product(kinds, CODEBOOK_DTYPES):
+        yield ProductConfig(block=block, centroids=count, codebooks=books, codebook_dtype=dtype)
 
 
 def _ruled_option(network: Network, weight: Weight, codec: CodecConfig, curves: Curves) -> Option:
@@ -275,7 +308,7 @@ def _largest(numbers: NDArray[np.floating]) -> float:
 def _coded_option(weight: Weight, codec: CodedConfig, curve: Curve, numbers: _Numbers) -> Option:
     size, error = codec.coded_bytes(weight.shape), curve.error(codec)
     if isinstance(codec, ScalarConfig):
-        return Option(codec=codec, bytes=size, error=error)
+        return Option(codec=codec, bytes=size + GRID_OVERHEAD, error=error)
     if codec.codebook_dtype == "int8":
         return Option(codec=codec, bytes=size + INT8_OVERHEAD, error=error + curve.factor * numbers.int8_error)
     wider = (numbers.float_bytes - CODEBOOK_BYTES["float"]) * codec.codebooks * codec.centroids * codec.dim

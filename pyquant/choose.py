@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from math import prod
 
-from pyquant.codecs import CodecConfig, DenseConfig, ProductConfig, ScalarConfig
+from pyquant.codecs import CODEC_CONFIGS, CodecConfig, DenseConfig, ProductConfig, ScalarConfig
 from pyquant.codecs.product import CODEBOOK_DTYPES, as_conv_shape
 from pyquant.detector import CHOICES
 from pyquant.errors import ConfigError
@@ -21,6 +21,7 @@ RULE_FORM = (
     "expected 'PATTERN=block:c,kh,kw;centroids:K[;codebooks:M][;codebook:int8]', 'PATTERN=scalar:B[;rate:R]' or "
     "'PATTERN=dense'"
 )
+CODED = tuple(name for name, config in CODEC_CONFIGS.items() if config is not DenseConfig)
 DENSE_BYTES = 4  # of a dense fp32 weight, what coding is compared with
 
 
@@ -214,12 +215,15 @@ class Recipe:
 
     preset: str = DEFAULT_PRESET
     rules: tuple[Rule, ...] = ()
+    codecs: tuple[str, ...] = ()  # that a size target chooses from; (): all of them, or those that the method codes
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise ConfigError(f"unknown preset '{self.preset}'; known: {', '.join(PRESETS)}")
         if others := [rule for rule in self.rules if not isinstance(rule, Rule)]:
             raise ConfigError(f"a recipe's rules are Rule objects, which parse_rule() makes of text; got {others[0]!r}")
+        if unknown := [codec for codec in self.codecs if codec not in CODED]:
+            raise ConfigError(f"unknown codec '{unknown[0]}'; a size target chooses from: {', '.join(CODED)}")
 
     def choose(self, graph: Graph) -> dict[str, Choice]:
         """Return the choice for each weight of a graph, by the weight's name, in the order of the layers.
@@ -280,7 +284,8 @@ class Recipe:
 
     def to_json(self) -> dict[str, str | list[str]]:
         """Return the recipe as plain JSON values, the rules as `parse_rule` reads them."""
-        return {"preset": self.preset, "rules": [str(rule) for rule in self.rules]}
+        codecs: dict[str, str | list[str]] = {"codecs": list(self.codecs)} if self.codecs else {}
+        return {"preset": self.preset, "rules": [str(rule) for rule in self.rules], **codecs}
 
 
 def _left_dense(graph: Graph) -> dict[str, str]:

@@ -66,9 +66,9 @@ def compress(
             array, the first ones of an iterable. Fine-tuning takes all pictures of a path and all inputs of an array.
         seed: of every random choice, 0 or more.
         threads: by default as many as the process may use.
-        target_bytes: the size of the file, header included: it is never larger, and at most 1 % smaller; such a file is
-            not entropy-coded. Codecs are chosen for the least error of the outputs, by measured sensitivities; of
-            `recipe`, only the rules count.
+        target_bytes: the size of the file, header included: it is never larger, and at most 1 % smaller (of less than
+            15 kB, 2 %). Codecs are chosen for the least error of the outputs, by measured sensitivities; of `recipe`,
+            only `rules` and `codecs` count.
         target_ratio: or how many times smaller than the network in fp32 it is to be.
         finetune_steps: for how many steps codebooks, scales and biases are trained to give the outputs of `module`.
         finetune_minutes: or for how long; a timed warm-up turns it into a number of steps.

@@ -14,7 +14,7 @@ Everything above the file sees tensors as they are declared, and codes packed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import prod
 from typing import Any
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from pyquant import _core
 from pyquant.container import DTYPES, dtype_name
-from pyquant.declared import DeclaredTensor, declared_tensors
+from pyquant.declared import DeclaredTensor, PackedCodes, declared_tensors
 from pyquant.errors import FormatError, InputError
 from pyquant.graph import Network
 from pyquant.layers import ENTROPY_CODED
@@ -34,17 +34,28 @@ LEAST_SAVING = 16  # bytes that coding must save: the suffix and the longer numb
 MAX_EXPANSION = 256
 
 
-def coded_tensors(network: Network) -> dict[str, NDArray[Any]]:
-    """Return the tensors of a network as a file stores them: each entropy-coded where that saves bytes."""
+def coded_tensors(network: Network, only: Collection[str] | None = None) -> dict[str, NDArray[Any]]:
+    """Return the tensors of a network as a file stores them: each entropy-coded where that saves bytes.
+
+    Args:
+        network: whose tensors they are.
+        only: the names of those that may be coded; None: all may.
+    """
     declared = declared_tensors(network.graph)
     stored = {}
     for name, array in network.tensors.items():
-        coded = _coded(array, declared[name])
-        if coded.nbytes + LEAST_SAVING < array.nbytes <= MAX_EXPANSION * coded.nbytes:
+        coded = _coded(array, declared[name].codes) if only is None or name in only else None
+        if coded is not None and _is_worth_it(coded, array):
             stored[name + SUFFIX] = coded
         else:
             stored[name] = array
     return stored
+
+
+def stored_bytes(array: NDArray[Any], codes: PackedCodes | None = None) -> int:
+    """Return the bytes that a tensor takes in a file that is entropy-coded; `codes` says what packed codes are."""
+    coded = _coded(array, codes)
+    return coded.nbytes if _is_worth_it(coded, array) else array.nbytes
 
 
 def whole_tensors(
@@ -80,8 +91,12 @@ def is_coded(name: str) -> bool:
     return name.endswith(SUFFIX)
 
 
-def _coded(array: NDArray[Any], declared: DeclaredTensor) -> NDArray[np.uint8]:
-    if (codes := declared.codes) is not None:
+def _is_worth_it(coded: NDArray[np.uint8], array: NDArray[Any]) -> bool:
+    return coded.nbytes + LEAST_SAVING < array.nbytes <= MAX_EXPANSION * coded.nbytes
+
+
+def _coded(array: NDArray[Any], codes: PackedCodes | None) -> NDArray[np.uint8]:
+    if codes is not None:
         streams = _core.encode_codes(array, codes.bits, codes.models, codes.count)
         return np.concatenate([np.zeros(1, np.uint8), streams])
     width = array.itemsize

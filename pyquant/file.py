@@ -24,9 +24,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from pyquant.classes import ClassName, format_classes, parse_classes
+from pyquant.codecs import ScalarConfig
 from pyquant.container import PREFIX_BYTES, check_prefix, compact_json, pack, parse_json, unpack
 from pyquant.declared import check_tensors, declared_tensors
 from pyquant.detector import DETECTIONS, KIND, DetectorPreprocessing, label_count
@@ -46,6 +48,7 @@ __all__ = [
     "check_writable",
     "dumps",
     "loads",
+    "planned_bytes",
     "read_model",
     "write_model",
 ]
@@ -53,6 +56,7 @@ __all__ = [
 FORMAT_VERSION = "1.0"
 TARGET_BYTES = "target_bytes"  # the entry of `provenance` that a file has whose size was asked for
 _MAJOR, _MINOR = (int(part) for part in FORMAT_VERSION.split("."))
+SPARE_DIGITS = "0000"  # of an entropy-coded tensor's size, which may have more of them than was planned
 _ENTRIES = ("format_version", "features", "preprocessing", "classes", "provenance", "graph")
 
 
@@ -101,8 +105,8 @@ class Storage:
 def dumps(model: ModelFile, *, fixed_length: bool = False) -> bytes:
     """Return the bytes of a `.pqmodel`; the same model gives the same bytes.
 
-    Tensors are entropy-coded where that makes the file smaller, but not in a file that was made for a size: codecs are
-    chosen before codes are learnt, and only of fixed lengths is it known then how many bytes they take.
+    Tensors are entropy-coded where that makes the file smaller. In a file that was made for a size only those of
+    weights at a rate are: codecs are chosen before codes are learnt, and of no others is it known then what they take.
 
     Args:
         model: what it is to hold.
@@ -111,10 +115,34 @@ def dumps(model: ModelFile, *, fixed_length: bool = False) -> bytes:
     Raises:
         FormatError: the model would not be readable again; all unusable tensors are listed.
     """
+    metadata = _metadata(model, entropy_coded=False)
+    _model(metadata, model.network.tensors)
+    plain = pack(metadata, model.network.tensors)
+    only = set(_planned_tensors(model.network)) if model.made_for_size else None
+    if fixed_length or only == set():
+        return plain
+    # What coding saves may be less than what the header grows by.
+    coded = pack(_metadata(model, entropy_coded=True), coded_tensors(model.network, only))
+    return min(plain, coded, key=len)
+
+
+def planned_bytes(model: ModelFile) -> int:
+    """Return the bytes that a file made for a size will have, or a few more; `model` may have zeros for codes.
+
+    Raises:
+        FormatError: as `dumps`.
+    """
+    planned = _planned_tensors(model.network)
+    kept = {name: tensor for name, tensor in model.network.tensors.items() if name not in planned}
+    coded = {f"{name}{SUFFIX}{SPARE_DIGITS}": np.zeros(size, np.uint8) for name, size in planned.items()}
+    return len(pack(_metadata(model, entropy_coded=bool(planned)), kept | coded))
+
+
+def _metadata(model: ModelFile, *, entropy_coded: bool) -> dict[str, str]:
     try:
-        metadata = {
+        return {
             "format_version": FORMAT_VERSION,
-            "features": ",".join(_features(model.network.graph, entropy_coded=False)),
+            "features": ",".join(_features(model.network.graph, entropy_coded=entropy_coded)),
             "preprocessing": compact_json(model.preprocessing.to_json()) if model.preprocessing else "",
             "classes": format_classes(model.classes),
             "provenance": compact_json(model.provenance, sort_keys=True),
@@ -122,13 +150,16 @@ def dumps(model: ModelFile, *, fixed_length: bool = False) -> bytes:
         }
     except (TypeError, ValueError) as error:
         raise FormatError(f"the model cannot be written: {error}") from error
-    _model(metadata, model.network.tensors)
-    plain = pack(metadata, model.network.tensors)
-    if fixed_length or model.made_for_size:
-        return plain
-    metadata["features"] = ",".join(_features(model.network.graph, entropy_coded=True))
-    # What coding saves may be less than what the header grows by.
-    return min(plain, pack(metadata, coded_tensors(model.network)), key=len)
+
+
+def _planned_tensors(network: Network) -> dict[str, int]:
+    """Return the tensors of weights at a rate, by name, with the bytes that each may take."""
+    planned: dict[str, int] = {}
+    for _, weight in network.graph.weighted():
+        if isinstance(weight.codec, ScalarConfig) and weight.codec.rate:
+            sizes = weight.codec.planned_bytes(weight.shape)
+            planned |= {weight.tensor(role): size for role, size in sizes.items()}
+    return planned
 
 
 def loads(data: bytes | memoryview, name: str) -> ModelFile:

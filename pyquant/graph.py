@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyquant.codecs import CODEC_CONFIGS, CodecConfig, DenseConfig, ProductConfig
+from pyquant.codecs import CODEC_CONFIGS, CodecConfig, DenseConfig, ProductConfig, codec_name
 from pyquant.codecs.product import codebook_values
 from pyquant.errors import ConfigError, FormatError, InputError
 from pyquant.layers import ACTIVATION_RANGES, CODECS, OPS, canonical_attributes
@@ -28,7 +28,7 @@ class Weight:
     @property
     def codec_name(self) -> str:
         """The codec's name in the file."""
-        return next(name for name, config in CODEC_CONFIGS.items() if isinstance(self.codec, config))
+        return codec_name(type(self.codec))
 
     def tensor(self, role: str) -> str:
         """Return the name of the tensor that plays `role` (`weight`, `codes`, `codebook`)."""

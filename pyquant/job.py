@@ -15,11 +15,12 @@ from torch import nn
 
 import pyquant
 from pyquant import _core, console
+from pyquant.allocate import Candidates
 from pyquant.capture import capture, capture_detector, is_detector
 from pyquant.capture.isolate import undisturbed
 from pyquant.checkpoint import NOWHERE, Checkpoint, Records
-from pyquant.choose import Choice, dense_reasons
-from pyquant.codecs import CODEC_CONFIGS, DenseConfig, ProductConfig, ScalarConfig
+from pyquant.choose import CODED, Choice, dense_reasons
+from pyquant.codecs import CODEC_CONFIGS, DenseConfig, ProductConfig, codec_name
 from pyquant.console import Progress
 from pyquant.detector import DetectorPreprocessing, as_before, for_learning
 from pyquant.errors import ConfigError, InputError
@@ -140,7 +141,7 @@ class Job:
             self.inputs,
             lesson=self._lesson,
             shape=self._learning_shape(),
-            max_codebooks=self._method.max_codebooks,
+            candidates=_candidates(settings, self._method),
             model_of=self._draft,
             seed=settings.seed,
             progress=progress,
@@ -175,23 +176,16 @@ class Job:
         self._records = self._planner.records = checkpoint
 
     def possible_sizes(self) -> tuple[int, int]:
-        """Return the bytes of the smallest and of the largest file that can be asked for.
-
-        Raises:
-            ConfigError: the method or a rule does not go with a size.
-        """
-        _check_target(self._settings, self._method)
+        """Return the bytes of the smallest and of the largest file that can be asked for."""
         return self._planner.possible_sizes()
 
     def plan(self, target_bytes: int | None) -> Plan:
         """Return the plan for a file of `target_bytes`, or for the recipe where there is no target.
 
         Raises:
-            ConfigError: no such file is possible, or the method or a rule does not go with a size.
+            ConfigError: no such file is possible.
             InputError: a calibration picture is corrupt, or the network's outputs are not finite.
         """
-        if target_bytes is not None:
-            _check_target(self._settings, self._method)
         with Workers(self._threads) as workers:
             return self._planner.plan(target_bytes, workers)
 
@@ -414,10 +408,9 @@ def _check_method(choices: Mapping[str, Choice], method: Method, name: str) -> N
     """Raise ConfigError where a method codes no layer, or a layer has more additive codebooks than it can learn."""
     coded = [(layer, choice.codec) for layer, choice in choices.items() if not isinstance(choice.codec, DenseConfig)]
     if coded and name != DEFAULT_METHOD and not any(isinstance(codec, method.codec) for _, codec in coded):
-        codec = next(known for known, config in CODEC_CONFIGS.items() if config is method.codec)
         raise ConfigError(
-            f"method '{name}' codes layers in the codec '{codec}', and there is none; give the preset "
-            f"'{method.preset}' or a rule, or leave the method out"
+            f"method '{name}' codes layers in the codec '{codec_name(method.codec)}', and there is none; give the "
+            f"preset '{method.preset}' or a rule, or leave the method out"
         )
     for layer, config in coded:
         most = coder_of(config, method).max_codebooks
@@ -427,16 +420,8 @@ def _check_method(choices: Mapping[str, Choice], method: Method, name: str) -> N
             )
 
 
-def _check_target(settings: Settings, method: Method) -> None:
-    """Raise ConfigError where a method or a rule does not go with a file of a given size."""
-    if method.codec is not ProductConfig:
-        raise ConfigError(
-            f"a size target chooses product codebooks, which method '{settings.method}' does not learn; leave the "
-            "method out, or give a preset and rules in place of the size"
-        )
-    for rule in settings.recipe.rules:
-        if isinstance(rule.codec, ScalarConfig) and rule.codec.rate:
-            raise ConfigError(
-                f"rule '{rule}': a rate is reached by entropy coding, which a file made for a size does without; "
-                "leave out the rate or the size"
-            )
+def _candidates(settings: Settings, method: Method) -> Candidates:
+    """Return what a size target chooses from: the codecs that are asked for, or all, or the one of another method."""
+    own = CODED if settings.method == DEFAULT_METHOD else (codec_name(method.codec),)
+    codecs = tuple(CODEC_CONFIGS[name] for name in settings.recipe.codecs or own)
+    return Candidates(codecs=codecs, max_codebooks=method.max_codebooks)

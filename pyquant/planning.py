@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyquant.allocate import allocate, candidate_blocks, drafted, possible_sizes, predicted_errors
+from pyquant.allocate import Candidates, allocate, candidate_blocks, drafted, possible_sizes, predicted_errors
 from pyquant.checkpoint import NOWHERE, Records
 from pyquant.choose import Choice, Recipe
 from pyquant.codecs import DenseConfig
 from pyquant.console import Progress
-from pyquant.file import ModelFile, dumps
+from pyquant.file import ModelFile, planned_bytes
 from pyquant.graph import Graph, Network
 from pyquant.learn.calibration import Calibration
 from pyquant.learn.workers import Workers
@@ -36,7 +36,7 @@ class Plan:
     """What compressing with certain choices is to give."""
 
     choices: Mapping[str, Choice]  # by the weight's name
-    bytes: int  # of the file before entropy coding, header included, or some bytes more than it will have
+    bytes: int  # of the file, of which only codes at a rate are entropy-coded, or some more than it will have
     dense_bytes: int
     layers: tuple[LayerRow, ...]
     errors: Mapping[str, float]  # relative squared error of the network's outputs, that each layer is to cause
@@ -77,7 +77,7 @@ class Planner:
         *,
         lesson: Network,
         shape: tuple[int, int, int],
-        max_codebooks: int,
+        candidates: Candidates,
         model_of: ModelOf,
         seed: int,
         progress: Progress,
@@ -90,7 +90,7 @@ class Planner:
             inputs: sensitivities are measured on some of them; None: on noise.
             lesson: on which sensitivities are measured: `network`, or a detector that finds less.
             shape: of the noise, `C, H, W`.
-            max_codebooks: the most additive codebooks of a weight.
+            candidates: what a size target chooses from.
             model_of: makes the file to be written.
             seed: of every random choice.
             progress: called while they are measured.
@@ -100,7 +100,7 @@ class Planner:
         self._inputs = inputs
         self._lesson = lesson
         self._shape = shape
-        self._max_codebooks = max_codebooks
+        self._candidates = candidates
         self._model_of = model_of
         self._seed = seed
         self._progress = progress
@@ -111,9 +111,7 @@ class Planner:
     def possible_sizes(self) -> tuple[int, int]:
         """Return the bytes of the smallest and of the largest file that a size target can give; nothing is measured."""
         largest = dense_bytes(self._network.graph)  # a target takes up its digits in the file
-        return possible_sizes(
-            self._network, self._recipe, self._max_codebooks, partial(self._size, target_bytes=largest)
-        )
+        return possible_sizes(self._network, self._recipe, self._candidates, partial(self._size, target_bytes=largest))
 
     def plan(self, target_bytes: int | None, workers: Workers) -> Plan:
         """Return the plan that the recipe gives, or the one with the least output error whose file has `target_bytes`.
@@ -146,7 +144,7 @@ class Planner:
                 self._recipe,
                 curves,
                 target_bytes=target_bytes,
-                max_codebooks=self._max_codebooks,
+                candidates=self._candidates,
                 size_of=size_of,
             )
         model = self._draft(choices, target_bytes)
@@ -155,7 +153,7 @@ class Planner:
         first = {weight.name: node.name for node, weight in reversed(list(self._network.graph.weighted()))}
         return Plan(
             choices=choices,
-            bytes=len(dumps(model, fixed_length=True)),
+            bytes=planned_bytes(model),
             dense_bytes=dense_bytes(self._network.graph),
             layers=tuple(layer_rows(model)),
             errors={first[name]: error for name, error in by_weight.items()},
@@ -185,7 +183,7 @@ class Planner:
         return self._model_of(network, choices, errors if self._inputs is not None else {}, target_bytes)
 
     def _size(self, choices: Mapping[str, Choice], *, target_bytes: int | None) -> int:
-        return len(dumps(self._draft(choices, target_bytes), fixed_length=True))
+        return planned_bytes(self._draft(choices, target_bytes))
 
 
 def some_inputs(

@@ -9,7 +9,6 @@ possible (reverse water-filling; Cover and Thomas, "Elements of Information Theo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from math import floor, log2, prod
 
 from pyquant.choose import Choice
@@ -19,6 +18,7 @@ from pyquant.graph import Graph
 from pyquant.sensitivity import Curves
 
 LEAST, MOST = 0.2, 7.0  # bits per weight
+USUAL_BITS = 4  # of a code, for low rates
 SPARE_BITS = 2.5  # of a code beyond the rate, so that rare weights lie within their grid
 LEAST_FACTOR = 1e-30  # of an error: a layer that does not count at all
 LEVELS = (-100.0, 200.0)  # between which the common level lies, in bits
@@ -47,9 +47,14 @@ def with_shared_rates(choices: Mapping[str, Choice], graph: Graph, curves: Curve
     for config, names in sharing(choices):
         factors = {name: curves[name, config.block].factor for name in names}
         for name, rate in shared_rates(config.rate, factors, sizes).items():
-            bits = min(MAX_BITS, max(config.bits, floor(rate + SPARE_BITS)))
-            result[name] = Choice(codec=replace(config, bits=bits, rate=float(f"{rate:.4g}")))
+            result[name] = Choice(codec=at_rate(rate, config.bits))
     return result
+
+
+def at_rate(rate: float, least_bits: int = USUAL_BITS) -> ScalarConfig:
+    """Return the grid for so many bits per weight, four digits of it, with levels enough that rare weights have one."""
+    bits = min(MAX_BITS, max(least_bits, floor(rate + SPARE_BITS)))
+    return ScalarConfig(bits=bits, rate=float(f"{rate:.4g}"))
 
 
 def shared_rates(mean: float, factors: Mapping[str, float], sizes: Mapping[str, int]) -> dict[str, float]:

@@ -1,8 +1,9 @@
 """Sensitivities: how much of a network's output error each layer's coding will cause, measured on a few inputs.
 
 For every weight two things are measured. A rate-distortion curve: the error of the weight itself for a few numbers of
-centroids, by k-means on a sample of its blocks. And a sensitivity: the weight is coded for the trial, everything after
-it runs again, and the network's outputs are compared with those before. Errors of several layers are taken to add up.
+centroids, by k-means on a sample of its blocks, and for grids of a few steps. And a sensitivity: the weight is coded
+for the trial, everything after it runs again, and the network's outputs are compared with those before. Errors of
+several layers are taken to add up.
 Of a detector, on the boxes that the dense network finds, what it would choose among boxes by is compared.
 
 Dimensions: B blocks · K centroids · d weights of a block · N inputs.
@@ -48,6 +49,12 @@ WORK_MACS = 5e11  # multiply-accumulates that all trials may take together
 ACTIVATION_BYTES = 1 << 30
 MIN_INPUTS, MAX_INPUTS = 4, 128
 MIN_PICTURES = 3  # of a detector: each has many times the pixels, and many boxes
+TRIAL_STEPS = (4.0, 2.83, 2.0, 1.41, 1.0, 0.5, 0.25, 0.125)  # of a grid, in units of a weight's numbers
+ROUNDED_UP = 0.4  # share of a step from which on a number gets the next level, away from zero, where codes have a price
+SAMPLED_NUMBERS = 65536  # of a weight, for its grids
+# Single weights make up for each other's errors better than blocks do: measured on four layers of a ResNet-18 by the
+# true error of their outputs at 0.5 to 3 bits per weight, 0.84 to 0.98 of 3x3 ones, about 1 of 1x1 ones.
+GRID_FACTOR = 0.95
 MIN_VALUES = 32  # of a channel, for its mean and variance to say something
 
 
@@ -59,6 +66,8 @@ class Curve:
     log_centroids: tuple[float, ...]  # ascending, the first one 0
     log_errors: tuple[float, ...]  # of the weight, relative, were there endlessly many blocks of its kind
     factor: float  # relative error of the network's outputs for each of the weight's
+    rates: tuple[float, ...] = ()  # bits per weight, ascending, of blocks of one weight: what their grids take coded ..
+    log_rate_errors: tuple[float, ...] = ()  # .. and the errors of these
 
     def error(self, config: CodedConfig) -> float:
         """Return the relative squared error that the network's outputs get from this weight alone."""
@@ -67,19 +76,22 @@ class Curve:
     def weight_error(self, config: CodedConfig) -> float:
         """Return `||W - Ŵ||² / ||W||²` for a codec that cuts the weight into these blocks.
 
-        The levels of a grid do about what as many centroids would.
+        The levels of a grid without a rate do about what as many centroids would.
         """
+        if isinstance(config, ScalarConfig) and config.rate:
+            return GRID_FACTOR * exp(_interpolated(config.rate, self.rates, self.log_rate_errors))
         if config.centroids >= self.num_blocks:
             return 0.0
         books = config.codebooks if isinstance(config, ProductConfig) else 1
-        x = log(config.centroids) * books**ADDITIVE_EXPONENT
-        if isinstance(config, ScalarConfig):
-            x = log(2) * config.weight_bits
-        value = float(np.interp(x, self.log_centroids, self.log_errors))
-        if x > self.log_centroids[-1]:
-            slope = (self.log_errors[-1] - self.log_errors[-2]) / (self.log_centroids[-1] - self.log_centroids[-2])
-            value += slope * (x - self.log_centroids[-1])
+        value = _interpolated(log(config.centroids) * books**ADDITIVE_EXPONENT, self.log_centroids, self.log_errors)
         return exp(value) * float(max(1 - books * config.centroids / self.num_blocks, 1e-3) ** OVERFIT)
+
+
+def _interpolated(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:
+    """Return the value at x of the line through points, which goes on straight behind the last one."""
+    if x <= xs[-1]:
+        return float(np.interp(x, xs, ys))
+    return ys[-1] + (ys[-1] - ys[-2]) / (xs[-1] - xs[-2]) * (x - xs[-1])
 
 
 Curves = Mapping[tuple[str, Block], Curve]  # by the weight's name and the shape of a block
@@ -201,11 +213,14 @@ class _Trials:
         result = {}
         for block in blocks:
             here = _relative(in_network * in_layer[block], in_layer[usual])
+            rates, log_rate_errors = _grid_rates(weight, rng) if prod(block) == 1 else ((), ())
             result[name, block] = Curve(
                 num_blocks=block_count(weight.shape, block),
                 log_centroids=found[block].log_centroids,
                 log_errors=found[block].log_errors,
                 factor=_relative(here, in_weight[block]),
+                rates=rates,
+                log_rate_errors=log_rate_errors,
             )
         return result
 
@@ -311,6 +326,32 @@ def _rate_distortion(weight: Floats, block: Block, rng: np.random.Generator) -> 
     if len(log_centroids) == 1:  # hardly any blocks: as if each doubling of the centroids halved the error
         log_centroids, log_errors = [0.0, log(2)], [log_errors[0], log_errors[0] - log(2)]
     return _Found(tuple(log_centroids), tuple(log_errors), centroids.numpy())
+
+
+def _grid_rates(weight: Floats, rng: np.random.Generator) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the bits per weight that grids of some steps take when entropy-coded, and the logarithms of their errors.
+
+    As of entropy-constrained grids with a dead zone (Sullivan, 1996), the levels of whose outputs suit them best.
+    """
+    flat = weight.reshape(-1)
+    some = torch.from_numpy(flat[np.sort(rng.permutation(flat.size)[:SAMPLED_NUMBERS])])
+    energy = _energy(some)
+    if energy == 0:
+        return (0.0, 1.0), (-50.0, -51.0)
+    unit = (energy / some.numel()) ** 0.5
+    rates, log_errors = [0.0], [0.0]
+    for factor in TRIAL_STEPS:
+        levels = (some.abs() / (factor * unit) + ROUNDED_UP).floor() * some.sign()
+        counts = torch.unique(levels, return_counts=True)[1].double()
+        rate = float((counts * (counts.sum() / counts).log2()).sum() / counts.sum())
+        explained = float((levels * some).sum()) ** 2 / max(_energy(levels), 1e-30)
+        error = log(max(1 - explained / energy, 1e-20))
+        if rate > rates[-1] + 1e-3 and error < log_errors[-1]:
+            rates.append(rate)
+            log_errors.append(error)
+    if len(rates) == 1:
+        return (0.0, 1.0), (0.0, -2 * log(2))
+    return tuple(rates), tuple(log_errors)
 
 
 def _k_means(points: Tensor, centroids: Tensor) -> tuple[Tensor, float]:

@@ -13,7 +13,7 @@ from conftest import SIDE
 
 from pyquant.choose import Choice, Recipe, parse_rule
 from pyquant.classes import ClassName
-from pyquant.codecs import DenseConfig, ProductConfig
+from pyquant.codecs import DenseConfig, ProductConfig, ScalarConfig
 from pyquant.errors import ConfigError, InputError
 from pyquant.file import dumps, read_model, read_storage
 
@@ -26,6 +26,7 @@ from torch import nn  # noqa: E402
 from pyquant.allocate import (  # noqa: E402
     CANDIDATE_CENTROIDS,
     INT8_OVERHEAD,
+    Candidates,
     allocate,
     candidate_blocks,
     drafted,
@@ -85,7 +86,8 @@ def without_header(choices: Mapping[str, Choice]) -> int:
 
 def allocated(dense: Network, curves: Curves, size: int) -> dict[str, Choice]:
     """Return the choices for a size, the header not counted."""
-    return allocate(dense, Recipe(), curves, target_bytes=size, max_codebooks=4, size_of=without_header)
+    candidates = Candidates(codecs=(ProductConfig,), max_codebooks=4)
+    return allocate(dense, Recipe(), curves, target_bytes=size, candidates=candidates, size_of=without_header)
 
 
 @pytest.mark.parametrize(("method", "target"), [("abgd", 12_000), ("gram", 16_384), ("abgd", 60_000)])
@@ -96,7 +98,8 @@ def test_the_file_has_the_size_that_was_asked_for(inputs: np.ndarray, tmp_path: 
     provenance = read_model(out).provenance
     assert provenance["target_bytes"] == target
     assert "preset" not in provenance
-    assert "rans" not in read_storage(out).features
+    at_rates = [w for _, w in read_model(out).network.graph.weighted() if isinstance(w.codec, ScalarConfig)]
+    assert ("rans" in read_storage(out).features) == bool(at_rates) == (method == "gram")
 
 
 def test_the_size_includes_ranges(inputs: np.ndarray, tmp_path: Path) -> None:

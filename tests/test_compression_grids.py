@@ -15,7 +15,7 @@ import pyquant  # noqa: E402
 from pyquant.choose import Recipe, parse_rule  # noqa: E402
 from pyquant.codecs import DenseConfig, ProductConfig, ScalarConfig  # noqa: E402
 from pyquant.errors import ConfigError  # noqa: E402
-from pyquant.file import dumps, read_model  # noqa: E402
+from pyquant.file import dumps, read_model, read_storage  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +135,60 @@ def test_plans_and_sizes(inputs: np.ndarray, tmp_path: Path) -> None:
     assert codecs_of(out)["block.conv1"] == ScalarConfig(bits=4)
 
 
+@pytest.mark.parametrize("size", [11_000, 13_000, 14_500])
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({"recipe": Recipe(codecs=("product",))}, {"product"}),
+        ({"recipe": Recipe(codecs=("scalar",))}, {"scalar"}),
+        ({"recipe": Recipe(codecs=("scalar", "product")), "method": "abgd"}, {"product", "scalar"}),
+        ({"method": "abgd"}, {"product"}),
+        ({"method": "obq"}, {"scalar"}),
+        ({}, {"product", "scalar"}),
+    ],
+)
+def test_sizes_choose_from_codecs(
+    size: int, options: dict[str, Any], found: set[str], inputs: np.ndarray, tmp_path: Path
+) -> None:
+    module, out = tiny_networks.residual(), tmp_path / "x.pqmodel"
+    planned = pyquant.plan(module, inputs, target_bytes=size, threads=1, **options)
+    report = pyquant.compress(module, inputs, out=out, target_bytes=size, threads=1, **options)
+    assert 0.99 * size <= report.bytes == out.stat().st_size <= planned.bytes <= size
+    codecs = {node.name: weight.codec_name for node, weight in read_model(out).network.graph.weighted()}
+    assert set(codecs.values()) - {"dense"} <= found
+    at_rates = {name for name, codec in codecs_of(out).items() if isinstance(codec, ScalarConfig)}
+    assert bool(at_rates) == ("rans" in read_storage(out).features)
+    assert dumps(read_model(out)) == out.read_bytes()
+
+
+def test_a_rule_at_a_rate_goes_with_a_size(inputs: np.ndarray, tmp_path: Path) -> None:
+    recipe = Recipe(rules=(parse_rule("block.*=scalar:4;rate:1.5"),))
+    out = tmp_path / "x.pqmodel"
+    report = pyquant.compress(
+        tiny_networks.residual(), inputs, out=out, recipe=recipe, threads=1, target_bytes=9_000
+    )  # fmt: skip
+    assert 0.99 * 9_000 <= report.bytes <= 9_000
+    first, second = (codecs_of(out)[f"block.conv{i}"].rate for i in (1, 2))
+    assert first != second
+    assert first + second == pytest.approx(3, rel=1e-3)
+
+
+@pytest.mark.parametrize("rate", [0.3, 1.0, 2.2, 3.9])
+def test_codes_take_no_more_than_their_rate(rate: float, inputs: np.ndarray, tmp_path: Path) -> None:
+    out = tmp_path / "x.pqmodel"
+    compressed(inputs, out, f"block.conv1=scalar:4;rate:{rate}")
+    model = read_model(out)
+    stored = read_storage(out).tensor_bytes
+    taken = sum(stored[f"block.conv1.{role}"] for role in ("codes", "step", "zero"))
+    most = model.network.graph.node("block.conv1").weight.codec.coded_bytes((16, 16, 3, 3))
+    assert 0.97 * most <= taken <= most
+
+
+def test_unknown_codecs_are_refused() -> None:
+    with pytest.raises(ConfigError, match="unknown codec 'grid'; a size target chooses from: product, scalar"):
+        Recipe(codecs=("grid",))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -146,8 +200,6 @@ def test_plans_and_sizes(inputs: np.ndarray, tmp_path: Path) -> None:
             {"method": "pqf"},
             "method 'pqf' codes layers in the codec 'product', and there is none; give the preset 'small",
         ),
-        ({"method": "obq", "target_bytes": 9000}, "a size target chooses product codebooks, which method 'obq'"),
-        ({"rules": ("fc=scalar:4;rate:2",), "target_bytes": 9000}, "a rate is reached by entropy coding, which a file"),
     ],
 )
 def test_what_does_not_go_together(options: dict[str, Any], message: str, inputs: np.ndarray, tmp_path: Path) -> None:

@@ -46,11 +46,14 @@ from pyquant.cli.show import show_outcome
     "rule that matches counts.",
 )
 @click.option("--target-size", "target_sizes", type=options.byte_size, multiple=True, metavar="SIZE",
-              help="Bytes of the file, header included, such as 963kB or 1.5MiB: never more, at most 1 % less; such a "
-              "file is not entropy-coded. Codecs are chosen by measured sensitivities; of preset and rules, the rules "
-              "count. May be repeated: a file each, in one run.")  # fmt: skip
+              help="Bytes of the file, header included, such as 963kB or 1.5MiB: never more, at most 1 % less. Codecs "
+              "are chosen by measured sensitivities; of preset and rules, the rules count. May be repeated: a file "
+              "each, in one run.")  # fmt: skip
 @click.option("--target-ratio", "target_ratios", type=click.FloatRange(min=0, min_open=True), multiple=True,
               metavar="R", help="The same, as how many times smaller than the network in fp32.")  # fmt: skip
+@click.option("--codec", "codecs", multiple=True, metavar="product|scalar",
+              help="What a size target chooses from, for each layer. May be repeated [default: all, or the one of "
+              "another --method than gram].")  # fmt: skip
 @click.option("--max-drop", type=click.FloatRange(min=0, max=100), metavar="POINTS",
               help="The smallest file whose top-1 on --labelled falls by no more points than this: sizes are tried, at "
               "most 10, until it is known within 2 %.")  # fmt: skip
@@ -91,6 +94,7 @@ def command(
     rules: tuple[str, ...],
     target_sizes: tuple[int, ...],
     target_ratios: tuple[float, ...],
+    codecs: tuple[str, ...],
     max_drop: float | None,
     labelled: Path | None,
     page: Path | None,
@@ -118,7 +122,7 @@ def command(
 
     if out is None and not dry_run:
         raise click.UsageError("give the file to write with --out, or --dry-run")
-    recipe = Recipe(preset=preset or DEFAULT_PRESET, rules=tuple(parse_rule(rule) for rule in rules))
+    recipe = Recipe(preset=preset or DEFAULT_PRESET, rules=tuple(parse_rule(rule) for rule in rules), codecs=codecs)
     names = () if classes is None else read_classes(classes)
     preprocessing = options.preprocessing_for(input_shape, resize, mean, std)
 

@@ -15,4 +15,10 @@ CODEC_CONFIGS: dict[str, type[CodecConfig]] = {
     "scalar": ScalarConfig,
 }
 
-__all__ = ["CODEC_CONFIGS", "CodecConfig", "CodedConfig", "DenseConfig", "ProductConfig", "ScalarConfig"]
+
+def codec_name(config: type[CodecConfig]) -> str:
+    """Return the name, in files and rules, of the codec that a config is of."""
+    return next(name for name, known in CODEC_CONFIGS.items() if known is config)
+
+
+__all__ = ["CODEC_CONFIGS", "CodecConfig", "CodedConfig", "DenseConfig", "ProductConfig", "ScalarConfig", "codec_name"]

@@ -18,7 +18,8 @@ from pyquant.codecs.packing import pack_codes, packed_bytes, unpack_codes
 from pyquant.errors import ConfigError
 
 MIN_BITS, MAX_BITS = 2, 8
-OUTPUT_BYTES = 5  # of the step and the zero of an output
+OUTPUT_BYTES = 5  # of the step and the zero of an output ..
+CODED_BYTES = {"step": 2, "zero": 1}  # .. and when entropy-coded, at most
 STEP_BITS = 11  # of a step's mantissa: those below are zeros, which entropy coding takes away
 
 
@@ -26,8 +27,8 @@ STEP_BITS = 11  # of a step's mantissa: those below are zeros, which entropy cod
 class ScalarConfig:
     """Replace each weight by one of 2**bits levels, which are evenly spaced for each output.
 
-    With a `rate`, frequent levels are preferred until entropy coding brings codes to so many bits per weight, which
-    need not be a whole number; 0: every weight gets the level that suits the outputs best.
+    With a `rate`, frequent levels are preferred until entropy coding brings codes to so many bits per weight, at most,
+    which need not be a whole number; 0: every weight gets the level that suits the outputs best.
     """
 
     bits: int
@@ -69,8 +70,15 @@ class ScalarConfig:
         return {"D": prod(weight_shape[1:]), "bits": self.bits}
 
     def coded_bytes(self, weight_shape: tuple[int, ...]) -> int:
-        """Return the bytes of the packed codes, steps and zeros of a weight."""
+        """Return the bytes of the codes, steps and zeros of a weight: packed, or with a rate the most when coded."""
+        if self.rate:
+            return sum(self.planned_bytes(weight_shape).values())
         return packed_bytes(prod(weight_shape), self.bits) + OUTPUT_BYTES * weight_shape[0]
+
+    def planned_bytes(self, weight_shape: tuple[int, ...]) -> dict[str, int]:
+        """Return the most bytes that the tensors of a weight at a rate take, by role; together, not one by one."""
+        outputs = {role: size * weight_shape[0] for role, size in CODED_BYTES.items()}
+        return {"codes": int(self.rate * prod(weight_shape) / 8), **outputs}
 
     def decoded(self, tensors: Mapping[str, NDArray[Any]], weight_shape: tuple[int, ...]) -> NDArray[np.float32]:
         """Return the fp32 weight of `weight_shape` that tensors, by role, stand for."""

@@ -7,8 +7,8 @@ follow. Where the codec has a rate, the same is done with a price for each code,
 
 from __future__ import annotations
 
-from dataclasses import replace
-from math import log, log2
+from dataclasses import dataclass, replace
+from math import inf, log, log2, prod
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from torch import Tensor
 
 from pyquant.codecs import ScalarConfig
 from pyquant.codecs.scalar import rounded_steps, tensors_of
+from pyquant.declared import PackedCodes
+from pyquant.entropy import stored_bytes
 from pyquant.learn.descent import Problem
 from pyquant.learn.grids import Grids, Ordered, code_lengths, feedback, fitted, mean_length, refit, sweep
 from pyquant.learn.methods.base import Layer, Tensors
@@ -29,10 +31,12 @@ SIGNED_BYTES = 255  # levels, -127 to 127 steps: all that grids of 8 bits use, s
 BIT = 2 * log(2) / 12
 ZEAL = 1.2  # .. times this, which is best at 1 to 3 bits, where more weights than that formula says should be zero
 SEARCH_ROWS = 96  # outputs of a group, on which steps are searched for a rate at first
-SEARCHES, LAST_SEARCHES = 6, 3  # steps that are tried on these, and on all
+SEARCHES, LAST_SEARCHES = 6, 8  # steps that are tried on these, and on all, at most
 FIRST_STEP = 1.9  # log2 of the first one at 0 bits, in units of the weights
 LEAST_SLOPE, MOST_SLOPE = 0.5, 3.0  # of log2 of a step, for each bit
-CLOSE = 0.005  # relative, to the rate
+CLOSE = 0.003  # relative, to what is aimed at: as much less than the rate
+LAST_RESORTS = 20  # more trials where codes still are too long, with steps larger ..
+LAST_RESORT = 0.1  # .. by this or more, in log2
 
 
 class Obq(Correlated):
@@ -49,16 +53,8 @@ class Obq(Correlated):
         problem = _problem(layer, measured, workers)
         ordered = Ordered.of(problem, workers)
         if config.rate:
-            grids, codes = _at_rate(ordered, config, workers)
-        else:
-            grids, codes = _at_bits(problem, ordered, config, workers)
-        outputs = len(layer.weight)
-        return tensors_of(
-            ordered.restored(codes).reshape(outputs, -1).numpy().astype(np.uint8),
-            grids.step.reshape(outputs).numpy(),
-            grids.zero.reshape(outputs).numpy(),
-            config,
-        )
+            return _at_rate(ordered, config, layer.weight.shape, workers)
+        return _tensors(ordered, *_at_bits(problem, ordered, config, workers), config)
 
 
 def _problem(layer: Layer, measured: FullMoments | None, workers: Workers) -> Problem:
@@ -86,28 +82,69 @@ def _at_bits(problem: Problem, ordered: Ordered, config: ScalarConfig, workers: 
     return grids, codes
 
 
-def _at_rate(ordered: Ordered, config: ScalarConfig, workers: Workers) -> tuple[Grids, Tensor]:
-    """Return grids and codes with the least error of those whose codes take so many bits per weight.
+def _at_rate(ordered: Ordered, config: ScalarConfig, shape: tuple[int, ...], workers: Workers) -> Tensors:
+    """Return the tensors with the least error of those that take the bytes that the config allows a weight of `shape`.
 
-    Steps are searched on some of the rows, and then on all. To begin with, a bit is worth half a step; later, what the
-    secant through the last two says.
+    Steps are searched on some of the rows, by the length that codes should have, and then on all, by the bytes that
+    their stream has.
     """
     rows = ordered.problem.target.shape[1]
     some = slice(0, None, -(-rows // SEARCH_ROWS))
     part = replace(ordered, problem=ordered.problem.part(slice(None), some))
-    log_unit, slope = log2(_unit(ordered)) + FIRST_STEP - config.rate, 1.0
-    for tried, searches in ((part, SEARCHES), (ordered, LAST_SEARCHES)):
-        before: tuple[float, float] | None = None
-        for _ in range(searches):
-            grids, codes = _coded(tried, config, 2.0**log_unit, workers)
-            bits = mean_length(codes, grids.levels)
-            if abs(bits - config.rate) <= CLOSE * config.rate:
-                break
-            if before is not None and bits != before[1]:
-                slope = min(max((before[0] - log_unit) / (bits - before[1]), LEAST_SLOPE), MOST_SLOPE)
-            before = log_unit, bits
-            log_unit += slope * (bits - config.rate)
-    return grids, codes
+    aim = config.rate * (1 - CLOSE)
+    search = _Search(log2(_unit(ordered)) + FIRST_STEP - config.rate)
+    for _ in range(SEARCHES):
+        grids, codes = _coded(part, config, 2.0**search.log_unit, workers)
+        excess = mean_length(codes, grids.levels) - aim
+        if abs(excess) <= CLOSE * aim:
+            break
+        search.move(excess)
+    search = _Search(search.log_unit, slope=search.slope)
+    count, most = prod(shape), config.coded_bytes(shape)
+    fitting: tuple[int, Tensors] | None = None  # the largest tensors that fit, and their bytes
+    for trial in range(LAST_SEARCHES + LAST_RESORTS):
+        tensors = _tensors(ordered, *_coded(ordered, config, 2.0**search.log_unit, workers), config)
+        taken = _stored_bytes(tensors, config, count)
+        if taken <= most and (fitting is None or taken > fitting[0]):
+            fitting = taken, tensors
+        excess = 8 * (taken - most) / count + config.rate - aim
+        if fitting is not None and (trial >= LAST_SEARCHES or abs(excess) <= CLOSE * aim):
+            break
+        search.move(excess, least=-inf if trial < LAST_SEARCHES else LAST_RESORT)
+    return tensors if fitting is None else fitting[1]
+
+
+@dataclass(slots=True)
+class _Search:
+    """Looks for the steps whose codes take as many bits as are aimed at, by the secant through the last two trials."""
+
+    log_unit: float  # log2 of what steps are measured in
+    slope: float = 1.0  # of it, with the bits: to begin with, a bit is worth half a step
+    before: tuple[float, float] | None = None  # the last trial, and its excess
+
+    def move(self, excess: float, least: float = -inf) -> None:
+        """Take up a trial whose codes took so many bits too many; steps then grow by a factor of 2^least or more."""
+        if self.before is not None and excess != self.before[1]:
+            slope = (self.before[0] - self.log_unit) / (excess - self.before[1])
+            self.slope = min(max(slope, LEAST_SLOPE), MOST_SLOPE)
+        self.before = self.log_unit, excess
+        self.log_unit += max(self.slope * excess, least)
+
+
+def _stored_bytes(tensors: Tensors, config: ScalarConfig, count: int) -> int:
+    """Return the bytes that the tensors of a weight of `count` numbers take in a file."""
+    packed = PackedCodes(models=1, count=count, bits=config.bits)
+    return sum(stored_bytes(tensor, packed if role == "codes" else None) for role, tensor in tensors.items())
+
+
+def _tensors(ordered: Ordered, grids: Grids, codes: Tensor, config: ScalarConfig) -> Tensors:
+    outputs = grids.step.numel()
+    return tensors_of(
+        ordered.restored(codes).reshape(outputs, -1).numpy().astype(np.uint8),
+        grids.step.reshape(outputs).numpy(),
+        grids.zero.reshape(outputs).numpy(),
+        config,
+    )
 
 
 def _unit(ordered: Ordered) -> float:
