@@ -2,8 +2,9 @@
 
 A size is written as `preset:NAME`, `bytes:N`, `ratio:R` (how many times smaller than the network in fp32), `as:SIZE`
 (the bytes that ours has with that one) or `rate:R` (bits of a weight on grids, on average); `bytes`, `ratio` and `as`
-are reached by pyquant's own allocation. Bytes are those at fixed length, as files made for a size have them; of grids,
-whose rate is reached by entropy coding, those of the file. Cells that several parts share are run once.
+are reached by pyquant's own allocation, from the method's own codec, or of `mixed` from all. Bytes are those of the
+file, of presets of codebooks those at fixed length, as files made for a size have them. Cells that several parts share
+are run once.
 """
 
 from __future__ import annotations
@@ -14,17 +15,19 @@ from typing import Any
 
 from ingredients import INGREDIENTS
 
-from pyquant.codecs import ProductConfig
+from pyquant.codecs import ProductConfig, codec_name
 from pyquant.learn.methods import METHODS
 
 Result = Mapping[str, Any]
 Results = Mapping[str, Result]  # by the cell's key
 
 OURS = "gram"
+MIXED = "mixed"  # ours, with all codecs to choose from
 COMPARED = tuple(  # ours and the published ones that were rebuilt, of product codebooks
     name for name, method in METHODS.items() if method.codec is ProductConfig
 )
 RATIOS = (8, 12, 20, 30, 45)
+MIXED_RATIOS = (4, 8, 12, 20, 30, 50)
 UNIFORM_BITS = (8, 4)
 GRIDS = ("preset:int4", "rate:3.95", "preset:int3", "rate:2.65", "preset:int2", "rate:1.56", "rate:1.02", "rate:0.67")
 
@@ -34,7 +37,7 @@ class Cell:
     """One thing to measure; its key names it in the results."""
 
     subject: str  # the network
-    method: str  # of METHODS or INGREDIENTS, `dense`, or `int8` and the like
+    method: str  # of METHODS or INGREDIENTS, MIXED, `dense`, or `int8` and the like
     size: str = ""  # none where the method decides it; of a trained cell, that of its row
     trained: bool = False
 
@@ -106,7 +109,15 @@ class Comparison:
     curve: str  # the subject whose curve is measured
     ratios: tuple[float, ...] = RATIOS
     grids: tuple[str, ...] = GRIDS  # sizes, of the same subject
+    mixed: tuple[float, ...] = MIXED_RATIOS  # and those at which codecs are compared
     ingredients: tuple[tuple[str, str], ...] = field(default=())  # subject and size
+
+    def codecs(self, ratio: float) -> dict[str, Cell]:
+        """Return the cells of one size, by codec, and MIXED."""
+        methods = {codec_name(METHODS[name].codec): name for name in (OURS, "obq")} | {MIXED: MIXED}
+        return {
+            codec: Cell(subject=self.curve, method=method, size=f"ratio:{ratio:g}") for codec, method in methods.items()
+        }
 
     def parts(self) -> dict[str, list[Cell]]:
         """Return the cells of each part, in the order in which they are run."""
@@ -118,13 +129,14 @@ class Comparison:
         ]
         curve += [Cell(subject=self.curve, method=f"int{bits}") for bits in UNIFORM_BITS]
         grids = [curve[0], *(Cell(subject=self.curve, method="obq", size=size) for size in self.grids)]
+        codecs = [curve[0], *(cell for ratio in self.mixed for cell in self.codecs(ratio).values())]
         ingredients = [
             Cell(subject=subject, method=ingredient.name(name), size=ingredient.size(size))
             for subject, size in self.ingredients
             for name, ingredient in INGREDIENTS.items()
         ]
         tables = {f"table {row.subject} {row.size}": list(row.cells()) for row in self.rows}
-        return {**tables, "curve": curve, "grids": grids, "ingredients": ingredients}
+        return {**tables, "curve": curve, "grids": grids, "codecs": codecs, "ingredients": ingredients}
 
 
 FULL = Comparison(
@@ -153,5 +165,6 @@ SMOKE = Comparison(
     curve="digits",
     ratios=(8,),
     grids=("preset:int4", "rate:1.5"),
+    mixed=(8,),
     ingredients=(("digits", "preset:large-blocks"),),
 )

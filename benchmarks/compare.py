@@ -21,7 +21,7 @@ from typing import Any
 
 import click
 import numpy as np
-from cells import FULL, OURS, SMOKE, Cell, Comparison, Row
+from cells import FULL, MIXED, OURS, SMOKE, Cell, Comparison, Row
 from curve import draw
 from ingredients import INGREDIENTS
 from numpy.typing import NDArray
@@ -33,7 +33,7 @@ from uniform import file_bytes, quantize, recipe_for
 from pyquant import _core, console, load
 from pyquant.capture import capture
 from pyquant.choose import Recipe, parse_rule
-from pyquant.codecs import ProductConfig
+from pyquant.codecs import ProductConfig, codec_name
 from pyquant.compression import compress, plan
 from pyquant.file import dumps
 from pyquant.learn.calibration import from_pictures
@@ -73,7 +73,7 @@ class Bench:
             for other in self._needed(cell):
                 self.run(other)
             console.note(f"running {cell.key}")
-            measured = runs[cell.method in METHODS or cell.method in INGREDIENTS](cell)
+            measured = runs[cell.method in {*METHODS, *INGREDIENTS, MIXED}](cell)
             self.results[cell.key] = {**circumstances(), "settings": asdict(self.settings), **measured}
             write_whole(self.folder / "compare.json", json.dumps({"cells": self.results}, indent=1).encode())
         return self.results[cell.key]
@@ -106,10 +106,12 @@ class Bench:
         if kind == "as":
             kind, value = "bytes", str(self.results[self._needed(variant)[0].key]["bytes"])
         module = subject.build()
+        method = METHODS.get(cell.method, METHODS[OURS])
+        own = () if cell.method == MIXED else (codec_name(method.codec),)
         options: dict[str, Any] = {
             "preset": lambda: {"recipe": Recipe(preset=value)},
-            "bytes": lambda: {"target_bytes": int(value)},
-            "ratio": lambda: {"target_ratio": float(value)},
+            "bytes": lambda: {"target_bytes": int(value), "recipe": Recipe(codecs=own)},
+            "ratio": lambda: {"target_ratio": float(value), "recipe": Recipe(codecs=own)},
             "rate": lambda: {"recipe": Recipe(rules=(parse_rule(f"*=scalar:4;rate:{value}"),))},
         }[kind]()
         ingredient = INGREDIENTS.get(cell.method)
@@ -121,7 +123,7 @@ class Bench:
                 module,
                 subject.calibration if ingredient is None or ingredient.calibrated else None,
                 out=out,
-                method=cell.method,
+                method=OURS if cell.method == MIXED else cell.method,
                 input_shape=(3, *subject.preprocessing.crop),
                 preprocessing=subject.preprocessing,
                 classes=subject.classes,
@@ -137,7 +139,8 @@ class Bench:
         right = subject.right(model)
         out.unlink()
         # Presets of codebooks are compared with files made for a size.
-        size = len(dumps(model.file, fixed_length=METHODS.get(cell.method, METHODS[OURS]).codec is ProductConfig))
+        by_preset = kind == "preset" and method.codec is ProductConfig
+        size = len(dumps(model.file, fixed_length=by_preset))
         return {
             **accuracy(right),
             "bytes": size,

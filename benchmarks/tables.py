@@ -20,6 +20,7 @@ def as_markdown(comparison: Comparison, results: Results) -> str:
         lines += [f"### {row.subject}, {size_text(row.size)}", "", *_row_table(row, results), ""]
     lines += [f"### {comparison.curve}, without training", "", *_curve_table(comparison, results), ""]
     lines += [f"### {comparison.curve}, on grids", "", *_grid_table(comparison, results), ""]
+    lines += [f"### {comparison.curve}, codecs, without training", "", *_codec_table(comparison, results), ""]
     for subject, size in comparison.ingredients:
         lines += [f"### Ingredients: {subject}, {size_text(size)}", "", *_ingredient_table(subject, size, results), ""]
     return "\n".join(lines)
@@ -122,6 +123,15 @@ def _grid_table(comparison: Comparison, results: Results) -> list[str]:
             lines.append(
                 f"| {size_text(size)} | {result['bytes']:,} | {_top1(result)} | {below} | {result['minutes']:.1f} |"
             )
+    return lines
+
+
+def _codec_table(comparison: Comparison, results: Results) -> list[str]:
+    names = list(comparison.codecs(comparison.mixed[0]))
+    lines = [f"| times smaller | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+    for ratio in comparison.mixed:
+        found = [results.get(cell.key) for cell in comparison.codecs(ratio).values()]
+        lines.append(f"| {ratio:g} | {' | '.join(map(_with_bytes, found))} |")
     return lines
 
 

@@ -18,8 +18,8 @@ from pyquant.errors import ConfigError
 from pyquant.graph import Graph, Node, Weight
 
 RULE_FORM = (
-    "expected 'PATTERN=block:c,kh,kw;centroids:K[;codebooks:M][;codebook:int8]', 'PATTERN=scalar:B[;rate:R]' or "
-    "'PATTERN=dense'"
+    "expected 'PATTERN=block:c,kh,kw;centroids:K[;codebooks:M][;codebook:int8][;rate:R]', "
+    "'PATTERN=scalar:B[;rate:R]' or 'PATTERN=dense'"
 )
 CODED = tuple(name for name, config in CODEC_CONFIGS.items() if config is not DenseConfig)
 DENSE_BYTES = 4  # of a dense fp32 weight, what coding is compared with
@@ -131,7 +131,7 @@ def parse_rule(text: str) -> Rule:
     """Return the rule that a text stands for.
 
     It is `PATTERN=dense`, `PATTERN=block:c,kh,kw;centroids:K`, to which `;codebooks:M` and `;codebook:int8` can be
-    added, or `PATTERN=scalar:B`, to which `;rate:R` can.
+    added, or `PATTERN=scalar:B`; `;rate:R` can be added to the last two.
 
     Raises:
         ConfigError: the text is not of that form, or a number is out of range.
@@ -167,11 +167,17 @@ def _scalar(text: str, parts: Sequence[str]) -> ScalarConfig:
 def _product(text: str, parts: Sequence[str]) -> ProductConfig:
     """Return the config of a rule's parts, each `key:value`."""
     values: dict[str, tuple[int, ...]] = {}
-    dtype = CODEBOOK_DTYPES[0]
+    dtype, rate = CODEBOOK_DTYPES[0], 0.0
     for part in parts:
         key, _, numbers = (piece.strip() for piece in part.partition(":"))
         if key == "codebook" and dtype == CODEBOOK_DTYPES[0]:
             dtype = numbers
+            continue
+        if key == "rate" and not rate:
+            try:
+                rate = float(numbers)
+            except ValueError:
+                raise ConfigError(f"rule '{text}': 'rate' needs a number, got '{numbers}'; {RULE_FORM}") from None
             continue
         if key not in ("block", "centroids", "codebooks") or key in values:
             raise ConfigError(f"rule '{text}': cannot read '{part}'; {RULE_FORM}")
@@ -190,6 +196,7 @@ def _product(text: str, parts: Sequence[str]) -> ProductConfig:
             centroids=values["centroids"][0],
             codebooks=values.get("codebooks", (1,))[0],
             codebook_dtype=dtype,
+            rate=rate,
         )
     except ConfigError as error:
         raise ConfigError(f"rule '{text}': {error}") from None

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyquant.classes import ClassName, format_classes, parse_classes
-from pyquant.codecs import ScalarConfig
+from pyquant.codecs import DenseConfig
 from pyquant.container import PREFIX_BYTES, check_prefix, compact_json, pack, parse_json, unpack
 from pyquant.declared import check_tensors, declared_tensors
 from pyquant.detector import DETECTIONS, KIND, DetectorPreprocessing, label_count
@@ -156,7 +156,7 @@ def _planned_tensors(network: Network) -> dict[str, int]:
     """Return the tensors of weights at a rate, by name, with the bytes that each may take."""
     planned: dict[str, int] = {}
     for _, weight in network.graph.weighted():
-        if isinstance(weight.codec, ScalarConfig) and weight.codec.rate:
+        if not isinstance(weight.codec, DenseConfig) and weight.codec.rate:
             sizes = weight.codec.planned_bytes(weight.shape)
             planned |= {weight.tensor(role): size for role, size in sizes.items()}
     return planned

@@ -405,7 +405,7 @@ class Job:
 
 
 def _check_method(choices: Mapping[str, Choice], method: Method, name: str) -> None:
-    """Raise ConfigError where a method codes no layer, or a layer has more additive codebooks than it can learn."""
+    """Raise ConfigError where a method codes no layer, or one has a rate or additive codebooks that it cannot learn."""
     coded = [(layer, choice.codec) for layer, choice in choices.items() if not isinstance(choice.codec, DenseConfig)]
     if coded and name != DEFAULT_METHOD and not any(isinstance(codec, method.codec) for _, codec in coded):
         raise ConfigError(
@@ -413,6 +413,11 @@ def _check_method(choices: Mapping[str, Choice], method: Method, name: str) -> N
             f"preset '{method.preset}' or a rule, or leave the method out"
         )
     for layer, config in coded:
+        if config.rate and not coder_of(config, method).reaches_rates:
+            raise ConfigError(
+                f"layer '{layer}': codes of {config.rate:g} bits per weight; method '{name}' cannot aim at a rate, use "
+                f"'{DEFAULT_METHOD}'"
+            )
         most = coder_of(config, method).max_codebooks
         if isinstance(config, ProductConfig) and config.codebooks > most:
             raise ConfigError(

@@ -206,6 +206,7 @@ CODECS: dict[str, CodecSpec] = {
             "centroids": Attribute(minimum=2),
             "codebooks": Attribute(minimum=1, default=1),
             "codebook_dtype": Attribute(kind=str, choices=("float", "int8"), default="float"),
+            "rate": Attribute(kind=float, default=0.0),
         },
         tensors={
             # M * O * J codes of ceil(log2 K) bits, least significant bit first; the last byte is filled with zero bits.

@@ -1,4 +1,4 @@
-"""The rates of grids: how the bits per weight that a rule asks for are shared out among the layers that it names.
+"""Rates: how the bits per weight that a rule asks for are shared out among the layers that it names.
 
 Halving the steps of a layer costs each of its weights a bit and quarters its error, which is `a 2^(-2 r)` at r bits, a
 being what the network's outputs get of it at none (`pyquant.sensitivity`). Of all rates of the same mean over n weights
@@ -9,15 +9,16 @@ possible (reverse water-filling; Cover and Thomas, "Elements of Information Theo
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import floor, log2, prod
 
 from pyquant.choose import Choice
-from pyquant.codecs import ScalarConfig
+from pyquant.codecs import CodedConfig, DenseConfig, ProductConfig, ScalarConfig
 from pyquant.codecs.scalar import MAX_BITS
 from pyquant.graph import Graph
 from pyquant.sensitivity import Curves
 
-LEAST, MOST = 0.2, 7.0  # bits per weight
+LEAST, MOST = 0.2, 7.0  # bits per weight, of grids
 USUAL_BITS = 4  # of a code, for low rates
 SPARE_BITS = 2.5  # of a code beyond the rate, so that rare weights lie within their grid
 LEAST_FACTOR = 1e-30  # of an error: a layer that does not count at all
@@ -25,12 +26,13 @@ LEVELS = (-100.0, 200.0)  # between which the common level lies, in bits
 HALVINGS = 60  # of that interval
 
 
-def sharing(choices: Mapping[str, Choice]) -> list[tuple[ScalarConfig, list[str]]]:
+def sharing(choices: Mapping[str, Choice]) -> list[tuple[CodedConfig, list[str]]]:
     """Return the weights that share a rate, as they were chosen for the same one."""
-    groups: dict[ScalarConfig, list[str]] = {}
+    groups: dict[CodedConfig, list[str]] = {}
     for name, choice in choices.items():
-        if isinstance(choice.codec, ScalarConfig) and choice.codec.rate:
-            groups.setdefault(choice.codec, []).append(name)
+        config = choice.codec
+        if not isinstance(config, DenseConfig) and config.rate:
+            groups.setdefault(config, []).append(name)
     return [(config, names) for config, names in groups.items() if len(names) > 1]
 
 
@@ -40,37 +42,56 @@ def with_shared_rates(choices: Mapping[str, Choice], graph: Graph, curves: Curve
     Args:
         choices: by the weight's name.
         graph: of the network.
-        curves: of the weights that share a rate, for blocks of one weight.
+        curves: of the weights that share a rate, for their shapes of blocks.
     """
     sizes = {weight.name: prod(weight.shape) for _, weight in graph.weighted()}
     result = dict(choices)
     for config, names in sharing(choices):
         factors = {name: curves[name, config.block].factor for name in names}
-        for name, rate in shared_rates(config.rate, factors, sizes).items():
-            result[name] = Choice(codec=at_rate(rate, config.bits))
+        for name, rate in shared_rates(config.rate, factors, sizes, _most(config)).items():
+            result[name] = Choice(codec=_at_own_rate(config, rate))
     return result
 
 
 def at_rate(rate: float, least_bits: int = USUAL_BITS) -> ScalarConfig:
     """Return the grid for so many bits per weight, four digits of it, with levels enough that rare weights have one."""
     bits = min(MAX_BITS, max(least_bits, floor(rate + SPARE_BITS)))
-    return ScalarConfig(bits=bits, rate=float(f"{rate:.4g}"))
+    return ScalarConfig(bits=bits, rate=rounded(rate))
 
 
-def shared_rates(mean: float, factors: Mapping[str, float], sizes: Mapping[str, int]) -> dict[str, float]:
+def rounded(rate: float) -> float:
+    """Return a rate of four digits, which a header has room for."""
+    return float(f"{rate:.4g}")
+
+
+def _most(config: CodedConfig) -> float:
+    """Return the largest rate of a layer: of codebooks, that of packed codes."""
+    return config.most_bits if isinstance(config, ProductConfig) else MOST
+
+
+def _at_own_rate(config: CodedConfig, rate: float) -> CodedConfig:
+    if isinstance(config, ScalarConfig):
+        return at_rate(rate, config.bits)
+    return replace(config, rate=min(rounded(rate), config.most_bits))
+
+
+def shared_rates(
+    mean: float, factors: Mapping[str, float], sizes: Mapping[str, int], most: float = MOST
+) -> dict[str, float]:
     """Return the rates of layers, by name, that have this mean over all their weights, and of these the best ones.
 
     Args:
         mean: bits per weight.
         factors: what the outputs' error gets of each layer, in units of the layer's own.
         sizes: the number of weights of each.
+        most: the largest rate of a layer.
     """
     own = {name: log2(max(factor, LEAST_FACTOR) / sizes[name]) / 2 for name, factor in factors.items()}
     total = mean * sum(sizes[name] for name in factors)
     low, high = LEVELS
 
     def at(level: float) -> dict[str, float]:
-        return {name: min(max(level + value, LEAST), MOST) for name, value in own.items()}
+        return {name: min(max(level + value, min(LEAST, most)), most) for name, value in own.items()}
 
     for _ in range(HALVINGS):
         middle = (low + high) / 2

@@ -83,7 +83,10 @@ class Curve:
         if config.centroids >= self.num_blocks:
             return 0.0
         books = config.codebooks if isinstance(config, ProductConfig) else 1
-        value = _interpolated(log(config.centroids) * books**ADDITIVE_EXPONENT, self.log_centroids, self.log_errors)
+        reach = log(config.centroids) * books**ADDITIVE_EXPONENT
+        if isinstance(config, ProductConfig) and config.rate:  # as of so many fewer centroids
+            reach *= min(1.0, log(2) * config.rate * config.dim / (books * log(config.centroids)))
+        value = _interpolated(reach, self.log_centroids, self.log_errors)
         return exp(value) * float(max(1 - books * config.centroids / self.num_blocks, 1e-3) ** OVERFIT)
 
 

@@ -173,15 +173,54 @@ def test_a_rule_at_a_rate_goes_with_a_size(inputs: np.ndarray, tmp_path: Path) -
     assert first + second == pytest.approx(3, rel=1e-3)
 
 
-@pytest.mark.parametrize("rate", [0.3, 1.0, 2.2, 3.9])
-def test_codes_take_no_more_than_their_rate(rate: float, inputs: np.ndarray, tmp_path: Path) -> None:
+@pytest.mark.parametrize("calibrated", [True, False])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *(f"scalar:4;rate:{rate}" for rate in (1.0, 1.5, 2.2, 3.9)),
+        *(f"block:1,1,1;centroids:16;rate:{rate}" for rate in (0.5, 2.5, 4)),
+        "block:1,1,3;centroids:32;codebook:int8;rate:1.2",
+        "block:2,1,1;centroids:8;codebooks:2;rate:2",
+    ],
+)
+def test_codes_take_no_more_than_their_rate(setting: str, calibrated: bool, inputs: np.ndarray, tmp_path: Path) -> None:
     out = tmp_path / "x.pqmodel"
-    compressed(inputs, out, f"block.conv1=scalar:4;rate:{rate}")
-    model = read_model(out)
+    compressed(inputs if calibrated else None, out, f"block.conv1={setting}")
+    codec = codecs_of(out)["block.conv1"]
+    assert codec == parse_rule(f"x={setting}").codec
     stored = read_storage(out).tensor_bytes
-    taken = sum(stored[f"block.conv1.{role}"] for role in ("codes", "step", "zero"))
-    most = model.network.graph.node("block.conv1").weight.codec.coded_bytes((16, 16, 3, 3))
-    assert 0.97 * most <= taken <= most
+    planned = codec.planned_bytes((16, 16, 3, 3))
+    most = sum(planned.values())
+    assert 0.97 * most <= sum(stored[f"block.conv1.{role}"] for role in planned) <= most
+
+
+def test_codebooks_at_a_rate(inputs: np.ndarray, tmp_path: Path) -> None:
+    """Fewer bits, more error; and the plan knows both."""
+    errors, predicted, sizes = [], [], []
+    for rate in ("", ";rate:1.3", ";rate:0.8"):
+        rule = f"block.conv1=block:1,1,3;centroids:32{rate}"
+        out = tmp_path / "x.pqmodel"
+        report = compressed(inputs, out, rule, preset="small-blocks")
+        errors.append(next(row for row in report.layers if row.name == "block.conv1").relative_output_error)
+        recipe = Recipe(preset="small-blocks", rules=(parse_rule(rule),))
+        plan = pyquant.plan(tiny_networks.residual(), inputs, recipe=recipe, threads=1)
+        predicted.append(plan.errors["block.conv1"])
+        sizes.append(plan.bytes)
+        assert dumps(read_model(out)) == out.read_bytes()
+    assert errors == sorted(errors)
+    assert predicted == sorted(predicted)
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_codebooks_of_one_rule_share_its_rate(inputs: np.ndarray, tmp_path: Path) -> None:
+    out = tmp_path / "x.pqmodel"
+    compressed(inputs, out, "[bw]*=block:2,1,1;centroids:16;rate:1.5", preset="small-blocks")
+    codecs = {name: codec for name, codec in codecs_of(out).items() if isinstance(codec, ProductConfig) and codec.rate}
+    rates = {name: codec.rate for name, codec in codecs.items()}
+    assert set(rates) == {"block.conv1", "block.conv2", "wide"}
+    assert len(set(rates.values())) > 1
+    sizes = {"block.conv1": 2304, "block.conv2": 2304, "wide": 1024}
+    assert sum(rates[name] * sizes[name] for name in rates) == pytest.approx(1.5 * sum(sizes.values()), rel=1e-3)
 
 
 def test_unknown_codecs_are_refused() -> None:
@@ -192,6 +231,10 @@ def test_unknown_codecs_are_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (
+            {"method": "abgd", "preset": "small-blocks", "rules": ("wide=block:4,1,1;centroids:16;rate:0.5",)},
+            "layer 'wide': codes of 0.5 bits per weight; method 'abgd' cannot aim at a rate, use 'gram'",
+        ),
         (
             {"method": "obq", "preset": "small-blocks"},
             "method 'obq' codes layers in the codec 'scalar', and there is none",

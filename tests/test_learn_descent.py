@@ -1,5 +1,7 @@
 """Each step of the descent lowers the error it is meant to lower, and where it can be checked, to the least one."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -32,21 +34,38 @@ def workers():  # type: ignore[no-untyped-def]
         yield pool
 
 
-def output_error(problem: Problem, solution: Solution) -> float:
-    """Return `tr((T - Ŵ) H (T - Ŵ)ᵀ)`."""
+def output_error(problem: Problem, solution: Solution, prices: torch.Tensor | None = None) -> float:
+    """Return `tr((T - Ŵ) H (T - Ŵ)ᵀ)`, outputs weighted by their importance, and the prices of all codes."""
     miss = (problem.target - solution.weight()).double().numpy()
-    return float(np.einsum("grd,gde,gre->", miss, problem.gram.double().numpy(), miss))
+    weighed = miss * problem.importance.double().numpy()[..., None]
+    error = float(np.einsum("grd,gde,gre->", weighed, problem.gram.double().numpy(), miss))
+    if prices is None:
+        return error
+    return error + sum(float(own[codes].double().sum()) for own, codes in zip(prices, solution.codes, strict=True))
 
 
+def test_the_error_is_weighed_by_importance(rng: np.random.Generator, workers: Workers) -> None:
+    problem, solution = make(rng, SIZES[2])
+    problem = replace(problem, importance=torch.from_numpy(rng.uniform(0.1, 3, (3, 6)).astype(np.float32)))
+    assert descent.error(problem, solution, workers) == pytest.approx(output_error(problem, solution), rel=1e-5)
+
+
+@pytest.mark.parametrize("priced", [False, True])
 @pytest.mark.parametrize("sizes", SIZES)
 def test_sweep_never_raises_the_error_and_ends(
-    sizes: tuple[int, ...], rng: np.random.Generator, workers: Workers
+    sizes: tuple[int, ...], priced: bool, rng: np.random.Generator, workers: Workers
 ) -> None:
     problem, solution = make(rng, sizes)
-    before = output_error(problem, solution)
+    prices = None
+    if priced:
+        importance = rng.uniform(0.1, 3, problem.importance.shape).astype(np.float32)
+        problem = replace(problem, importance=torch.from_numpy(importance))
+        m, k, _ = solution.codebooks.shape
+        prices = torch.from_numpy(rng.uniform(0, 3, (m, k)).astype(np.float32))
+    before = output_error(problem, solution, prices)
     for _ in range(30):
-        better = sweep(problem, solution, workers)
-        error = output_error(problem, better)
+        better = sweep(problem, solution, workers, prices)
+        error = output_error(problem, better, prices)
         assert error <= before * (1 + 1e-5)
         if torch.equal(better.codes, solution.codes):
             break
@@ -59,7 +78,7 @@ def test_sweep_never_raises_the_error_and_ends(
             codes = solution.codes.clone()
             codes[m, g, r, j] = k
             other = Solution(codes=codes, codebooks=solution.codebooks)
-            assert output_error(problem, other) >= before * (1 - 1e-5)
+            assert output_error(problem, other, prices) >= before * (1 - 1e-5)
 
 
 @pytest.mark.parametrize("sizes", SIZES)

@@ -31,13 +31,16 @@ class ProductConfig:
     """Replace each block of weights by the sum of `codebooks` centroids, one of `centroids` from each codebook.
 
     The centroids' numbers are kept as `float` (fp16, or fp32 where fp16 cannot hold them) or as `int8`, times a scale
-    for each codebook.
+    for each codebook. With a `rate`, frequent centroids are preferred until entropy coding brings codes to so many bits
+    per weight, at most (Chou, Lookabaugh and Gray, "Entropy-constrained vector quantization", 1989); 0: every block
+    gets the centroids that suit the outputs best.
     """
 
     block: tuple[int, int, int]
     centroids: int
     codebooks: int = 1
     codebook_dtype: str = "float"
+    rate: float = 0.0
 
     def __post_init__(self) -> None:
         if len(self.block) != 3 or min(self.block) < 1:
@@ -48,6 +51,10 @@ class ProductConfig:
             raise ConfigError(f"codebooks must be at least 1, got {self.codebooks}")
         if self.codebook_dtype not in CODEBOOK_DTYPES:
             raise ConfigError(f"codebook dtype must be {' or '.join(CODEBOOK_DTYPES)}, got {self.codebook_dtype!r}")
+        if not 0 <= self.rate <= self.most_bits:
+            raise ConfigError(
+                f"rate must be 0 (none) to {self.most_bits:g}, the bits per weight of packed codes, got {self.rate:g}"
+            )
 
     @property
     def setting(self) -> str:
@@ -55,7 +62,8 @@ class ProductConfig:
         block = ",".join(str(size) for size in self.block)
         books = f";codebooks:{self.codebooks}" if self.codebooks > 1 else ""
         dtype = ";codebook:int8" if self.codebook_dtype == "int8" else ""
-        return f"block:{block};centroids:{self.centroids}{books}{dtype}"
+        rate = f";rate:{self.rate:g}" if self.rate else ""
+        return f"block:{block};centroids:{self.centroids}{books}{dtype}{rate}"
 
     @property
     def dim(self) -> int:
@@ -68,9 +76,14 @@ class ProductConfig:
         return (self.centroids - 1).bit_length()
 
     @property
+    def most_bits(self) -> float:
+        """The bits per weight of packed codes."""
+        return self.code_bits * self.codebooks / self.dim
+
+    @property
     def weight_bits(self) -> float:
-        """The bits that one weight counts in `bit_operations`: log2(K) * M / d."""
-        return log2(self.centroids) * self.codebooks / self.dim
+        """The bits that one weight counts in `bit_operations`: log2(K) * M / d, or the rate."""
+        return self.rate or log2(self.centroids) * self.codebooks / self.dim
 
     def dimensions(self, weight_shape: tuple[int, ...]) -> dict[str, int]:
         """Return the dimensions of its tensors, by the letters of `pyquant.layers`."""
@@ -78,9 +91,15 @@ class ProductConfig:
         return {"K": self.centroids, "d": self.dim, "J": blocks, "M": self.codebooks, "bits": self.code_bits}
 
     def coded_bytes(self, weight_shape: tuple[int, ...]) -> int:
-        """Return the bytes of the packed codes and of the fp16 or int8 codebooks of a weight."""
+        """Return the bytes of the codes, packed or at the rate, and of the fp16 or int8 codebooks of a weight."""
         codes = packed_bytes(self.codebooks * weight_shape[0] * self.blocks_per_row(weight_shape), self.code_bits)
+        if self.rate:
+            codes = self.planned_bytes(weight_shape)["codes"]
         return codes + CODEBOOK_BYTES[self.codebook_dtype] * self.codebooks * self.centroids * self.dim
+
+    def planned_bytes(self, weight_shape: tuple[int, ...]) -> dict[str, int]:
+        """Return the most bytes that the codes of a weight at a rate take, by role."""
+        return {"codes": int(self.rate * prod(weight_shape) / 8)}
 
     def codes(self, tensors: Mapping[str, NDArray[Any]], weight_shape: tuple[int, ...]) -> NDArray[np.uint16]:
         """Return the codes `[M, O, J]` that tensors, by role, hold."""

@@ -8,8 +8,12 @@ codebook. Three steps lower it, each exact in its own variables while the others
     sweep      codes, block by block, given all the others: coordinate descent
     refit      codebooks, all centroids at once: least squares, by preconditioned conjugate gradients
 
+With a price for each centroid (the length of its code, times what a bit is worth), codes minimise the error plus the
+prices (Chou, Lookabaugh and Gray, "Entropy-constrained vector quantization", IEEE Trans. ASSP 37, 1989).
+
 Dimensions: G groups · R outputs of a group · J blocks per output row · d weights of a block · D = J·d · K centroids ·
-M additive codebooks. Codes are `[M, G, R, J]`, codebooks `[M, K, d]`, targets `[G, R, D]`, Grams `[G, D, D]`.
+M additive codebooks. Codes are `[M, G, R, J]`, codebooks `[M, K, d]`, targets `[G, R, D]`, Grams `[G, D, D]`, prices
+`[M, K]`.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ PANEL = 128  # weights of a row, at most, between two updates of all the others
 BEAM = 4  # sums of additive centroids that a search for codes keeps
 REFIT_STEPS = 10  # of conjugate gradients
 RIDGE = 1e-4  # of the mean curvature, added to a centroid's own: centroids without blocks stay where they are
+LEAST_IMPORTANCE = 1e-20  # by which prices are divided
 FEEDBACK_DAMPING = 1e-2  # of the Gram's mean diagonal, so that it can be inverted
 
 
@@ -116,13 +121,14 @@ def feedback(problem: Problem, codebooks: Tensor, workers: Workers) -> Solution:
     return Solution(codes=codes, codebooks=codebooks)
 
 
-def sweep(problem: Problem, solution: Solution, workers: Workers) -> Solution:
+def sweep(problem: Problem, solution: Solution, workers: Workers, prices: Tensor | None = None) -> Solution:
     """Return codes that are, one block after another, the best ones while all others stay as they are."""
     codebooks = solution.codebooks
     d, dim = codebooks.shape[2], problem.gram.shape[1]
 
     def improve(part: Problem, codes: Tensor) -> Tensor:
         codes = codes.clone()
+        costs = None if prices is None else _costs(prices, part.importance)
         slope = torch.bmm(part.target - decode(codes, codebooks), part.gram)  # half the fall of the error with Ŵ
         for panel in _panels(dim, d):
             change = torch.zeros_like(slope[:, :, panel])
@@ -131,7 +137,7 @@ def sweep(problem: Problem, solution: Solution, workers: Workers) -> Solution:
                 own, j = part.gram[:, here, here], start // d
                 old = _sums(codes[..., j], codebooks)
                 wanted = slope[:, :, here] + torch.bmm(old, own)
-                codes[..., j] = _best_codes(wanted, own, codebooks, codes[..., j])
+                codes[..., j] = _best_codes(wanted, own, codebooks, codes[..., j], costs)
                 step = _sums(codes[..., j], codebooks) - old
                 slope[:, :, rest] -= torch.bmm(step, part.gram[:, here, rest])
                 change[:, :, start - panel.start : start - panel.start + d] = step
@@ -144,6 +150,17 @@ def sweep(problem: Problem, solution: Solution, workers: Workers) -> Solution:
     for (groups, rows), part in zip(problem.chunks(), parts, strict=True):
         codes[:, groups, rows] = part
     return replace(solution, codes=codes)
+
+
+def error(problem: Problem, solution: Solution, workers: Workers) -> float:
+    """Return the error of a solution: the sum over all outputs, each times its importance."""
+
+    def own(part: Problem, codes: Tensor) -> Tensor:
+        missed = part.target - decode(codes, solution.codebooks)
+        errors = (torch.bmm(missed, part.gram) * missed).sum(2) * part.importance
+        return errors.double().sum()
+
+    return float(sum_in_order(_each_chunk(problem, solution.codes, own, workers)))
 
 
 def refit(problem: Problem, solution: Solution, workers: Workers) -> Solution:
@@ -180,8 +197,15 @@ def refit(problem: Problem, solution: Solution, workers: Workers) -> Solution:
     return replace(solution, codebooks=codebooks.float())
 
 
-def _best_codes(wanted: Tensor, curvature: Tensor, codebooks: Tensor, present: Tensor | None = None) -> Tensor:
-    """Return the codes `[M, G, R]` whose centroids' sum c makes `cᵀ H c - 2 cᵀ w` least.
+def _costs(prices: Tensor, importance: Tensor) -> Tensor:
+    """Return prices `[M, G, R, K]` in the units of each output's own error."""
+    return prices[:, None, None] / importance[..., None].clamp_min(LEAST_IMPORTANCE)
+
+
+def _best_codes(
+    wanted: Tensor, curvature: Tensor, codebooks: Tensor, present: Tensor | None = None, costs: Tensor | None = None
+) -> Tensor:
+    """Return the codes `[M, G, R]` whose centroids' sum c makes `cᵀ H c - 2 cᵀ w` least, or that and their costs.
 
     Of several codebooks one is looked at after another, and only the BEAM best sums so far are kept (beam search, as in
     Babenko and Lempitsky, "Additive Quantization", CVPR 2014). Where `present` codes are better they stay, and each
@@ -190,19 +214,23 @@ def _best_codes(wanted: Tensor, curvature: Tensor, codebooks: Tensor, present: T
     Args:
         wanted: w, `[G, R, d]`.
         curvature: H, `[G, d, d]`.
+        present: `[M, G, R]`.
+        costs: `[M, G, R, K]`.
     """
     products = codebooks @ curvature[:, None]  # [G, M, K, d]
-    norms = (products * codebooks).sum(3)  # [G, M, K]
-    scores = norms[:, :1] - 2 * wanted @ codebooks[0].T  # [G, R, K]
+    own = (products * codebooks).sum(3).transpose(0, 1)[:, :, None]  # [M, G, 1, K]
+    if costs is not None:
+        own = own + costs
+    scores = own[0] - 2 * wanted @ codebooks[0].T  # [G, R, K]
     if len(codebooks) == 1:
         return scores.argmin(2)[None]
-    costs, chosen = scores.topk(min(BEAM, scores.shape[2]), dim=2, largest=False)  # [G, R, B]
+    totals, chosen = scores.topk(min(BEAM, scores.shape[2]), dim=2, largest=False)  # [G, R, B]
     found = [chosen]
     for m in range(1, len(codebooks)):
         sums = _sums(torch.stack(found), codebooks[:m])  # [G, R, B, d]
         cross = sums @ products[:, None, m].transpose(2, 3)  # [G, R, B, K]
-        scores = costs[..., None] + (norms[:, m, None] - 2 * wanted @ codebooks[m].T)[:, :, None] + 2 * cross
-        costs, best = scores.flatten(2).topk(BEAM if m + 1 < len(codebooks) else 1, dim=2, largest=False)
+        scores = totals[..., None] + (own[m] - 2 * wanted @ codebooks[m].T)[:, :, None] + 2 * cross
+        totals, best = scores.flatten(2).topk(BEAM if m + 1 < len(codebooks) else 1, dim=2, largest=False)
         behind = best // scores.shape[3]
         found = [codes.gather(2, behind) for codes in found] + [best % scores.shape[3]]
     codes = torch.stack([part[..., 0] for part in found])
@@ -210,10 +238,12 @@ def _best_codes(wanted: Tensor, curvature: Tensor, codebooks: Tensor, present: T
         return codes
     sums = _sums(present, codebooks)
     before = ((sums @ curvature - 2 * wanted) * sums).sum(2)
-    codes = torch.where(costs[..., 0] < before, codes, present)
+    if costs is not None:
+        before = before + costs.gather(3, present[..., None])[..., 0].sum(0)
+    codes = torch.where(totals[..., 0] < before, codes, present)
     for m, codebook in enumerate(codebooks):
         others = _sums(codes, codebooks) - codebook[codes[m]]
-        codes[m] = (norms[:, m, None] - 2 * (wanted - others @ curvature) @ codebook.T).argmin(2)
+        codes[m] = (own[m] - 2 * (wanted - others @ curvature) @ codebook.T).argmin(2)
     return codes
 
 

@@ -46,6 +46,7 @@ class Method(Protocol):
     codec: type[CodedConfig] = ProductConfig  # the one whose codes it chooses
     preset: str = DEFAULT_PRESET  # what is coded, and how, where nothing else is said
     weighs_inputs: bool = True  # says whether codes depend on calibration inputs
+    reaches_rates: bool = False  # says whether it can aim at the length of entropy-coded codes
     max_codebooks: int = 0  # the most additive codebooks of a layer that it can learn
 
     @property

@@ -114,6 +114,12 @@ class Correlated(Method):
         return total
 
 
+def unmeasured(layer: Layer) -> Tensor:
+    """Return the Gram, float64 `[G, D, D]`, of inputs of which nothing is known."""
+    groups = 1 if layer.node.op == "linear" else layer.node.attributes["groups"]
+    return torch.eye(layer.weight[0].size, dtype=torch.float64).repeat(groups, 1, 1)
+
+
 def aim(layer: Layer, measured: FullMoments, workers: Workers) -> tuple[Floats, Tensor]:
     """Return the weight to aim at, and the damped Gram of the inputs `[G, D, D]`, float64, its mean diagonal about 1.
 

@@ -3,13 +3,15 @@
 Channels change places first, so that blocks vary less (`pyquant.learn.ordering`). k-means on the blocks of the weight
 that is aimed at (`pyquant.learn.methods.correlated`) gives first codebooks. Error feedback then chooses codes,
 and rounds of least squares (codebooks) and coordinate descent (codes) lower the error further; `pyquant.learn.descent`
-has these steps.
+has these steps. Where the codec has a rate, more such rounds follow, with a price for each centroid that rises until
+the entropy-coded codes are short enough.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from math import log, prod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,13 +21,17 @@ from torch import Tensor
 
 from pyquant.choose import Choice
 from pyquant.codecs import ProductConfig
+from pyquant.codecs.packing import pack_codes
 from pyquant.codecs.product import as_conv_shape, blocks_from_weight, rounded_codebook, tensors_of, weight_from_blocks
 from pyquant.console import Progress
+from pyquant.declared import PackedCodes
+from pyquant.entropy import stored_bytes
 from pyquant.graph import Network
 from pyquant.learn.cluster import learn_codebook
-from pyquant.learn.descent import Problem, Solution, feedback, refit, sweep
+from pyquant.learn.descent import Problem, Solution, error, feedback, refit, sweep
+from pyquant.learn.grids import code_lengths
 from pyquant.learn.methods.base import Floats, Layer, Tensors
-from pyquant.learn.methods.correlated import Correlated, FullMoments, aim
+from pyquant.learn.methods.correlated import Correlated, FullMoments, aim, unmeasured
 from pyquant.learn.ordering import in_best_order
 from pyquant.learn.recipes import OURS
 from pyquant.learn.workers import Workers
@@ -37,12 +43,18 @@ Codes = NDArray[np.uint16]
 
 ROUNDS = 3  # of fitting codebooks and choosing codes
 MAX_CODEBOOKS = 8
+RATE_ROUNDS = 24  # of them, at most, on the way to a rate
+GAIN = 0.5  # exponent of how many times too long codes are, by which the worth of a bit then grows ..
+MOST_GAIN = 1.5  # .. at most so many times
+LAST_RESORTS, LAST_RESORT = 20, 1.3  # more rounds where codes still are too long, in each of which it grows so much
+CLOSE = 0.005  # relative, of the bytes that a rate allows, may stay unused
 
 
 class Gram(Correlated):
     """Error feedback, coordinate descent and least squares on the full Gram."""
 
     max_codebooks = MAX_CODEBOOKS
+    reaches_rates = True
     training = OURS
 
     def prepare(
@@ -74,31 +86,74 @@ def _learnt(
     layer: Layer, config: ProductConfig, measured: FullMoments | None, *, seed: int, workers: Workers
 ) -> tuple[Codes, Floats]:
     """Return codes `[M, O, J]` and codebooks `[M, K, d]`, these with the numbers that a file would keep."""
-    if measured is None:
+    if measured is None and not config.rate:
         return _first(layer.weight, config, None, seed=seed, workers=workers)
-    target, gram = aim(layer, measured, workers)
+    target, gram = (layer.weight, unmeasured(layer)) if measured is None else aim(layer, measured, workers)
     problem = _problem(layer, config, target, gram)
     d = config.dim
     block_gram = torch.stack(
         [problem.gram[:, j : j + d, j : j + d].sum(0) for j in range(0, problem.gram.shape[1], d)]
     ).sum(0)
     codes, codebooks = _first(target, config, block_gram.double().numpy(), seed=seed, workers=workers)
-    if config.centroids >= codes[0].size:
+    if config.centroids >= codes[0].size and not config.rate:
         return codes, codebooks  # a centroid for each block: nothing is left to gain
     solution = feedback(problem, torch.from_numpy(codebooks), workers)
     for _ in range(ROUNDS):
         solution = sweep(problem, refit(problem, solution, workers), workers)
+    solution = sweep(problem, _refit(problem, solution, config, workers), workers)
+    if config.rate:
+        solution = _at_rate(problem, solution, config, layer.weight.shape, workers)
+    return _codes(solution, config, len(layer.weight)), solution.codebooks.numpy()
+
+
+def _at_rate(
+    problem: Problem, solution: Solution, config: ProductConfig, shape: tuple[int, ...], workers: Workers
+) -> Solution:
+    """Return the solution for a weight of `shape` whose entropy-coded codes take the bytes that the config allows.
+
+    A bit of each of the blocks, of d weights, is worth as much error as it takes away where errors fall as 2^(-2 r)
+    with the bits r of a weight: 2 ln(2) / d of it. From there the worth goes up, or down, until codes are as long as
+    allowed.
+    """
+    count = prod(solution.codes.shape[1:])
+    packed = PackedCodes(models=config.codebooks, count=count, bits=config.code_bits)
+
+    def taken(tried: Solution) -> int:
+        return stored_bytes(pack_codes(_codes(tried, config, shape[0]), config.code_bits), packed)
+
+    most = config.planned_bytes(shape)["codes"]
+    if taken(solution) <= most:
+        return solution
+    aim = (1 - CLOSE / 2) * most
+    worth = 2 * log(2) / config.dim * error(problem, solution, workers) / count
+    fitting: tuple[int, Solution] | None = None  # the one with the longest codes that fit, and their bytes
+    for trial in range(RATE_ROUNDS + LAST_RESORTS):
+        lengths = torch.stack([code_lengths(codes, config.centroids) for codes in solution.codes])
+        solution = sweep(problem, _refit(problem, solution, config, workers), workers, worth * lengths)
+        size = taken(solution)
+        if size <= most and (fitting is None or size > fitting[0]):
+            fitting = size, solution
+        if fitting is not None and (trial >= RATE_ROUNDS or size == fitting[0] >= (1 - CLOSE) * most):
+            break
+        worth *= LAST_RESORT if trial >= RATE_ROUNDS else min(max((size / aim) ** GAIN, 1 / MOST_GAIN), MOST_GAIN)
+    return solution if fitting is None else fitting[1]
+
+
+def _refit(problem: Problem, solution: Solution, config: ProductConfig, workers: Workers) -> Solution:
+    """Return the solution with the codebooks that fit its codes best, their numbers as a file would keep them."""
     codebooks = rounded_codebook(refit(problem, solution, workers).codebooks.numpy(), config)
-    rounded = Solution(codes=solution.codes, codebooks=torch.from_numpy(codebooks))
-    chosen = sweep(problem, rounded, workers).codes
-    return chosen.reshape(len(codebooks), len(layer.weight), -1).numpy().astype(np.uint16), codebooks
+    return replace(solution, codebooks=torch.from_numpy(codebooks))
+
+
+def _codes(solution: Solution, config: ProductConfig, outputs: int) -> Codes:
+    return solution.codes.reshape(config.codebooks, outputs, -1).numpy().astype(np.uint16)
 
 
 def _first(
     weight: Floats, config: ProductConfig, gram: NDArray[np.float64] | None, *, seed: int, workers: Workers
 ) -> tuple[Codes, Floats]:
     """Return codes and codebooks by k-means; of additive codebooks, each codes what the ones before it leave."""
-    single = replace(config, codebooks=1)
+    single = replace(config, codebooks=1, rate=0.0)
     rest, codes, codebooks = weight, [], []
     for m in range(config.codebooks):
         code, codebook = learn_codebook(rest, single, gram, seed=seed + m, workers=workers)

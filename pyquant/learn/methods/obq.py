@@ -8,7 +8,7 @@ follow. Where the codec has a rate, the same is done with a price for each code,
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import inf, log, log2, prod
+from math import inf, isfinite, log, log2, prod
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from pyquant.entropy import stored_bytes
 from pyquant.learn.descent import Problem
 from pyquant.learn.grids import Grids, Ordered, code_lengths, feedback, fitted, mean_length, refit, sweep
 from pyquant.learn.methods.base import Layer, Tensors
-from pyquant.learn.methods.correlated import Correlated, FullMoments, aim
+from pyquant.learn.methods.correlated import Correlated, FullMoments, aim, unmeasured
 from pyquant.learn.recipes import OURS
 from pyquant.learn.workers import Workers
 
@@ -43,6 +43,7 @@ class Obq(Correlated):
     """Error feedback, coordinate descent and least squares on uniform grids."""
 
     codec = ScalarConfig
+    reaches_rates = True
     preset = "int4"
     training = OURS
 
@@ -58,10 +59,8 @@ class Obq(Correlated):
 
 
 def _problem(layer: Layer, measured: FullMoments | None, workers: Workers) -> Problem:
-    groups = 1 if layer.node.op == "linear" else layer.node.attributes["groups"]
-    target, gram = layer.weight, torch.eye(layer.weight[0].size).repeat(groups, 1, 1)
-    if measured is not None:
-        target, gram = aim(layer, measured, workers)
+    target, gram = (layer.weight, unmeasured(layer)) if measured is None else aim(layer, measured, workers)
+    groups = len(gram)
     return Problem(
         target=torch.from_numpy(target).reshape(groups, len(target) // groups, -1),
         gram=gram.float(),
@@ -116,11 +115,16 @@ def _at_rate(ordered: Ordered, config: ScalarConfig, shape: tuple[int, ...], wor
 
 @dataclass(slots=True)
 class _Search:
-    """Looks for the steps whose codes take as many bits as are aimed at, by the secant through the last two trials."""
+    """Looks for the steps whose codes take as many bits as are aimed at.
+
+    By the secant through the last two trials, or half way between the nearest ones with too many bits and too few.
+    """
 
     log_unit: float  # log2 of what steps are measured in
     slope: float = 1.0  # of it, with the bits: to begin with, a bit is worth half a step
     before: tuple[float, float] | None = None  # the last trial, and its excess
+    too_fine: float = -inf
+    too_coarse: float = inf
 
     def move(self, excess: float, least: float = -inf) -> None:
         """Take up a trial whose codes took so many bits too many; steps then grow by a factor of 2^least or more."""
@@ -128,7 +132,15 @@ class _Search:
             slope = (self.before[0] - self.log_unit) / (excess - self.before[1])
             self.slope = min(max(slope, LEAST_SLOPE), MOST_SLOPE)
         self.before = self.log_unit, excess
-        self.log_unit += max(self.slope * excess, least)
+        if excess > 0:
+            self.too_fine = max(self.too_fine, self.log_unit)
+        else:
+            self.too_coarse = min(self.too_coarse, self.log_unit)
+        wanted = self.log_unit + self.slope * excess
+        middle = (self.too_fine + self.too_coarse) / 2
+        if isfinite(middle) and not self.too_fine < wanted < self.too_coarse:
+            wanted = middle
+        self.log_unit = max(wanted, self.log_unit + least)
 
 
 def _stored_bytes(tensors: Tensors, config: ScalarConfig, count: int) -> int:
