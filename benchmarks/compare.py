@@ -26,7 +26,7 @@ from curve import draw
 from ingredients import INGREDIENTS
 from numpy.typing import NDArray
 from show import circumstances
-from subjects import Subject, by_torch, real_subjects, smoke_subjects
+from subjects import Answers, Subject, by_torch, real_subjects, smoke_subjects
 from tables import as_markdown
 from uniform import file_bytes, quantize, recipe_for
 
@@ -65,6 +65,7 @@ class Bench:
     subjects: dict[str, Subject]
     folder: Path
     results: dict[str, Result]
+    dense: dict[str, Answers] = field(default_factory=dict)  # by subject
 
     def run(self, cell: Cell) -> Result:
         """Return the result of a cell, which is run unless there is one."""
@@ -110,8 +111,8 @@ class Bench:
         own = () if cell.method == MIXED else (codec_name(method.codec),)
         options: dict[str, Any] = {
             "preset": lambda: {"recipe": Recipe(preset=value)},
-            "bytes": lambda: {"target_bytes": int(value), "recipe": Recipe(codecs=own)},
-            "ratio": lambda: {"target_ratio": float(value), "recipe": Recipe(codecs=own)},
+            "bytes": lambda: {"target_bytes": int(value), "recipe": Recipe(preset=method.preset, codecs=own)},
+            "ratio": lambda: {"target_ratio": float(value), "recipe": Recipe(preset=method.preset, codecs=own)},
             "rate": lambda: {"recipe": Recipe(rules=(parse_rule(f"*=scalar:4;rate:{value}"),))},
         }[kind]()
         ingredient = INGREDIENTS.get(cell.method)
@@ -136,13 +137,14 @@ class Bench:
             )
         minutes, processor_minutes = (perf_counter() - start) / 60, (process_time() - start_cpu) / 60
         model = load(out, threads=self.settings.threads)
-        right = subject.right(model)
+        answers = subject.answers(model)
         out.unlink()
         # Presets of codebooks are compared with files made for a size.
         by_preset = kind == "preset" and method.codec is ProductConfig
         size = len(dumps(model.file, fixed_length=by_preset))
         return {
-            **accuracy(right),
+            **accuracy(answers.right),
+            "divergence": answers.divergence(self._dense(cell.subject)),
             "bytes": size,
             "ratio": report.dense_bytes / size,
             "minutes": minutes,
@@ -159,7 +161,7 @@ class Bench:
         network = capture(module, shape)
         dense = dense_bytes(network.graph)
         if cell.method == "dense":
-            return {**accuracy(subject.right(by_torch(module))), "bytes": dense, "ratio": 1.0}
+            return {**accuracy(self._dense(cell.subject).right), "bytes": dense, "ratio": 1.0}
         bits = int(cell.method.removeprefix("int"))
         planned = plan(
             module,
@@ -174,7 +176,14 @@ class Bench:
         )
         quantized = quantize(network, planned.choices, norms_of(network.graph, module.state_dict()), inputs, bits)
         size = file_bytes(network, planned)
-        return {**accuracy(subject.right(by_torch(quantized))), "bytes": size, "ratio": dense / size}
+        return {**accuracy(subject.answers(by_torch(quantized)).right), "bytes": size, "ratio": dense / size}
+
+    def _dense(self, name: str) -> Answers:
+        """Return the answers of a dense network, which are asked for once."""
+        if name not in self.dense:
+            subject = self.subjects[name]
+            self.dense[name] = subject.answers(by_torch(subject.build()))
+        return self.dense[name]
 
 
 def accuracy(right: NDArray[np.bool_]) -> Result:

@@ -34,16 +34,34 @@ class Subject:
     classes: tuple[ClassName, ...]
     preprocessing: Preprocessing
 
-    def right(self, network: Callable[[NDArray[np.float32]], object]) -> NDArray[np.bool_]:
-        """Return which validation pictures get their largest score for their own class, in the order of their names."""
+    def answers(self, network: Callable[[NDArray[np.float32]], object]) -> Answers:
+        """Return what a network says of the validation pictures, in the order of their names."""
         refs = find_pictures(self.validation)
         index = match_folders((ref.folder for ref in refs), self.classes, len(self.classes))
         labels = np.array([index[ref.folder] for ref in refs])
-        best = []
-        for start in console.track(range(0, len(refs), BATCH), f"evaluating in batches of {BATCH}"):
-            scores: Any = network(load_batch(refs[start : start + BATCH], self.preprocessing))
-            best.append(np.asarray(scores).argmax(axis=1))
-        return np.asarray(np.concatenate(best) == labels)
+        scores: list[Any] = [
+            network(load_batch(refs[start : start + BATCH], self.preprocessing))
+            for start in console.track(range(0, len(refs), BATCH), f"evaluating in batches of {BATCH}")
+        ]
+        return Answers(scores=np.concatenate([np.asarray(batch) for batch in scores]), labels=labels)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """What a network says of pictures, and what is right."""
+
+    scores: NDArray[np.float32]  # [N, classes], logits
+    labels: NDArray[np.int64]  # [N]
+
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        """Which pictures get their largest score for their own class."""
+        return np.asarray(self.scores.argmax(axis=1) == self.labels)
+
+    def divergence(self, dense: Answers) -> float:
+        """Return the Kullback-Leibler divergence from the dense network's shares of classes, the mean in nats."""
+        log_p, log_q = (torch.from_numpy(one.scores).double().log_softmax(1) for one in (dense, self))
+        return float((log_p.exp() * (log_p - log_q)).sum(1).mean())
 
 
 def by_torch(module: nn.Module) -> Callable[[NDArray[np.float32]], object]:

@@ -128,10 +128,11 @@ def _grid_table(comparison: Comparison, results: Results) -> list[str]:
 
 def _codec_table(comparison: Comparison, results: Results) -> list[str]:
     names = list(comparison.codecs(comparison.mixed[0]))
-    lines = [f"| times smaller | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+    lines = ["Top-1 in %, the divergence from the dense network's shares of classes in nats, and bytes.", ""]
+    lines += [f"| times smaller | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
     for ratio in comparison.mixed:
         found = [results.get(cell.key) for cell in comparison.codecs(ratio).values()]
-        lines.append(f"| {ratio:g} | {' | '.join(map(_with_bytes, found))} |")
+        lines.append(f"| {ratio:g} | {' | '.join(map(_with_divergence, found))} |")
     return lines
 
 
@@ -178,6 +179,10 @@ def _top1(result: Result) -> str:
 
 def _with_bytes(result: Result | None) -> str:
     return "" if result is None else f"{result['top1']:.2f} ({result['bytes']:,})"
+
+
+def _with_divergence(result: Result | None) -> str:
+    return "" if result is None else f"{result['top1']:.2f}, {result['divergence']:.4f} ({result['bytes']:,})"
 
 
 def _signed(value: float, error: float) -> str:

@@ -58,6 +58,11 @@ def stored_bytes(array: NDArray[Any], codes: PackedCodes | None = None) -> int:
     return coded.nbytes if _is_worth_it(coded, array) else array.nbytes
 
 
+def weight_bytes(tensors: Mapping[str, NDArray[Any]], codes: PackedCodes) -> int:
+    """Return the bytes that the tensors of a weight, by role, take in a file that is entropy-coded."""
+    return sum(stored_bytes(tensor, codes if role == "codes" else None) for role, tensor in tensors.items())
+
+
 def whole_tensors(
     declared: Mapping[str, DeclaredTensor], stored: Mapping[str, NDArray[Any]]
 ) -> dict[str, NDArray[Any]]:

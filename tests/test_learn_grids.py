@@ -12,7 +12,8 @@ torch = pytest.importorskip("torch", reason="learning needs torch")
 from test_learn_methods import LAYERS, error_of, inputs_of, layer_of  # noqa: E402
 
 from pyquant.codecs import ScalarConfig  # noqa: E402
-from pyquant.codecs.packing import unpack_codes  # noqa: E402
+from pyquant.declared import PackedCodes  # noqa: E402
+from pyquant.entropy import weight_bytes  # noqa: E402
 from pyquant.graph import Node, Weight  # noqa: E402
 from pyquant.learn.descent import Problem  # noqa: E402
 from pyquant.learn.grids import (  # noqa: E402
@@ -53,22 +54,17 @@ def with_grids(kind: str, rng: np.random.Generator, bits: int, rate: float = 0.0
     return replace(layer_of(kind, rng), config=ScalarConfig(bits=bits, rate=rate))
 
 
-def gaussian(bits: int, rate: float = 0.0) -> Layer:
-    weight = np.random.default_rng(0).standard_normal((32, 1024)).astype(np.float32)
+def gaussian(bits: int, rate: float = 0.0, outputs: int = 32) -> Layer:
+    weight = np.random.default_rng(0).standard_normal((outputs, 1024)).astype(np.float32)
     node = Node(op="linear", name="x", inputs=("x",), outputs=("y",), weight=Weight(name="x", shape=weight.shape))
     config = ScalarConfig(bits=bits, rate=rate)
-    return Layer(node=node, weight=weight, config=config, centred=False, importance=np.ones(32, np.float32))
+    return Layer(node=node, weight=weight, config=config, centred=False, importance=np.ones(outputs, np.float32))
 
 
 def signal_to_noise(layer: Layer, tensors: Tensors) -> float:
     """Return the decibels of a weight over its error."""
     miss = layer.config.decoded(tensors, layer.weight.shape) - layer.weight
     return float(10 * np.log10(np.square(layer.weight).mean() / np.square(miss).mean()))
-
-
-def entropy(layer: Layer, tensors: Tensors) -> float:
-    codes = unpack_codes(tensors["codes"], layer.config.code_bits, layer.weight.size)
-    return mean_length(torch.from_numpy(codes.astype(np.int64)), layer.config.centroids)
 
 
 # Of one uniform grid for a Gaussian: Max, "Quantizing for minimum distortion", 1960; Kuzmin et al., "Pruning vs
@@ -91,9 +87,11 @@ def test_eight_bits_are_signed_bytes(rate: float, workers: Workers) -> None:
 # Simulated at these rates: 4.34 and 11.14 dB for an entropy-coded uniform quantizer; the bound of any is 6.02 dB a bit.
 @pytest.mark.parametrize(("rate", "least"), [(0.96, 4.2), (2.10, 11.0)])
 def test_gaussian_weights_at_a_rate(rate: float, least: float, workers: Workers) -> None:
-    layer = gaussian(6, rate)
+    layer = gaussian(6, rate, outputs=256)
     tensors = solved(layer, None, None, workers)
-    assert entropy(layer, tensors) == pytest.approx(rate, rel=0.015)
+    packed = PackedCodes(models=1, count=layer.weight.size, bits=layer.config.bits)
+    most = layer.config.coded_bytes(layer.weight.shape)
+    assert 0.985 * most <= weight_bytes(tensors, packed) <= most
     assert least < signal_to_noise(layer, tensors) < 6.02 * rate
 
 
@@ -144,7 +142,7 @@ def test_inputs_that_are_always_zero(
     assert np.isfinite(layer.config.decoded(solved(layer, None, x, workers), layer.weight.shape)).all()
 
 
-@pytest.mark.parametrize("rate", [0.0, 1.0])
+@pytest.mark.parametrize("rate", [0.0, 1.25])  # of so few weights, tables of the code take a fifth
 @pytest.mark.parametrize("value", [0.0, 0.3])
 def test_weights_without_structure(value: float, rate: float, rng: np.random.Generator, workers: Workers) -> None:
     layer = replace(with_grids("3x3", rng, 4, rate), weight=np.full((24, 6, 3, 3), value, np.float32), centred=False)

@@ -20,6 +20,7 @@ from pyquant.errors import ConfigError
 MIN_BITS, MAX_BITS = 2, 8
 OUTPUT_BYTES = 5  # of the step and the zero of an output ..
 CODED_BYTES = {"step": 2, "zero": 1}  # .. and when entropy-coded, at most
+SIGNED_BYTES = 255  # levels, -127 to 127 steps: all that grids of 8 bits use, so that the runtime's bytes hold them
 STEP_BITS = 11  # of a step's mantissa: those below are zeros, which entropy coding takes away
 
 
@@ -92,6 +93,11 @@ class ScalarConfig:
             yield "step", "holds a negative step"
         if (step * self.centroids > np.finfo(np.float32).max).any():
             yield "step", "is too large: weights are not finite"
+
+
+def grid_levels(config: ScalarConfig) -> int:
+    """Return the number of levels that are made use of."""
+    return min(config.centroids, SIGNED_BYTES)
 
 
 def values(codes: NDArray[np.integer], step: NDArray[np.floating], zero: NDArray[np.uint8]) -> NDArray[np.float32]:

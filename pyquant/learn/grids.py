@@ -195,6 +195,19 @@ def refit(ordered: Ordered, grids: Grids, codes: Tensor, workers: Workers) -> Gr
     return replace(grids, step=step)
 
 
+def error(ordered: Ordered, grids: Grids, codes: Tensor, workers: Workers) -> float:
+    """Return the error of codes: the sum over all outputs, each times its importance."""
+    problem = ordered.problem
+
+    def run(piece: tuple[slice, slice]) -> float:
+        part, own = problem.part(*piece), grids.part(*piece)
+        missed = part.target - own.values(codes[piece])
+        errors = (torch.bmm(missed, part.gram) * missed).sum(2) * part.importance
+        return float(errors.double().sum())
+
+    return sum(workers.map(run, problem.chunks()))
+
+
 def code_lengths(codes: Tensor, levels: int) -> Tensor:
     """Return the bits `[L]` that each level takes under the static model of the codes."""
     counts = torch.bincount(codes.reshape(-1).long(), minlength=levels).double().clamp_min(FEWEST_COUNTED)
@@ -208,17 +221,29 @@ def mean_length(codes: Tensor, levels: int) -> float:
 
 
 def _best(wanted: Tensor, curvature: Tensor, grids: Grids, prices: Tensor | None) -> Tensor:
-    """Return the codes `[G, R]` of the least error and price; `wanted` has the least error, which bends by `curvature`.
+    """Return the codes `[G, R]` of the least error and price; `wanted` has the least, which `curvature` bends."""
+    at = wanted / grids.step + grids.zero / 2
+    return cheapest(at, curvature * grids.step.square(), grids.zero / 2, grids.levels, prices)
+
+
+def cheapest(at: Tensor, bend: Tensor, zero: Tensor, levels: int, prices: Tensor | None) -> Tensor:
+    """Return the codes c of the least `bend (c - at)²`, or that and their price.
 
     With prices, what is looked at besides the nearest level are the next one towards zero, and zero.
+
+    Args:
+        at: `[..]`, where the least error is.
+        bend: how the error grows; it fits `at`.
+        zero: the level, maybe between two; it fits `at`.
+        levels: of the grid.
+        prices: `[L]`.
     """
-    at = wanted / grids.step + grids.zero / 2
-    nearest = at.round().clamp_(0, grids.levels - 1)
+    nearest = at.round().clamp_(0, levels - 1)
     if prices is None:
         return nearest
-    zero = (grids.zero / 2).round()
-    tried = torch.stack([nearest, nearest + (zero - nearest).sign(), zero])
-    cost = (curvature * grids.step.square()) * (tried - at).square() + prices[tried.long()]
+    middle = zero.round()
+    tried = torch.stack([nearest, nearest + (middle - nearest).sign(), middle.expand_as(nearest)])
+    cost = bend * (tried - at).square() + prices[tried.long()]
     return tried.gather(0, cost.argmin(0)[None])[0]
 
 

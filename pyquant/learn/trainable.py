@@ -1,4 +1,4 @@
-"""A compressed network as a PyTorch module whose centroids, scales, biases and dense weights can be trained."""
+"""A compressed network as a PyTorch module whose centroids, grid codes, scales, biases and the like can be trained."""
 
 from __future__ import annotations
 
@@ -8,14 +8,20 @@ from math import prod
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pyquant.codecs import ProductConfig, ScalarConfig
+from pyquant.codecs import ProductConfig, ScalarConfig, scalar
+from pyquant.codecs.packing import unpack_codes
 from pyquant.codecs.product import as_conv_shape, codebook_tensors, rounded_codebook
+from pyquant.declared import PackedCodes
+from pyquant.entropy import weight_bytes
 from pyquant.graph import Network, Node, Weight
+from pyquant.learn.latent import Latent
 from pyquant.learn.lookup import Lookup
 from pyquant.torch_network import TorchNetwork
 
+SPARED, MOST_SPARED = 0.002, 0.1  # shares of the bits of a rate that stay unused where codes are too long by a little
 SMALLEST_UNIT = 1e-2  # of a tensor that begins at 0, as biases may
 
 
@@ -23,7 +29,8 @@ class Trainable(TorchNetwork):
     """A network whose compressed weights are put together from their centroids each time they are used.
 
     While `training`, centroids are fp32; in eval mode they are rounded to the dtype of the file, so that what is judged
-    is what will be written. Codes and grids stay as they are. A scale or bias is trained where the original module has
+    is what will be written. Codes stay, save those of grids, which training may move (`pyquant.learn.latent`) while
+    their steps stay: the layer has a scale. A scale or bias is trained where the original module has
     a place for it: one that is arithmetic of the module's own code is not. Layers that share a batch norm or a bias go
     on sharing it.
     """
@@ -33,6 +40,8 @@ class Trainable(TorchNetwork):
         super().__init__(network)
         self.network = network
         self.lookups = nn.ModuleDict()  # a list for each compressed weight, one for each of its codebooks
+        self.grids = nn.ModuleDict()  # one for each weight on grids
+        self._on_grids: dict[str, Weight] = {}  # by the name of the codes
         self._scaled: dict[str, bool] = {}  # whether the weight of a layer holds the layer's scale
         self._keys: dict[str, str] = {}  # of the parameters trained, by the name of the tensor in the network
         self._integers: dict[str, Weight] = {}  # those with int8 codebooks, by the name of the codebook
@@ -107,7 +116,9 @@ class Trainable(TorchNetwork):
         tensors = dict(self.network.tensors)
         for name, key in self._keys.items():
             value = self.tensors[key].detach().cpu().numpy()
-            if (weight := self._integers.get(name)) is not None:
+            if name in self._on_grids:
+                tensors[name] = self._codes(self._on_grids[name], torch.from_numpy(value))
+            elif (weight := self._integers.get(name)) is not None:
                 assert isinstance(weight.codec, ProductConfig)
                 kept = codebook_tensors(value, weight.codec)
                 tensors |= {weight.tensor(role): tensor for role, tensor in kept.items()}
@@ -123,7 +134,9 @@ class Trainable(TorchNetwork):
         assert node.weight is not None
         weight, config = node.weight, node.weight.codec
         if isinstance(config, ScalarConfig):
-            return super().weight(node)
+            key = self._keys[weight.tensor("codes")]
+            numbers: Tensor = self.grids[key](self.tensors[key])
+            return numbers.reshape(weight.shape).to(_dtype(numbers))
         if not isinstance(config, ProductConfig):
             return self._stored(weight.tensor("weight"))
         codebooks = self._stored(weight.tensor("codebook"))
@@ -134,7 +147,8 @@ class Trainable(TorchNetwork):
 
     def _add_weight(self, weight: Weight) -> None:
         config = weight.codec
-        if isinstance(config, ScalarConfig):  # its codes stay, and a step is a scale, which the layer has
+        if isinstance(config, ScalarConfig):
+            self._add_grids(weight, config)
             return
         role = "codebook" if isinstance(config, ProductConfig) else "weight"
         if weight.tensor(role) in self._keys:  # tied: another layer has brought it
@@ -151,6 +165,34 @@ class Trainable(TorchNetwork):
         else:
             stored = self.network.weight(weight)
         self._train(weight.tensor(role), _key(weight.tensor(role)), torch.from_numpy(np.array(stored)))
+
+    def _add_grids(self, weight: Weight, config: ScalarConfig) -> None:
+        name = weight.tensor("codes")
+        if name in self._keys:  # tied: another layer has brought it
+            return
+        self._put(weight.tensor("weight"), None)
+        numbers = torch.from_numpy(np.array(self.network.weight(weight))).reshape(weight.shape[0], -1)
+        step, zero = (self.network.tensors[weight.tensor(role)] for role in ("step", "zero"))
+        codes = unpack_codes(self.network.tensors[name], config.bits, numbers.numel())
+        self.grids[_key(name)] = Latent(config, torch.from_numpy(codes.astype(np.float32)), step, zero)
+        self._on_grids[name] = weight
+        self._train(name, _key(name), numbers)
+
+    def _codes(self, weight: Weight, numbers: Tensor) -> NDArray[np.uint8]:
+        """Return the packed codes of a weight on grids; at a rate, of no more bytes than it allows, or before."""
+        config, name = weight.codec, weight.tensor("codes")
+        assert isinstance(config, ScalarConfig)
+        before = {role: self.network.tensors[weight.tensor(role)] for role in ("codes", "step", "zero")}
+        grids = self.grids[_key(name)]
+        assert isinstance(grids, Latent)
+        packed = PackedCodes(models=1, count=prod(weight.shape), bits=config.bits)
+        most = max(config.coded_bytes(weight.shape), weight_bytes(before, packed))
+        for spared in np.arange(0.0, MOST_SPARED, SPARED):
+            codes = grids.codes(numbers, spared=float(spared)).numpy().astype(np.uint8)
+            tensors = scalar.tensors_of(codes, before["step"], before["zero"], config)
+            if not config.rate or weight_bytes(tensors, packed) <= most:
+                return tensors["codes"]
+        return before["codes"]
 
     def _add_epilogue(self, node: Node) -> None:
         state = node.state

@@ -126,14 +126,14 @@ def _at_rate(
         return solution
     aim = (1 - CLOSE / 2) * most
     worth = 2 * log(2) / config.dim * error(problem, solution, workers) / count
-    fitting: tuple[int, Solution] | None = None  # the one with the longest codes that fit, and their bytes
+    fitting: tuple[float, Solution] | None = None  # the best one whose codes fit, and its error
     for trial in range(RATE_ROUNDS + LAST_RESORTS):
         lengths = torch.stack([code_lengths(codes, config.centroids) for codes in solution.codes])
         solution = sweep(problem, _refit(problem, solution, config, workers), workers, worth * lengths)
         size = taken(solution)
-        if size <= most and (fitting is None or size > fitting[0]):
-            fitting = size, solution
-        if fitting is not None and (trial >= RATE_ROUNDS or size == fitting[0] >= (1 - CLOSE) * most):
+        if size <= most and (fitting is None or error(problem, solution, workers) < fitting[0]):
+            fitting = error(problem, solution, workers), solution
+        if fitting is not None and (trial >= RATE_ROUNDS or (1 - CLOSE) * most <= size <= most):
             break
         worth *= LAST_RESORT if trial >= RATE_ROUNDS else min(max((size / aim) ** GAIN, 1 / MOST_GAIN), MOST_GAIN)
     return solution if fitting is None else fitting[1]

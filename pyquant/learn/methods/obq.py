@@ -15,18 +15,17 @@ import torch
 from torch import Tensor
 
 from pyquant.codecs import ScalarConfig
-from pyquant.codecs.scalar import rounded_steps, tensors_of
+from pyquant.codecs.scalar import SIGNED_BYTES, grid_levels, rounded_steps, tensors_of
 from pyquant.declared import PackedCodes
-from pyquant.entropy import stored_bytes
+from pyquant.entropy import weight_bytes
 from pyquant.learn.descent import Problem
-from pyquant.learn.grids import Grids, Ordered, code_lengths, feedback, fitted, mean_length, refit, sweep
+from pyquant.learn.grids import Grids, Ordered, code_lengths, error, feedback, fitted, mean_length, refit, sweep
 from pyquant.learn.methods.base import Layer, Tensors
 from pyquant.learn.methods.correlated import Correlated, FullMoments, aim, unmeasured
 from pyquant.learn.recipes import OURS
 from pyquant.learn.workers import Workers
 
 ROUNDS = 6  # of fitting steps and choosing codes
-SIGNED_BYTES = 255  # levels, -127 to 127 steps: all that grids of 8 bits use, so that the runtime's bytes hold them
 # A bit is worth as much error as it would take away by halving steps: the derivative of step² / 12 with the rate ..
 BIT = 2 * log(2) / 12
 ZEAL = 1.2  # .. times this, which is best at 1 to 3 bits, where more weights than that formula says should be zero
@@ -70,7 +69,7 @@ def _problem(layer: Layer, measured: FullMoments | None, workers: Workers) -> Pr
 
 def _at_bits(problem: Problem, ordered: Ordered, config: ScalarConfig, workers: Workers) -> tuple[Grids, Tensor]:
     """Return grids and codes with the least error."""
-    levels = _levels(config)
+    levels = grid_levels(config)
     # In the middle, between two levels or on one of them; of signed bytes on the one that is there.
     zeros = (levels - 1,) if levels == SIGNED_BYTES else (levels - 2, levels - 1, levels)
     grids = _kept(fitted(problem, levels, zeros, workers))
@@ -100,12 +99,13 @@ def _at_rate(ordered: Ordered, config: ScalarConfig, shape: tuple[int, ...], wor
         search.move(excess)
     search = _Search(search.log_unit, slope=search.slope)
     count, most = prod(shape), config.coded_bytes(shape)
-    fitting: tuple[int, Tensors] | None = None  # the largest tensors that fit, and their bytes
+    fitting: tuple[float, Tensors] | None = None  # the best tensors that fit, and their error
     for trial in range(LAST_SEARCHES + LAST_RESORTS):
-        tensors = _tensors(ordered, *_coded(ordered, config, 2.0**search.log_unit, workers), config)
-        taken = _stored_bytes(tensors, config, count)
-        if taken <= most and (fitting is None or taken > fitting[0]):
-            fitting = taken, tensors
+        grids, codes = _coded(ordered, config, 2.0**search.log_unit, workers)
+        tensors = _tensors(ordered, grids, codes, config)
+        taken = weight_bytes(tensors, PackedCodes(models=1, count=count, bits=config.bits))
+        if taken <= most and (fitting is None or error(ordered, grids, codes, workers) < fitting[0]):
+            fitting = error(ordered, grids, codes, workers), tensors
         excess = 8 * (taken - most) / count + config.rate - aim
         if fitting is not None and (trial >= LAST_SEARCHES or abs(excess) <= CLOSE * aim):
             break
@@ -143,12 +143,6 @@ class _Search:
         self.log_unit = max(wanted, self.log_unit + least)
 
 
-def _stored_bytes(tensors: Tensors, config: ScalarConfig, count: int) -> int:
-    """Return the bytes that the tensors of a weight of `count` numbers take in a file."""
-    packed = PackedCodes(models=1, count=count, bits=config.bits)
-    return sum(stored_bytes(tensor, packed if role == "codes" else None) for role, tensor in tensors.items())
-
-
 def _tensors(ordered: Ordered, grids: Grids, codes: Tensor, config: ScalarConfig) -> Tensors:
     outputs = grids.step.numel()
     return tensors_of(
@@ -171,7 +165,7 @@ def _coded(ordered: Ordered, config: ScalarConfig, unit: float, workers: Workers
     largest = problem.target.abs().amax(2)
     wanted = unit / problem.importance.sqrt()
     # No weight may lie outside its grid, and a grid that is wider than all weights makes them zeros in any case.
-    levels = _levels(config)
+    levels = grid_levels(config)
     zero = (levels - 1) // 2  # the level
     narrowest = largest / zero
     step = torch.minimum(torch.maximum(wanted, narrowest), 4 * largest)
@@ -188,10 +182,6 @@ def _coded(ordered: Ordered, config: ScalarConfig, unit: float, workers: Workers
         grids = _kept(refit(ordered, grids, codes, workers))
         codes = sweep(ordered, grids, codes, prices(), workers)
     return grids, codes
-
-
-def _levels(config: ScalarConfig) -> int:
-    return min(config.centroids, SIGNED_BYTES)
 
 
 def _kept(grids: Grids) -> Grids:
