@@ -49,6 +49,7 @@ __all__ = [
     "dumps",
     "loads",
     "planned_bytes",
+    "planned_tensors",
     "read_model",
     "write_model",
 ]
@@ -118,7 +119,7 @@ def dumps(model: ModelFile, *, fixed_length: bool = False) -> bytes:
     metadata = _metadata(model, entropy_coded=False)
     _model(metadata, model.network.tensors)
     plain = pack(metadata, model.network.tensors)
-    only = set(_planned_tensors(model.network)) if model.made_for_size else None
+    only = set(planned_tensors(model.network)) if model.made_for_size else None
     if fixed_length or only == set():
         return plain
     # What coding saves may be less than what the header grows by.
@@ -132,7 +133,7 @@ def planned_bytes(model: ModelFile) -> int:
     Raises:
         FormatError: as `dumps`.
     """
-    planned = _planned_tensors(model.network)
+    planned = planned_tensors(model.network)
     kept = {name: tensor for name, tensor in model.network.tensors.items() if name not in planned}
     coded = {f"{name}{SUFFIX}{SPARE_DIGITS}": np.zeros(size, np.uint8) for name, size in planned.items()}
     return len(pack(_metadata(model, entropy_coded=bool(planned)), kept | coded))
@@ -152,7 +153,7 @@ def _metadata(model: ModelFile, *, entropy_coded: bool) -> dict[str, str]:
         raise FormatError(f"the model cannot be written: {error}") from error
 
 
-def _planned_tensors(network: Network) -> dict[str, int]:
+def planned_tensors(network: Network) -> dict[str, int]:
     """Return the tensors of weights at a rate, by name, with the bytes that each may take."""
     planned: dict[str, int] = {}
     for _, weight in network.graph.weighted():

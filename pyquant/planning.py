@@ -15,7 +15,7 @@ from pyquant.checkpoint import NOWHERE, Records
 from pyquant.choose import Choice, Recipe
 from pyquant.codecs import DenseConfig
 from pyquant.console import Progress
-from pyquant.file import ModelFile, planned_bytes
+from pyquant.file import ModelFile, planned_bytes, planned_tensors
 from pyquant.graph import Graph, Network
 from pyquant.learn.calibration import Calibration
 from pyquant.learn.workers import Workers
@@ -148,6 +148,7 @@ class Planner:
                 size_of=size_of,
             )
         model = self._draft(choices, target_bytes)
+        sizes = {name: tensor.nbytes for name, tensor in model.network.tensors.items()} | planned_tensors(model.network)
         by_weight = predicted_errors(choices, curves)
         # What a shared weight causes is said of its first layer.
         first = {weight.name: node.name for node, weight in reversed(list(self._network.graph.weighted()))}
@@ -155,7 +156,7 @@ class Planner:
             choices=choices,
             bytes=planned_bytes(model),
             dense_bytes=dense_bytes(self._network.graph),
-            layers=tuple(layer_rows(model)),
+            layers=tuple(layer_rows(model, sizes)),
             errors={first[name]: error for name, error in by_weight.items()},
         )
 

@@ -29,6 +29,7 @@ class LayerRow:
     centroids: int | None  # of one codebook
     codebooks: int | None  # whose centroids are summed
     levels: int | None  # of a scalar weight's grids
+    rate: float | None  # bits per weight that codes were to take once entropy-coded, at most; None: none was asked for
     bits_per_weight: float  # codes, codebooks and grids
     bytes: int  # of all its tensors in the file; those of a shared weight count for its first layer
     relative_output_error: float | None  # ||WX - W'X'||^2 / ||WX||^2; None where it was not measured
@@ -114,6 +115,7 @@ def layer_rows(model: ModelFile, tensor_bytes: Mapping[str, int] | None = None) 
                 centroids=config.centroids if config else None,
                 codebooks=config.codebooks if config else None,
                 levels=weight.codec.centroids if isinstance(weight.codec, ScalarConfig) else None,
+                rate=None if isinstance(weight.codec, DenseConfig) else weight.codec.rate or None,
                 bits_per_weight=8 * weight_bytes / prod(weight.shape),
                 bytes=own_bytes + (0 if weight.name in counted else weight_bytes),
                 relative_output_error=errors.get(node.name),

@@ -317,6 +317,8 @@ def _layer_table(layers: Sequence[LayerRow], total: int) -> str:
             coding = f"{'x'.join(map(str, layer.block))}, {several}{layer.centroids:,} centroids"
         elif layer.levels is not None:
             coding = f"grids of {layer.levels} levels"
+        if layer.rate is not None:
+            coding += f", {layer.rate:.3g} bits a weight at most"
         error = layer.relative_output_error
         cells = [
             f'<th scope="row">{escape(layer.name)}</th>',
@@ -333,8 +335,10 @@ def _layer_table(layers: Sequence[LayerRow], total: int) -> str:
               "share of the bytes", "bytes>"]  # fmt: skip
     caption = (
         "In the order in which they run. Coding: the weights of a block (channels x rows x columns), and how many "
-        "centroids a block is chosen from, or the sum of several; or the levels of each output's grid. Bytes count "
-        "codes, codebooks, grids, scales and biases."
+        "centroids a block is chosen from, or the sum of several; or the levels of each output's grid. For a given "
+        "size, each layer has the coding from which the least error of the outputs was predicted for its bytes: "
+        "few bits per weight go further with codebooks, more bits with grids. Bytes count codes, codebooks, grids, "
+        "scales and biases."
     )
     table = _scroll(f'<table class="wide">{_head(titles)}<tbody>{"".join(rows)}</tbody></table>', "Every layer")
     return f'<p class="soft">{caption}</p>{table}'
