@@ -149,9 +149,13 @@ def allocate(
 def possible_sizes(network: Network, recipe: Recipe, candidates: Candidates, size_of: FileSize) -> tuple[int, int]:
     """Return the bytes of the smallest and of the largest file that `allocate` can choose; nothing is measured."""
     blocks = candidate_blocks(recipe, network.graph)
-    line = (0.0, 1.0), (0.0, -1.0)
     unmeasured = Curve(
-        num_blocks=1, log_centroids=line[0], log_errors=line[1], factor=0.0, rates=line[0], log_rate_errors=line[1]
+        num_blocks=1,
+        factor=0.0,
+        log_centroids=(0.0, 1.0),
+        log_errors=(0.0, -1.0),
+        rates=(0.0, 1.0),
+        log_rate_errors=(0.0, -1.0),
     )
     curves = {(name, block): unmeasured for name, shapes in blocks.items() for block in shapes}
     ruled = recipe.choose(network.graph)

@@ -50,7 +50,7 @@ ACTIVATION_BYTES = 1 << 30
 MIN_INPUTS, MAX_INPUTS = 4, 128
 MIN_PICTURES = 3  # of a detector: each has many times the pixels, and many boxes
 TRIAL_STEPS = (4.0, 2.83, 2.0, 1.41, 1.0, 0.5, 0.25, 0.125)  # of a grid, in units of a weight's numbers
-ROUNDED_UP = 0.4  # share of a step from which on a number gets the next level, away from zero, where codes have a price
+ROUNDED_UP = 0.4  # added to steps before they are rounded down: where codes have a price, a level begins at 0.6 of one
 SAMPLED_NUMBERS = 65536  # of a weight, for its grids
 # Single weights make up for each other's errors better than blocks do: measured on four layers of a ResNet-18 by the
 # true error of their outputs at 0.5 to 3 bits per weight, 0.84 to 0.98 of 3x3 ones, about 1 of 1x1 ones.
