@@ -1,12 +1,14 @@
 """Too few calibration inputs: one warning, before the work, that names the number that would do."""
 
+from math import ceil, prod
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pyquant.choose import Choice, Recipe, parse_rule
-from pyquant.codecs import DenseConfig
+from pyquant.codecs import DenseConfig, ProductConfig
+from pyquant.detector import for_learning
 from pyquant.graph import Graph
 from pyquant.interop.resnet import resnet_config, resnet_graph
 
@@ -14,9 +16,11 @@ torch = pytest.importorskip("torch", reason="compressing needs PyTorch")
 pytest.importorskip("faiss", reason="compressing needs faiss")
 
 import tiny_networks  # noqa: E402
+from detectors import tiny_detector  # noqa: E402
 
 import pyquant  # noqa: E402
 from pyquant import console, job  # noqa: E402
+from pyquant.capture import capture_detector  # noqa: E402
 from pyquant.learn.enough import greatest_need  # noqa: E402
 from pyquant.learn.methods import METHODS  # noqa: E402
 
@@ -39,6 +43,27 @@ def test_all_inputs_weighed_together_need_more_than_those_of_a_block() -> None:
     graph = resnet_graph(resnet_config("resnet50"), 1000)
     assert need(graph, "gram", 64) == ("layer4.0.conv2", 1152)  # 4608 inputs, 2x2 pixels
     assert need(graph, "gram", 224) == ("fc", 1024)  # 2048 inputs, and each picture is seen once
+
+
+def test_heads_of_detectors_see_boxes_and_shared_weights_count_once() -> None:
+    pytest.importorskip("torchvision")
+    graph = for_learning(capture_detector(tiny_detector())[0]).graph
+    shapes = graph.infer_shapes([(1, 3, 96, 96)])
+    choices = {weight.name: Choice(codec=DenseConfig()) for _, weight in graph.weighted()}
+    found = {}
+    for name in ("roi_heads.box_head.fc6", "roi_heads.mask_predictor.conv5_mask", "rpn.head.conv.0.0"):
+        only = {**choices, name: Choice(codec=ProductConfig(block=(1, 1, 1), centroids=16))}
+        need = greatest_need(graph, only, (3, 96, 96), METHODS["gram"])
+        assert need is not None
+        assert need.layer == name
+        found[name] = need
+    box, mask, shared = found.values()
+    depth = prod(graph.node(box.layer).weight.shape[1:])  # type: ignore[union-attr]
+    assert box.count == ceil(0.5 * depth / 32)
+    assert box.what == f"weighing its {depth:,} inputs (each gives it 32 boxes)"
+    assert mask.what.endswith("(each gives it 8 boxes of 36 pixels)")
+    pixels = prod(shapes[shared.layer][2:])
+    assert shared.what.endswith(f"(each gives it {pixels} pixels)")  # those of the first level
 
 
 def test_nothing_is_needed_where_nothing_is_coded() -> None:

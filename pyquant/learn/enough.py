@@ -5,7 +5,8 @@ Two things are learnt from a layer's inputs and outputs, and each needs values t
     statistics  the mean and variance of every channel, for batch norms; a bias takes up a mean error, which is smaller
     weighing    which inputs count how much, for codes and codebooks: a Gram of inputs
 
-The pixels of one picture resemble each other, so that a picture gives fewer values than it has pixels.
+The pixels of one picture resemble each other, so that a picture gives fewer values than it has pixels. The heads of a
+detector see the boxes that it finds in a picture, each by itself.
 """
 
 from __future__ import annotations
@@ -54,14 +55,17 @@ def warn_if_few(graph: Graph, choices: Mapping[str, Choice], inputs: Calibration
 def greatest_need(graph: Graph, choices: Mapping[str, Choice], shape: tuple[int, ...], method: Method) -> Need | None:
     """Return what needs most calibration inputs of this shape `(C, H, W)`, None where no layer is coded."""
     shapes = graph.infer_shapes([(1, *shape)])
+    # A weight that layers share is learnt at the first of them.
+    layers = {weight.name: (node, weight) for node, weight in reversed(list(graph.weighted()))}
     needs = []
-    for node, weight in graph.weighted():
+    for node, weight in reversed(layers.values()):
         config = choices[weight.name].codec
         if isinstance(config, DenseConfig):
             continue
-        pixels = prod(shapes[node.output][2:])
-        independent = independent_values(pixels)
-        where = f"each gives it {pixels} pixel{'s' if pixels > 1 else ''}"
+        rows, _, *plane = shapes[node.output]
+        pixels = prod(plane)
+        independent = rows * independent_values(pixels)
+        where = f"each gives it {_seen(rows, pixels)}"
         if node.state.norm:
             what = f"the mean and variance of its channels ({where})"
             needs.append(Need(count=ceil(VALUES / independent), layer=node.name, what=what))
@@ -69,3 +73,11 @@ def greatest_need(graph: Graph, choices: Mapping[str, Choice], shape: tuple[int,
         count = ceil(VALUES_OF_AN_INPUT * weighed / independent)
         needs.append(Need(count=count, layer=node.name, what=f"weighing its {weighed:,} inputs ({where})"))
     return max(needs, key=lambda need: need.count, default=None)
+
+
+def _seen(rows: int, pixels: int) -> str:
+    """Return in words what a layer sees of one calibration input: its pixels, or those of boxes found in it."""
+    shown = f"{pixels} pixel{'s' if pixels > 1 else ''}"
+    if rows == 1:
+        return shown
+    return f"{rows} boxes" if pixels == 1 else f"{rows} boxes of {shown}"
