@@ -1,10 +1,11 @@
-"""The benchmarks' own parts for detectors: drawn pictures, what stands in for torchvision's operations, and parity."""
+"""The benchmarks' own parts for detectors: drawn pictures, operations that stand in for torchvision's, comparisons."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import pytest
 from detectors import smooth_picture, tiny_detector
 from torchvision_detection import greedy_nms, plain_roi_align, torchvision_detection  # noqa: F401 (a fixture)
 
+from pyquant.errors import InputError
+from pyquant.file import read_model
 from pyquant.masks import from_coco
 from pyquant.pictures import find_pictures
 
@@ -104,3 +107,40 @@ def test_parity_finds_and_explains_differences(torchvision_detection: Any) -> No
         (Choice(min_score=0.1, max_overlap=0.9, last_score=0.0), ""),
     ):
         assert by_choice(box, 0.5, 1, among, choice) == reason
+
+
+def test_sizes_are_measured_before_and_after_fine_tuning_and_once_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("faiss", reason="compressing needs faiss")
+    pytest.importorskip("faster_coco_eval", reason="average precision needs the extra 'coco'")
+    import detector_sizes
+    from synthetic import CLASSES, Description, class_lines, write_set
+    from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+    from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
+
+    labels = len(CLASSES) + 1
+    module = tiny_detector(box_predictor=FastRCNNPredictor(24, labels), mask_predictor=MaskRCNNPredictor(8, 8, labels))
+    for split, count in (("train", 18), ("validation", 3)):
+        write_set(tmp_path / split, Description(split=split, pictures=count, seed=0))
+    place = detector_sizes.Place(
+        train=tmp_path / "train", validation=tmp_path / "validation", folder=tmp_path / "sizes"
+    )
+    effort = detector_sizes.Effort(ratios=(2.0,), samples=16, minutes=None, steps=2, limit=2)
+    text = detector_sizes.measure(module, class_lines(), place, effort, threads=1)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    assert [row[0] for row in rows[2:]] == ["dense", "", "2 times", "", "2 times, 2 steps of fine-tuning", ""]
+    assert [row[3] for row in rows[2:]] == ["exact", "fast"] * 3
+    assert all(0 <= float(share) <= 100 for row in rows[2:] for share in row[4:])
+    before, after = (read_model(place.file(name)) for name in ("before-2", "after-2"))
+    assert "finetune" not in before.provenance
+    assert "finetune" in after.provenance
+    codes = [name for name in after.network.tensors if name.endswith("codes")]
+    assert codes
+    for name in codes:  # fine-tuning leaves them as they are
+        np.testing.assert_array_equal(before.network.tensors[name], after.network.tensors[name])
+    monkeypatch.setattr(detector_sizes, "evaluate_detector", None)
+    monkeypatch.setattr(detector_sizes, "compress_sizes", None)
+    assert detector_sizes.measure(module, class_lines(), place, effort, threads=1) == text
+    with pytest.raises(InputError, match="was measured with another limit"):
+        detector_sizes.measure(module, class_lines(), place, replace(effort, limit=3), threads=1)
