@@ -121,7 +121,7 @@ def measure(module: nn.Module, classes: str, place: Place, effort: Effort, threa
         content = json.loads(kept.read_text())
         if differing := [name for name in subject if content["of"].get(name) != subject[name]]:
             raise InputError(f"{kept}: was measured with another {', '.join(differing)}; move the folder away")
-    for name, path in files(module, classes, place, effort, threads):
+    for name, path in list(files(module, classes, place, effort, threads)):
         figures = content["figures"].setdefault(name, {"bytes": path.stat().st_size})
         for precision in PRECISIONS:
             if precision not in figures:
