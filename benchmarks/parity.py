@@ -48,9 +48,9 @@ LEAST_MATCHED = 0.995
 SIDES = (200, 480)  # pixels of the scaled pictures
 RANDOM_HEADS: dict[str, Any] = {
     "box_score_thresh": 0.01,
-    "box_detections_per_img": 100,
-    "rpn_post_nms_top_n_test": 150,
-    "rpn_pre_nms_top_n_test": 300,
+    "box_detections_per_img": 250,
+    "rpn_post_nms_top_n_test": 300,
+    "rpn_pre_nms_top_n_test": 600,
 }
 SEED = 0
 
