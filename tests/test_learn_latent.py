@@ -86,14 +86,14 @@ def test_training_brings_outputs_nearer(rate: float, rng: np.random.Generator) -
     def loss() -> torch.Tensor:
         return (x @ (latent(numbers) - teacher).T).square().mean()
 
-    before, losses = float(loss()), []
+    before, losses = float(loss().detach()), []
     optimizer = torch.optim.Adam([numbers], lr=0.002)
     for _ in range(300):
         optimizer.zero_grad()
         now = loss()
         now.backward()
         optimizer.step()
-        losses.append(float(now))
+        losses.append(float(now.detach()))
     assert min(losses) < 0.85 * before
     if rate:
         assert mean_length(latent.codes(numbers.detach()), 4) <= 1.02 * mean_length(codes, 4)
