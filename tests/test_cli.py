@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -426,7 +425,7 @@ def test_interrupt_is_clean_and_leaves_nothing(
     process = subprocess.Popen(
         [sys.executable, "-m", "pyquant", "compress", "slow:network", "--out", "x.pqmodel"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=child_environment,
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # ignored by what a shell puts behind it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored by what a shell puts behind it
     )  # fmt: skip
     assert process.stderr is not None
     while process.stderr.readline() != "begun\n":
