@@ -92,9 +92,10 @@ class ProductConfig:
 
     def coded_bytes(self, weight_shape: tuple[int, ...]) -> int:
         """Return the bytes of the codes, packed or at the rate, and of the fp16 or int8 codebooks of a weight."""
-        codes = packed_bytes(self.codebooks * weight_shape[0] * self.blocks_per_row(weight_shape), self.code_bits)
         if self.rate:
             codes = self.planned_bytes(weight_shape)["codes"]
+        else:
+            codes = packed_bytes(self.codebooks * weight_shape[0] * self.blocks_per_row(weight_shape), self.code_bits)
         return codes + CODEBOOK_BYTES[self.codebook_dtype] * self.codebooks * self.centroids * self.dim
 
     def planned_bytes(self, weight_shape: tuple[int, ...]) -> dict[str, int]:

@@ -131,8 +131,10 @@ def _at_rate(
         lengths = torch.stack([code_lengths(codes, config.centroids) for codes in solution.codes])
         solution = sweep(problem, _refit(problem, solution, config, workers), workers, worth * lengths)
         size = taken(solution)
-        if size <= most and (fitting is None or error(problem, solution, workers) < fitting[0]):
-            fitting = error(problem, solution, workers), solution
+        if size <= most:
+            missed = error(problem, solution, workers)
+            if fitting is None or missed < fitting[0]:
+                fitting = missed, solution
         if fitting is not None and (trial >= RATE_ROUNDS or (1 - CLOSE) * most <= size <= most):
             break
         worth *= LAST_RESORT if trial >= RATE_ROUNDS else min(max((size / aim) ** GAIN, 1 / MOST_GAIN), MOST_GAIN)

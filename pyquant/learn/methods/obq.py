@@ -104,8 +104,10 @@ def _at_rate(ordered: Ordered, config: ScalarConfig, shape: tuple[int, ...], wor
         grids, codes = _coded(ordered, config, 2.0**search.log_unit, workers)
         tensors = _tensors(ordered, grids, codes, config)
         taken = weight_bytes(tensors, PackedCodes(models=1, count=count, bits=config.bits))
-        if taken <= most and (fitting is None or error(ordered, grids, codes, workers) < fitting[0]):
-            fitting = error(ordered, grids, codes, workers), tensors
+        if taken <= most:
+            missed = error(ordered, grids, codes, workers)
+            if fitting is None or missed < fitting[0]:
+                fitting = missed, tensors
         excess = 8 * (taken - most) / count + config.rate - aim
         if fitting is not None and (trial >= LAST_SEARCHES or abs(excess) <= CLOSE * aim):
             break
