@@ -43,6 +43,7 @@ def weights_as_bytes(network: Network, weight: Weight) -> NDArray[np.float64]:
     if isinstance(codec, DenseConfig):
         rows = network.weight(weight).astype(np.float64)
         scale = np.abs(rows).max(axis=tuple(range(1, rows.ndim)), keepdims=True) / 127
+        scale[scale == 0] = 1
         return np.rint(rows / scale) * scale
     codebook = network.codebook(weight).astype(np.float64)
     joint = sum(book[np.array(codes)] for book, codes in zip(codebook, _combinations(codec), strict=True))
@@ -90,7 +91,7 @@ def check_layer(file: ModelFile, x: Floats) -> None:
     low, high = 1.01 * min(float(expected.min()), 0), 1.01 * max(float(expected.max()), 0)
     as_bytes = writing_bytes(file, x, low, high)
     step = (high - low) / 255
-    for kernel in {"direct8", "table8"} & set(candidates(file, x)):
+    for kernel in {"direct8", "table8", "sparse8"} & set(candidates(file, x)):
         # Entries of tables are rounded to 16 bits.
         error = 0.02 * most if kernel == "table8" else 0
         first = run(as_bytes, x, isa="reference", kernel=kernel)

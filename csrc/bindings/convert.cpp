@@ -34,6 +34,7 @@ std::shared_ptr<const Weight> weight_from_python(const py::dict& described) {
     weight->block = {.channels = 1, .rows = weight->kernel_rows, .columns = weight->kernel_columns};
     if (dense.size() != checked_multiply(weight->outputs, weight->depth())) throw Error("a dense weight's size is off");
     weight->dense = AlignedBuffer<float>(as_span(dense));
+    weight->count_zeros();
     return weight;
   }
   if (described.contains("step")) {
@@ -41,6 +42,7 @@ std::shared_ptr<const Weight> weight_from_python(const py::dict& described) {
     decode_grids(as_span(described["codes"].cast<Array<uint8_t>>()), described["bits"].cast<int>(),
                  as_span(described["step"].cast<Array<float>>()), as_span(described["zero"].cast<Array<uint8_t>>()),
                  *weight);
+    weight->count_zeros();
     return weight;
   }
   const auto block = described["block"].cast<std::vector<int64_t>>();

@@ -12,6 +12,7 @@
 //             the weights.
 //   table     table_build() multiplies the codebook with the d panel rows of a block: table [K][P]; table_sum() adds,
 //             for each output, the table row that its code names. d multiply-adds become one load-and-add.
+//   sparse    where most weights are zero: sparse_sum() adds the panel rows of the others, each times its weight.
 //   dot       where there are few pixels, each with its inputs side by side: decode_rows() writes the weights of some
 //             outputs, dot_rows() multiplies, and the lanes are inputs.
 //
@@ -112,6 +113,23 @@ using TableSumFn = void (*)(const uint16_t* at, int64_t positions, const float* 
                             int64_t pixels, bool accumulate) noexcept;
 constexpr int64_t kTableStep = 8;  // the largest by which an address is computed for nothing
 
+// A weight, or a quad of weights, that is not zero.
+template <typename T>
+struct Sparse {
+  T value;
+  int32_t at;  // where the row of its inputs begins in a panel
+};
+
+// sums[o][p] = sum over begin[o] <= n < begin[o + 1] of weights[n].value * panel[weights[n].at + p]; added to sums if
+// `accumulate`.
+//   begin  [outputs + 1]
+//   panel  1 <= pixels <= kSparsePixels of each row; whole vectors are read
+//   sums   [outputs, kSparsePixels]   whole vectors are read and written
+// Panel rows and sums are aligned to a vector.
+using SparseSumFn = void (*)(const Sparse<float>* weights, const int32_t* begin, const float* panel, float* sums,
+                             int64_t outputs, int64_t pixels, bool accumulate) noexcept;
+constexpr int64_t kSparsePixels = 64;
+
 // out[r][p] = min(max(in[r][p] * scale[r] + bias[r] + residual[r][p], low), high) for r < rows, p < count; NaN stays
 // NaN.
 //   in        [rows, in_pitch]
@@ -154,6 +172,10 @@ using TableBuild8Fn = void (*)(const uint32_t* codebook, int64_t centroids, int6
 // As table_sum, of tables [positions, K, table8_pixels]. The sum of one call must fit int16_t.
 using TableSum8Fn = void (*)(const uint16_t* at, int64_t positions, const int16_t* tables, int32_t* sums,
                              int64_t outputs, int64_t pixels, bool accumulate) noexcept;
+
+// As sparse_sum, products of quads.
+using SparseSum8Fn = void (*)(const Sparse<uint32_t>* weights, const int32_t* begin, const uint32_t* panel,
+                              int32_t* sums, int64_t outputs, int64_t pixels, bool accumulate) noexcept;
 
 // The outputs of an integer layer. v = in * scale + bias is rounded once, and again with the residual's byte * its
 // factor added; then it is rounded to the nearest, halves to even, and clamped to low..high.
@@ -216,12 +238,14 @@ struct KernelTable {
   WinogradKernels winograd4;  // m = 4
   TableBuildFn table_build;
   TableSumFn table_sum;
+  SparseSumFn sparse_sum;
   FinishTileFn finish_tile;
   GemmTile8Fn gemm_tile8;
   DecodeQuadsFn decode_quads;
   TurnQuadsFn turn_quads;
   TableBuild8Fn table_build8;
   TableSum8Fn table_sum8;
+  SparseSum8Fn sparse_sum8;
   FinishTile8Fn finish_tile8;
   QuantizeFn quantize;
   DequantizeFn dequantize;

@@ -124,6 +124,17 @@ void table_sum_reference(const uint16_t* at, int64_t positions, const float* tab
   }
 }
 
+void sparse_sum_reference(const Sparse<float>* weights, const int32_t* begin, const float* panel, float* sums,
+                          int64_t outputs, int64_t pixels, bool accumulate) noexcept {
+  for (int64_t o = 0; o < outputs; ++o) {
+    for (int64_t p = 0; p < pixels; ++p) {
+      float sum = accumulate ? sums[o * kSparsePixels + p] : 0;
+      for (int64_t n = begin[o]; n < begin[o + 1]; ++n) sum += weights[n].value * panel[weights[n].at + p];
+      sums[o * kSparsePixels + p] = sum;
+    }
+  }
+}
+
 void finish_tile_reference(const float* in, int64_t in_pitch, const float* scale, const float* bias,
                            const float* residual, float low, float high, float* out, int64_t out_pitch, int64_t rows,
                            int64_t count) noexcept {
@@ -166,6 +177,7 @@ KernelTable reference_kernels() {
   table.winograd4 = kWinogradReference<kWinograd4x4>;
   table.table_build = &table_build_reference;
   table.table_sum = &table_sum_reference;
+  table.sparse_sum = &sparse_sum_reference;
   table.finish_tile = &finish_tile_reference;
   table.peak = &peak_reference;
   return table;

@@ -45,6 +45,17 @@ void gemm_tile8_reference(const uint16_t* at, const uint32_t* codebook, int64_t 
   }
 }
 
+void sparse_sum8_reference(const Sparse<uint32_t>* weights, const int32_t* begin, const uint32_t* panel, int32_t* sums,
+                           int64_t outputs, int64_t pixels, bool accumulate) noexcept {
+  for (int64_t o = 0; o < outputs; ++o) {
+    for (int64_t p = 0; p < pixels; ++p) {
+      int32_t sum = accumulate ? sums[o * kSparsePixels + p] : 0;
+      for (int64_t n = begin[o]; n < begin[o + 1]; ++n) sum += dot(weights[n].value, panel[weights[n].at + p]);
+      sums[o * kSparsePixels + p] = sum;
+    }
+  }
+}
+
 void decode_quads_reference(const uint16_t* codes, int64_t code_pitch, const uint32_t* spread, int64_t taps, int64_t n,
                             uint32_t* out, int64_t rows, int64_t quads) noexcept {
   const int64_t width = round_up(taps, kSpreadTaps);
@@ -155,6 +166,7 @@ KernelTable with_reference_bytes(KernelTable table) {
   table.turn_quads = &turn_quads_reference;
   table.table_build8 = &table_build8_reference;
   table.table_sum8 = &table_sum8_reference;
+  table.sparse_sum8 = &sparse_sum8_reference;
   table.finish_tile8 = &finish_tile8_reference;
   table.quantize = &quantize_reference;
   table.dequantize = &dequantize_reference;

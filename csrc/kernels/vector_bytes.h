@@ -23,6 +23,7 @@
 #include "base/sizes.h"
 #include "kernels/kernels.h"
 #include "kernels/vector_gemm.h"
+#include "kernels/vector_sparse.h"
 
 namespace pyquant {
 
@@ -46,7 +47,7 @@ struct ByteKernels {
   static constexpr int64_t kTablePixels = V::kTable8Vectors * 2 * kLanes;
   static_assert(kTablePixels <= kMostTilePixels && V::kVectors8 * kLanes <= kMostTilePixels);
 
-  // What VectorGemm multiplies quads with.
+  // What VectorGemm and VectorSparse multiply quads with.
   struct Quads {
     using Weight = uint32_t;
     using Input = uint32_t;
@@ -62,11 +63,13 @@ struct ByteKernels {
 
     static Sums zeros() { return V::broadcast_int(0); }
     static HalfSums half_zeros() { return V::low_half_int(zeros()); }
+    static Sums sums(const Value* p) { return V::load_int(p); }
     static Inputs inputs(const Input* p) { return V::inputs(V::load_int(p)); }
     static HalfInputs half_inputs(const Input* p) { return V::inputs(V::load_half_int(p)); }
     static Weights weights(const Weight* p) { return V::weights(V::broadcast_int(*p)); }
     static Sums multiply_add(Weights w, Inputs x, Sums sums) { return V::dot(w, x, sums); }
     static HalfSums multiply_add(Weights w, HalfInputs x, HalfSums sums) { return V::dot(w, x, sums); }
+    static Sums add(Sums a, Sums b) { return V::add_int(a, b); }
     static void store(Value* p, Sums sums) { V::store_int(p, sums); }
     static void store(Value* p, HalfSums sums) { V::store_half_int(p, sums); }
   };
@@ -325,6 +328,7 @@ struct ByteKernels {
     table.turn_quads = &turn_quads;
     table.table_build8 = &table_build8;
     table.table_sum8 = &table_sum8;
+    table.sparse_sum8 = &VectorSparse<Quads>::sum;
     table.finish_tile8 = &finish_tile8;
     table.quantize = &quantize;
     table.dequantize = &dequantize;

@@ -22,6 +22,7 @@
 #include "base/sizes.h"
 #include "kernels/kernels.h"
 #include "kernels/vector_gemm.h"
+#include "kernels/vector_sparse.h"
 #include "kernels/vector_winograd.h"
 
 namespace pyquant {
@@ -74,7 +75,7 @@ struct VectorKernels {
     }
   }
 
-  // What VectorGemm multiplies floats with.
+  // What VectorGemm and VectorSparse multiply floats with.
   struct Floats {
     using Weight = float;
     using Input = float;
@@ -90,6 +91,7 @@ struct VectorKernels {
 
     static Sums zeros() { return V::broadcast(0.0f); }
     static HalfSums half_zeros() { return V::low_half(zeros()); }
+    static Sums sums(const Value* p) { return V::load(p); }
     static Inputs inputs(const Input* p) { return V::load(p); }
     static HalfInputs half_inputs(const Input* p) { return V::load_half(p); }
     static Weights weights(const Weight* p) { return V::broadcast(*p); }
@@ -97,6 +99,7 @@ struct VectorKernels {
     static HalfSums multiply_add(Weights w, HalfInputs x, HalfSums sums) {
       return V::multiply_add(V::low_half(w), x, sums);
     }
+    static Sums add(Sums a, Sums b) { return V::add(a, b); }
     static void store(Value* p, Sums sums) { V::store(p, sums); }
     static void store(Value* p, HalfSums sums) { V::store_half(p, sums); }
   };
@@ -348,6 +351,7 @@ struct VectorKernels {
     table.winograd4 = {&VectorWinograd<V, 4>::input, &VectorWinograd<V, 4>::output};
     table.table_build = &table_build;
     table.table_sum = &table_sum;
+    table.sparse_sum = &VectorSparse<Floats>::sum;
     table.finish_tile = &finish_tile;
     table.peak = &peak;
     return table;

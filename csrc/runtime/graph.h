@@ -52,12 +52,19 @@ struct Weight : WeightOrder {
   // units[o], from -127 to 127 of it; it is 0 where they are not.
   std::vector<float> units;
 
+  // Of dense weights: how many are not zero, and how many quads of channels, each at one place of the kernel.
+  int64_t nonzero = 0;
+  int64_t nonzero_quads = 0;
+
   int64_t codebooks = 0;          // M; 0: dense
   int64_t centroids = 0;          // K
   AlignedBuffer<uint16_t> codes;  // [M, O, J], each < K
   AlignedBuffer<float> codebook;  // [M, K, d]
 
   bool is_dense() const { return codebooks == 0; }
+
+  // To be called when `dense` is complete.
+  void count_zeros();
 };
 
 using Attribute = std::variant<bool, int64_t, double, std::string, std::vector<int64_t>, std::vector<double>>;

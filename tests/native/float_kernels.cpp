@@ -195,6 +195,10 @@ void test_table_sum(const KernelTable& tested, const KernelTable& reference, Ran
   }
 }
 
+void test_sparse_sum(const KernelTable& tested, const KernelTable& reference, Random& random) {
+  test_sparse<float, float>(tested.sparse_sum, reference.sparse_sum, tested.lanes, random);
+}
+
 void test_finish_tile(const KernelTable& tested, const KernelTable& reference, Random& random) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   constexpr std::pair<float, float> kBounds[] = {
@@ -247,6 +251,7 @@ constexpr KernelTest kTests[] = {
     {"winograd4.output", &test_winograd4_output},
     {"table_build", &test_table_build},
     {"table_sum", &test_table_sum},
+    {"sparse_sum", &test_sparse_sum},
     {"finish_tile", &test_finish_tile},
     {"peak", &test_peak},
 };

@@ -158,6 +158,10 @@ void test_tables8(const KernelTable& tested, const KernelTable& reference, Rando
   }
 }
 
+void test_sparse_sum8(const KernelTable& tested, const KernelTable& reference, Random& random) {
+  test_sparse<uint32_t, int32_t>(tested.sparse_sum8, reference.sparse_sum8, tested.lanes, random);
+}
+
 void test_any_finish8(const KernelTable& tested, const KernelTable& reference, Random& random) {
   constexpr std::pair<uint8_t, uint8_t> kBounds[] = {{0, 255}, {3, 250}, {128, 128}};
   constexpr int64_t kQuads = 2, kRows = 4 * kQuads;
@@ -341,6 +345,7 @@ constexpr KernelTest kTests[] = {
     {"turn_quads", &test_turn_quads},     {"table_build8 and table_sum8", &test_tables8},
     {"finish_tile8", &test_finish_tile8}, {"quantize", &test_quantize},
     {"dequantize", &test_dequantize},     {"max_row8", &test_max_row8},
+    {"sparse_sum8", &test_sparse_sum8},
 };
 
 }  // namespace

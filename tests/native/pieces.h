@@ -120,6 +120,43 @@ inline Guarded<uint16_t> rows_of_tables(const Guarded<uint16_t>& codes, int64_t 
   return at;
 }
 
+// sparse_sum of a table, or its sparse_sum8: outputs without any weight, and of up to 18, in any order.
+template <typename Weight, typename Sum, typename SumFn>
+void test_sparse(SumFn tested, SumFn reference, int64_t lanes, Random& random) {
+  constexpr int64_t kRows = 7;
+  for (const int64_t outputs : {1, 2, 19}) {
+    for (const bool accumulate : {false, true}) {
+      for (int64_t pixels = 1; pixels <= kSparsePixels; ++pixels) {
+        begin_case({{"outputs", outputs}, {"accumulate", accumulate}, {"pixels", pixels}});
+        std::vector<int32_t> begin = {0};
+        for (int64_t o = 0; o < outputs; ++o)
+          begin.push_back(begin.back() + static_cast<int32_t>((o * 7 + pixels) % 19));
+        Guarded<Sparse<Weight>> weights(begin.back(), kUnsetInput, kExact);
+        for (int64_t n = 0; n < weights.size(); ++n) {
+          weights[n] = {.value = random.value<Weight>(),
+                        .at = static_cast<int32_t>(random.below(kRows) * kSparsePixels)};
+        }
+        const Guarded<Weight> panel = random.rows<Weight>(kRows, pixels, kSparsePixels, kAligned);
+        Guarded<Sum> start = random.rows<Sum>(outputs, pixels, kSparsePixels);
+        if constexpr (!std::is_floating_point_v<Sum>) {
+          for (int64_t i = 0; i < start.size(); ++i) start[i] /= 2;  // sums fit int32_t
+        }
+        const Rows shape{outputs, pixels, round_up(pixels, lanes), kSparsePixels};
+        const auto sum = [&](SumFn run) {
+          Guarded<Sum> sums = output<Sum>(shape, kAligned);
+          if (accumulate) copy_rows(start, shape, sums);
+          run(weights.data(), begin.data(), panel.data(), sums.data(), outputs, pixels, accumulate);
+          return sums;
+        };
+        const std::vector<Sum> expected = dense(sum(reference), outputs, pixels, kSparsePixels);
+        double allowed = 0;
+        if constexpr (std::is_floating_point_v<Sum>) allowed = tolerance(expected, 19);
+        expect_rows(sum(tested), shape, expected, allowed);
+      }
+    }
+  }
+}
+
 // Rows of sums or of a table, `columns` long, of which kernels write pairs of vectors.
 inline Rows table_rows(int64_t lanes, int64_t columns, int64_t rows, int64_t pixels) {
   return {rows, pixels, std::min(round_up(pixels, 2 * lanes), columns), columns};

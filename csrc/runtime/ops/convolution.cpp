@@ -41,8 +41,9 @@ ConvGeometry geometry_of(const Layer& layer, const PlanContext& context) {
 }
 
 // The first always applies.
-std::array<Path, 7> all_paths() {
-  return {direct_path(), winograd2_path(), winograd4_path(), table_path(), dot_path(), direct8_path(), table8_path()};
+std::array<Path, 9> all_paths() {
+  return {direct_path(), winograd2_path(), winograd4_path(), table_path(),  sparse_path(),
+          dot_path(),    direct8_path(),   table8_path(),    sparse8_path()};
 }
 
 struct Choice {

@@ -52,8 +52,10 @@ Path direct_path();
 Path winograd2_path();
 Path winograd4_path();
 Path table_path();
+Path sparse_path();
 Path dot_path();
 Path direct8_path();
 Path table8_path();
+Path sparse8_path();
 
 }  // namespace pyquant
