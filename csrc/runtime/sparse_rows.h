@@ -18,17 +18,15 @@ inline bool can_pay(int64_t nonzero, int64_t all) {
   return static_cast<double>(nonzero) <= kMostNonzero * static_cast<double>(all);
 }
 
+// Rows of a panel in a pass: 24 KiB of them.
+constexpr int64_t kPassRows = 96;
+
 template <typename T>
 struct SparseRows {
-  // Rows of a panel in a pass: 24 KiB of them.
-  static constexpr int64_t kPassRows = 96;
-
-  static int64_t passes_of(int64_t depth) { return ceil_div(depth, kPassRows); }
-
   SparseRows() = default;
 
   // Of weights, or quads of weights, [outputs, depth].
-  SparseRows(const T* rows, int64_t outputs_, int64_t depth) : outputs(outputs_), passes(passes_of(depth)) {
+  SparseRows(const T* rows, int64_t outputs_, int64_t depth) : outputs(outputs_), passes(ceil_div(depth, kPassRows)) {
     weights.reserve(outputs * depth - std::count(rows, rows + outputs * depth, T{}));
     begin.reserve(passes * outputs + 1);
     for (int64_t pass = 0; pass < passes; ++pass) {

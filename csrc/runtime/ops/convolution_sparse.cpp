@@ -48,8 +48,7 @@ double cost(const Convolution& c, int threads) {
   if (!weight.is_dense() || !can_pay(weight.nonzero, weight.outputs * weight.depth())) {
     return std::numeric_limits<double>::infinity();
   }
-  return SparseTiling(c, threads)
-      .cost(weight.nonzero, SparseRows<float>::passes_of(weight.depth()), c.kernels->lanes, threads);
+  return SparseTiling(c, threads).cost(weight.nonzero, weight.depth(), c.kernels->lanes, threads);
 }
 
 std::unique_ptr<Step> make(const Layer& layer, const Convolution& convolution, const PlanContext& context) {

@@ -69,8 +69,7 @@ double cost(const Convolution& c, int threads) {
   const int64_t depth = quad_order(weight, QuadSource::kDense).depth();
   if (!can_pay(weight.nonzero_quads, weight.outputs * depth)) return std::numeric_limits<double>::infinity();
   return c.kernels->tile8.step_cost *
-         SparseTiling(c, threads)
-             .cost(weight.nonzero_quads, SparseRows<uint32_t>::passes_of(depth), c.kernels->lanes, threads);
+         SparseTiling(c, threads).cost(weight.nonzero_quads, depth, c.kernels->lanes, threads);
 }
 
 std::unique_ptr<Step> make(const Layer& layer, const Convolution& convolution, const PlanContext& context) {

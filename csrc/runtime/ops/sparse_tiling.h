@@ -41,17 +41,22 @@ struct SparseTiling {
     });
   }
 
-  // Vector multiply-adds of the slowest thread, for so many weights, or quads, that are not zero.
-  double cost(int64_t nonzero, int64_t passes, int64_t lanes, int threads) const {
-    const auto weights = static_cast<double>(nonzero / groups) + kPassCost * static_cast<double>(passes * outputs);
-    const auto vectors = static_cast<double>(ceil_div(std::min(pixels, kSparsePixels), lanes));
-    const auto share = static_cast<double>(ceil_div(groups * tiles * units_of_tile, threads)) / units_of_tile;
-    return share * vectors * kWeightCost * weights;
+  // Vector multiply-adds of the slowest thread, for so many weights, or quads, that are not zero, and panels of
+  // `depth`.
+  double cost(int64_t nonzero, int64_t depth, int64_t lanes, int threads) const {
+    const auto passes = static_cast<double>(ceil_div(depth, kPassRows) * outputs);
+    const double vector = kWeightCost * static_cast<double>(nonzero / groups) + kPassCost * passes +
+                          kUnfoldCost * static_cast<double>(depth * units_of_tile);
+    const int64_t units = groups * tiles * units_of_tile;
+    const double slowest = static_cast<double>(ceil_div(units, threads)) / static_cast<double>(units);
+    return slowest * static_cast<double>(groups * ceil_div(pixels, lanes)) * vector;
   }
 
-  static constexpr double kWeightCost =
-      1.5;  // of a vector and weight that is not zero, in multiply-adds of the direct path
-  static constexpr double kPassCost = 2.0;       // of reading and writing the sums of an output, in such weights
+  // Of a vector, in multiply-adds of the direct path: a weight that is not zero, reading and writing the sums of an
+  // output in a pass, and unfolding a row of a panel.
+  static constexpr double kWeightCost = 1.8;
+  static constexpr double kPassCost = 3.0;
+  static constexpr double kUnfoldCost = 12.0;
   static constexpr int64_t kUnitsPerThread = 4;  // so many of equal size are even enough
   static constexpr int64_t kOutputs = 256;       // whose sums are held together: 64 KiB
   static constexpr int64_t kSumsFloats = kOutputs * kSparsePixels;
