@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyquant.choose import Choice, Recipe, block_count, clamped_centroids
-from pyquant.codecs import CodecConfig, CodedConfig, DenseConfig, ProductConfig, ScalarConfig, scalar
+from pyquant.codecs import CodecConfig, CodedConfig, DenseConfig, ProductConfig, ScalarConfig, SparseConfig, scalar
 from pyquant.codecs.packing import packed_bytes
 from pyquant.codecs.product import CODEBOOK_BYTES, CODEBOOK_DTYPES, INT8_MAX, as_conv_shape, codebook_tensors
 from pyquant.container import ALIGNMENT
@@ -40,8 +40,9 @@ CANDIDATE_ADDITIVE = tuple((books, count) for books in (2, 3, 4) for count in (1
 # Of grids, bits per weight when coded: eight to an octave.
 CANDIDATE_RATES = tuple(0.25 * 2 ** (step / 8) for step in range(39))
 LEAST_RATED_BYTES = 512  # of a weight at a rate: of less, the tables of the code would be too much
-# What the header says more of a weight than of one with a float codebook: of an int8 codebook's scale, of grids.
-INT8_OVERHEAD, GRID_OVERHEAD = 120, 90
+# What the header says more of a weight than of one with a float codebook: of an int8 codebook's scale, of grids, and of
+# those with a mask.
+INT8_OVERHEAD, GRID_OVERHEAD, MASK_OVERHEAD = 120, 90, 180
 
 TOLERANCE = 0.01  # of the target, how far below it the file may stay
 UNUSED = 0.003  # of it, as far as that is possible
@@ -191,6 +192,9 @@ def _blank(network: Network, weight: Weight, config: CodedConfig) -> dict[str, N
     if isinstance(config, ScalarConfig):
         none = np.zeros(weight.shape[0])
         return scalar.tensors_of(np.zeros(weight.shape, np.uint8), none, none, config)
+    if isinstance(config, SparseConfig):
+        packed = {role: np.zeros(size, np.uint8) for role, size in config.planned_bytes(weight.shape).items()}
+        return {**packed, "step": np.zeros(weight.shape[0], np.float32), "zero": np.zeros(weight.shape[0], np.uint8)}
     codes = np.zeros(
         packed_bytes(config.codebooks * block_count(weight.shape, config.block), config.code_bits), np.uint8
     )
@@ -313,6 +317,8 @@ def _coded_option(weight: Weight, codec: CodedConfig, curve: Curve, numbers: _Nu
     size, error = codec.coded_bytes(weight.shape), curve.error(codec)
     if isinstance(codec, ScalarConfig):
         return Option(codec=codec, bytes=size + GRID_OVERHEAD, error=error)
+    if isinstance(codec, SparseConfig):
+        return Option(codec=codec, bytes=size + MASK_OVERHEAD, error=error)
     if codec.codebook_dtype == "int8":
         return Option(codec=codec, bytes=size + INT8_OVERHEAD, error=error + curve.factor * numbers.int8_error)
     wider = (numbers.float_bytes - CODEBOOK_BYTES["float"]) * codec.codebooks * codec.centroids * codec.dim

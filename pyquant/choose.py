@@ -5,13 +5,21 @@ Dimensions: O outputs · C input channels (per group) · K centroids · d weight
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from math import prod
 
-from pyquant.codecs import CODEC_CONFIGS, CodecConfig, DenseConfig, ProductConfig, ScalarConfig
+from pyquant.codecs import (
+    CODEC_CONFIGS,
+    CodecConfig,
+    CodedConfig,
+    DenseConfig,
+    ProductConfig,
+    ScalarConfig,
+    SparseConfig,
+)
 from pyquant.codecs.product import CODEBOOK_DTYPES, as_conv_shape
 from pyquant.detector import CHOICES
 from pyquant.errors import ConfigError
@@ -19,9 +27,12 @@ from pyquant.graph import Graph, Node, Weight
 
 RULE_FORM = (
     "expected 'PATTERN=block:c,kh,kw;centroids:K[;codebooks:M][;codebook:int8][;rate:R]', "
-    "'PATTERN=scalar:B[;rate:R]' or 'PATTERN=dense'"
+    "'PATTERN=scalar:B[;rate:R]', 'PATTERN=sparse:SHARE[;run:4][;bits:B]', 'PATTERN=sparse:N:M[;bits:B]' or "
+    "'PATTERN=dense'"
 )
-CODED = tuple(name for name, config in CODEC_CONFIGS.items() if config is not DenseConfig)
+CODED = tuple(  # what a size target can choose from
+    name for name, config in CODEC_CONFIGS.items() if config in (ProductConfig, ScalarConfig)
+)
 DENSE_BYTES = 4  # of a dense fp32 weight, what coding is compared with
 
 
@@ -131,7 +142,8 @@ def parse_rule(text: str) -> Rule:
     """Return the rule that a text stands for.
 
     It is `PATTERN=dense`, `PATTERN=block:c,kh,kw;centroids:K`, to which `;codebooks:M` and `;codebook:int8` can be
-    added, or `PATTERN=scalar:B`; `;rate:R` can be added to the last two.
+    added, or `PATTERN=scalar:B`; `;rate:R` can be added to the last two. `PATTERN=sparse:SHARE` keeps a share of the
+    weights, to which `;run:4` and `;bits:B` can be added, and `PATTERN=sparse:N:M` keeps N of every M neighbours.
 
     Raises:
         ConfigError: the text is not of that form, or a number is out of range.
@@ -142,24 +154,49 @@ def parse_rule(text: str) -> Rule:
     if setting.strip() == "dense":
         return Rule(pattern=pattern.strip(), codec=DenseConfig())
     parts = [part.strip() for part in setting.split(";")]
-    codec = _scalar(text, parts) if parts[0].startswith("scalar") else _product(text, parts)
-    return Rule(pattern=pattern.strip(), codec=codec)
+    parsers: dict[str, Callable[[str, Sequence[str]], CodedConfig]] = {"scalar": _scalar, "sparse": _sparse}
+    parse = parsers.get(parts[0].partition(":")[0].strip(), _product)
+    return Rule(pattern=pattern.strip(), codec=parse(text, parts))
+
+
+def _values(text: str, parts: Sequence[str], known: Sequence[str]) -> dict[str, str]:
+    """Return the values of a rule's parts, each `key:value`, by key."""
+    values: dict[str, str] = {}
+    for part in parts:
+        key, _, value = (piece.strip() for piece in part.partition(":"))
+        if key not in known or key in values:
+            raise ConfigError(f"rule '{text}': cannot read '{part}'; {RULE_FORM}")
+        values[key] = value
+    return values
 
 
 def _scalar(text: str, parts: Sequence[str]) -> ScalarConfig:
     """Return the config of a rule's parts, each `key:value`."""
-    values: dict[str, str] = {}
-    for part in parts:
-        key, _, number = (piece.strip() for piece in part.partition(":"))
-        if key not in ("scalar", "rate") or key in values:
-            raise ConfigError(f"rule '{text}': cannot read '{part}'; {RULE_FORM}")
-        values[key] = number
+    values = _values(text, parts, ("scalar", "rate"))
     try:
         bits, rate = int(values["scalar"]), float(values.get("rate", 0))
     except ValueError:
         raise ConfigError(f"rule '{text}': 'scalar' needs a whole number, 'rate' a number; {RULE_FORM}") from None
     try:
         return ScalarConfig(bits=bits, rate=rate)
+    except ConfigError as error:
+        raise ConfigError(f"rule '{text}': {error}") from None
+
+
+def _sparse(text: str, parts: Sequence[str]) -> SparseConfig:
+    """Return the config of a rule's parts, each `key:value`."""
+    values = _values(text, parts, ("sparse", "run", "bits"))
+    share, colon, of = values.pop("sparse").partition(":")
+    try:
+        options = {key: int(number) for key, number in values.items()}
+        kept = int(share) / int(of) if colon else float(share)
+    except (ValueError, ZeroDivisionError):
+        raise ConfigError(
+            f"rule '{text}': 'sparse' needs a share, such as 0.25, or whole numbers N:M; 'run' and 'bits' need whole "
+            f"numbers; {RULE_FORM}"
+        ) from None
+    try:
+        return SparseConfig(kept=kept, of=int(of) if colon else 0, **options)
     except ConfigError as error:
         raise ConfigError(f"rule '{text}': {error}") from None
 
@@ -277,6 +314,10 @@ class Recipe:
                 return Choice(codec=config, reason=f"rule '{rule}'")
             if isinstance(config, ProductConfig):
                 _check_kernel(node.name, weight, config, rule)
+            if isinstance(config, SparseConfig) and (misfit := config.misfit(weight.shape)):
+                if rule.pattern in {n.name for n in nodes}:
+                    raise ConfigError(f"layer '{node.name}' (rule '{rule}'): {misfit}")
+                return Choice(codec=DenseConfig(), reason=misfit)
         elif reasons := [left[n.name] for n in nodes if n.name in left]:
             return Choice(codec=DenseConfig(), reason=reasons[0])
         else:

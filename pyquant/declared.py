@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyquant.codecs import DenseConfig
+from pyquant.codecs import DenseConfig, SparseConfig
 from pyquant.codecs.packing import packed_bytes, unpack_codes
 from pyquant.container import dtype_name
 from pyquant.errors import FormatError, InputError
@@ -58,6 +58,8 @@ def declared_tensors(graph: Graph) -> dict[str, DeclaredTensor]:
             weight = weights.setdefault(node.weight.name, node.weight)
             if weight != node.weight:
                 faults.append(f"layer '{node.name}' stores the shared weight '{weight.name}' in another way")
+            if isinstance(weight.codec, SparseConfig) and (misfit := weight.codec.misfit(weight.shape)):
+                faults.append(f"layer '{node.name}': {misfit}")
             dims = weight_dimensions(weight)
             # A few codes of a huge block would otherwise decode to terabytes.
             padded = dims["O"] * dims["J"] * dims["d"] if "J" in dims else 0
@@ -86,9 +88,9 @@ def weight_dimensions(weight: Weight) -> dict[str, int]:
 
 
 def dimension(word: str, dims: Mapping[str, int]) -> int:
-    """Return the value of one word of a declared shape: "2", "V", "K", "M*O*J", or "packed(M*O*J)", in bytes."""
+    """Return the value of one word of a declared shape: "2", "V", "K", "M*O*J", or "packed(M*O*J, bits)", in bytes."""
     if word.startswith(PACKED):
-        return packed_bytes(dimension(word[len(PACKED) : -1], dims), dims["bits"])
+        return packed_bytes(*_count_and_bits(word, dims))
     return prod(int(factor) if factor.isdigit() else dims[factor] for factor in word.split("*"))
 
 
@@ -97,7 +99,14 @@ def _packed_codes(tensor: Tensor, dims: Mapping[str, int]) -> PackedCodes | None
     if not word.startswith(PACKED):
         return None
     models = dims.get("M", 1)  # a model for each codebook, where there are several
-    return PackedCodes(models=models, count=dimension(word[len(PACKED) : -1], dims) // models, bits=dims["bits"])
+    count, bits = _count_and_bits(word, dims)
+    return PackedCodes(models=models, count=count // models, bits=bits)
+
+
+def _count_and_bits(word: str, dims: Mapping[str, int]) -> tuple[int, int]:
+    """Return how many codes of how many bits a declared shape "packed(..)" says there are."""
+    count, bits = word[len(PACKED) : -1].split(", ")
+    return dimension(count, dims), dims[bits]
 
 
 def check_tensors(network: Network, declared: Mapping[str, DeclaredTensor]) -> None:
@@ -131,8 +140,10 @@ def _content_faults(network: Network, declared: Mapping[str, DeclaredTensor]) ->
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             yield f"tensor '{name}' holds numbers that are not finite"
     for weight in {weight.name: weight for _, weight in network.graph.weighted()}.values():
-        for role, fault in weight.codec.faults(network.tensors_of(weight)):
+        for role, fault in weight.codec.faults(network.tensors_of(weight), weight.shape):
             yield f"tensor '{weight.tensor(role)}' {fault}"
+        for role, tensor in network.tensors_of(weight).items():
+            yield from _spare_bit_faults(declared[weight.tensor(role)], tensor)
         if not isinstance(weight.codec, DenseConfig):
             codes = declared[weight.tensor("codes")]
             yield from _code_faults(codes, network.tensors[codes.name], weight.codec.centroids)
@@ -140,11 +151,16 @@ def _content_faults(network: Network, declared: Mapping[str, DeclaredTensor]) ->
         yield from _range_faults(network.graph, ranges)
 
 
+def _spare_bit_faults(declared: DeclaredTensor, packed: NDArray[Any]) -> Iterator[str]:
+    if (codes := declared.codes) is None:
+        return
+    if (spare := -(codes.models * codes.count * codes.bits) % 8) and packed[-1] >> (8 - spare):
+        yield f"tensor '{declared.name}': the {spare} spare bits of its last byte must be zero"
+
+
 def _code_faults(declared: DeclaredTensor, packed: NDArray[Any], centroids: int) -> Iterator[str]:
     assert declared.codes is not None
     bits, count = declared.codes.bits, declared.codes.models * declared.codes.count
-    if (spare := -(count * bits) % 8) and packed[-1] >> (8 - spare):
-        yield f"tensor '{declared.name}': the {spare} spare bits of its last byte must be zero"
     # Where K is a power of two, every pattern of bits is the code of a centroid.
     if centroids < 1 << bits:
         largest = int(unpack_codes(packed, bits, count).max())

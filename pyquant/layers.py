@@ -1,8 +1,8 @@
 """The declaration of what each kind of layer holds: its attributes, tensors and their shapes.
 
 Reader, writer, `inspect` and the damaged-file tests all use this one declaration. Dimensions: O outputs · C inputs of a
-layer · K centroids · d weights of a block · J blocks per output row · M additive codebooks · D weights of an output · V
-values of a graph.
+layer · K centroids · d weights of a block · J blocks per output row · M additive codebooks · D weights of an output · U
+codes of a mask · S weights that it keeps · V values of a graph.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ CODECS: dict[str, CodecSpec] = {
         },
         tensors={
             # M * O * J codes of ceil(log2 K) bits, least significant bit first; the last byte is filled with zero bits.
-            "codes": Tensor(dtypes=("U8",), shape=("packed(M*O*J)",)),
+            "codes": Tensor(dtypes=("U8",), shape=("packed(M*O*J, bits)",)),
         },
         choice="codebook_dtype",
         chosen={
@@ -225,7 +225,22 @@ CODECS: dict[str, CodecSpec] = {
         feature="scalar",
         attributes={"bits": Attribute(minimum=2), "rate": Attribute(kind=float, default=0.0)},
         tensors={  # a weight of output o is step[o] * (code - zero[o] / 2)
-            "codes": Tensor(dtypes=("U8",), shape=("packed(O*D)",)),
+            "codes": Tensor(dtypes=("U8",), shape=("packed(O*D, bits)",)),
+            "step": Tensor(dtypes=("F32",), shape=("O",)),
+            "zero": Tensor(dtypes=("U8",), shape=("O",)),
+        },
+    ),
+    "sparse": CodecSpec(
+        feature="sparse",
+        attributes={
+            "kept": Attribute(kind=float),
+            "bits": Attribute(minimum=2, default=8),
+            "run": Attribute(minimum=1, default=1),
+            "of": Attribute(default=0),
+        },
+        tensors={
+            "mask": Tensor(dtypes=("U8",), shape=("packed(U, mask_bits)",)),
+            "codes": Tensor(dtypes=("U8",), shape=("packed(S, bits)",)),  # of the weights that are kept
             "step": Tensor(dtypes=("F32",), shape=("O",)),
             "zero": Tensor(dtypes=("U8",), shape=("O",)),
         },

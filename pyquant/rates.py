@@ -72,6 +72,7 @@ def _most(config: CodedConfig) -> float:
 def _at_own_rate(config: CodedConfig, rate: float) -> CodedConfig:
     if isinstance(config, ScalarConfig):
         return at_rate(rate, config.bits)
+    assert isinstance(config, ProductConfig)
     return replace(config, rate=min(rounded(rate), config.most_bits))
 
 

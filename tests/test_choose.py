@@ -12,7 +12,7 @@ from pyquant.choose import (
     has_bottlenecks,
     parse_rule,
 )
-from pyquant.codecs import DenseConfig, ProductConfig
+from pyquant.codecs import DenseConfig, ProductConfig, SparseConfig
 from pyquant.errors import ConfigError
 from pyquant.graph import Graph, GraphInput, Node, Weight
 from pyquant.interop.resnet import resnet_config, resnet_graph
@@ -185,6 +185,16 @@ def test_a_block_larger_than_the_kernel_is_an_error_that_names_layer_and_shapes(
         recipe.choose(chain((64, 64, 3, 3), (10, 64), names=("conv", "fc")))
 
 
+def test_a_layer_whose_inputs_are_no_whole_units_stays_dense_unless_a_rule_names_it() -> None:
+    graph = chain((8, 3, 3, 3), (64, 8, 3, 3), (64, 64, 1, 1), names=("stem", "conv", "last"))
+    choices = Recipe(rules=(parse_rule("*=sparse:2:4"),)).choose(graph)
+    reason = "its 3 input channels are no multiple of the 4 that 'sparse:2:4;bits:8' takes together"
+    assert choices["stem"] == Choice(codec=DenseConfig(), reason=reason)
+    assert choices["conv"] == choices["last"] == Choice(codec=SparseConfig(kept=0.5, of=4))
+    with pytest.raises(ConfigError, match=r"layer 'stem' \(rule 'stem=sparse:2:4;bits:8'\): its 3 input channels"):
+        Recipe(rules=(parse_rule("stem=sparse:2:4"),)).choose(graph)
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -197,6 +207,10 @@ def test_a_block_larger_than_the_kernel_is_an_error_that_names_layer_and_shapes(
         "*=block:1,1,1;centroids:64;codebooks:2;codebook:int8;rate:11.5",
         "*=scalar:4",
         "fc=scalar:6;rate:1.75",
+        "*=sparse:0.25;bits:4",
+        "fc=sparse:0.1;run:4;bits:8",
+        "layer?.*=sparse:2:4;bits:8",
+        "*=sparse:1:3;bits:2",
     ],
 )
 def test_rules_are_written_as_they_are_read(text: str) -> None:
@@ -208,7 +222,7 @@ def test_rules_are_written_as_they_are_read(text: str) -> None:
     [
         ("dense", "expected 'PATTERN="),
         ("=dense", "expected 'PATTERN="),
-        ("fc=sparse", "cannot read 'sparse'"),
+        ("fc=arithmetic", "cannot read 'arithmetic'"),
         ("fc=block:4,1,1", "centroids missing"),
         ("fc=centroids:4", "block missing"),
         ("fc=block:4,1;centroids:4", "'block' has 2 numbers"),
@@ -226,6 +240,20 @@ def test_rules_are_written_as_they_are_read(text: str) -> None:
         ("fc=scalar:4;rate:5", "rate must be 0"),
         ("fc=scalar:4;centroids:8", "cannot read 'centroids:8'"),
         ("fc=scalar:4;scalar:4", "cannot read 'scalar:4'"),
+        ("fc=sparse", "'sparse' needs a share, such as 0.25, or whole numbers N:M"),
+        ("fc=sparse:much", "'sparse' needs a share"),
+        ("fc=sparse:0.5:4", "'sparse' needs a share"),
+        ("fc=sparse:2:0", "'sparse' needs a share"),
+        ("fc=sparse:0.5;bits:4.5", "'run' and 'bits' need whole numbers; expected 'PATTERN=block"),
+        ("fc=sparse:1.5", "the share that is kept must lie between 0 and 1, got 1.5"),
+        ("fc=sparse:-0.5", "must lie between 0 and 1, got -0.5"),
+        ("fc=sparse:4:4", "must lie between 0 and 1, got 1"),
+        ("fc=sparse:0.5;run:3", "run must be 1 or 4, got 3"),
+        ("fc=sparse:2:4;run:4", "run must be 1 where so many of 4 inputs are kept"),
+        ("fc=sparse:8:16", "in 12,870 ways; expected at most 256"),
+        ("fc=sparse:0.5;bits:9", "bits must be 2 to 8, got 9"),
+        ("fc=sparse:0.5;rate:2", "cannot read 'rate:2'"),
+        ("fc=sparse:0.5;sparse:0.5", "cannot read 'sparse:0.5'"),
         ("fc=block:4,1,1;centroids:65537", "centroids must be 2 to 65536, got 65537"),
     ],
 )

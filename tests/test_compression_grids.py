@@ -16,6 +16,7 @@ from pyquant.choose import Recipe, parse_rule  # noqa: E402
 from pyquant.codecs import DenseConfig, ProductConfig, ScalarConfig  # noqa: E402
 from pyquant.errors import ConfigError  # noqa: E402
 from pyquant.file import dumps, read_model, read_storage  # noqa: E402
+from pyquant.learn import methods  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -262,4 +263,13 @@ def test_what_does_not_go_together(options: dict[str, Any], message: str, inputs
     rules = options.pop("rules", ())
     with pytest.raises(ConfigError, match=message):
         compressed(inputs, tmp_path / "x.pqmodel", *rules, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_codec_that_no_method_learns_is_refused_before_any_work(
+    inputs: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(methods, "USUAL", ("gram", "obq"))
+    with pytest.raises(ConfigError, match="no method codes layers in the codec 'sparse', as 'sparse:2:4;bits:8' wants"):
+        compressed(inputs, tmp_path / "x.pqmodel", "wide=sparse:2:4", preset="small-blocks")
     assert not list(tmp_path.iterdir())

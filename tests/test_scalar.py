@@ -177,7 +177,7 @@ def test_damage(changes: dict[str, Any], message: str, rng: np.random.Generator)
 
 
 def test_the_registry_knows_every_codec_by_the_name_in_the_file() -> None:
-    assert list(codecs.CODEC_CONFIGS) == ["dense", "product", "scalar"]
+    assert list(codecs.CODEC_CONFIGS) == ["dense", "product", "scalar", "sparse"]
 
 
 def test_the_decoded_network_is_dense(rng: np.random.Generator) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from pyquant.codecs.dense import DenseConfig
 from pyquant.codecs.product import ProductConfig
 from pyquant.codecs.scalar import ScalarConfig
+from pyquant.codecs.sparse import SparseConfig
 
-CodedConfig = ProductConfig | ScalarConfig  # those that make a weight smaller
+CodedConfig = ProductConfig | ScalarConfig | SparseConfig  # those that make a weight smaller
 CodecConfig = DenseConfig | CodedConfig
 
 CODEC_CONFIGS: dict[str, type[CodecConfig]] = {
     "dense": DenseConfig,
     "product": ProductConfig,
     "scalar": ScalarConfig,
+    "sparse": SparseConfig,
 }
 
 
@@ -21,4 +23,13 @@ def codec_name(config: type[CodecConfig]) -> str:
     return next(name for name, known in CODEC_CONFIGS.items() if known is config)
 
 
-__all__ = ["CODEC_CONFIGS", "CodecConfig", "CodedConfig", "DenseConfig", "ProductConfig", "ScalarConfig", "codec_name"]
+__all__ = [
+    "CODEC_CONFIGS",
+    "CodecConfig",
+    "CodedConfig",
+    "DenseConfig",
+    "ProductConfig",
+    "ScalarConfig",
+    "SparseConfig",
+    "codec_name",
+]

@@ -32,6 +32,6 @@ class DenseConfig:
         """Return the fp32 weight of `weight_shape` that tensors, by role, stand for."""
         return tensors["weight"].astype(np.float32).reshape(weight_shape)
 
-    def faults(self, tensors: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, str]]:
+    def faults(self, tensors: Mapping[str, NDArray[Any]], weight_shape: tuple[int, ...]) -> Iterator[tuple[str, str]]:
         """Yield what is wrong with numbers, each with the role of the tensor that holds them: nothing."""
         yield from ()

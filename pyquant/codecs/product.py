@@ -111,7 +111,7 @@ class ProductConfig:
         """Return the fp32 weight of `weight_shape` that tensors, by role, stand for."""
         return decode(self.codes(tensors, weight_shape), codebook_values(tensors), weight_shape, self)
 
-    def faults(self, tensors: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, str]]:
+    def faults(self, tensors: Mapping[str, NDArray[Any]], weight_shape: tuple[int, ...]) -> Iterator[tuple[str, str]]:
         """Yield what is wrong with numbers, each with the role of the tensor that holds them."""
         with np.errstate(over="ignore"):
             centroids = codebook_values(tensors)

@@ -86,7 +86,7 @@ class ScalarConfig:
         codes = unpack_codes(tensors["codes"], self.bits, prod(weight_shape)).reshape(weight_shape[0], -1)
         return values(codes, tensors["step"], tensors["zero"]).reshape(weight_shape)
 
-    def faults(self, tensors: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, str]]:
+    def faults(self, tensors: Mapping[str, NDArray[Any]], weight_shape: tuple[int, ...]) -> Iterator[tuple[str, str]]:
         """Yield what is wrong with numbers, each with the role of the tensor that holds them."""
         step = tensors["step"].astype(np.float64)
         if (step < 0).any():

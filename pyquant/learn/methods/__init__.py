@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyquant.codecs import CodedConfig
+from pyquant.codecs import CodedConfig, codec_name
 from pyquant.errors import ConfigError
 from pyquant.learn.methods.abgd import Abgd
 from pyquant.learn.methods.base import Method
@@ -25,7 +25,12 @@ def method_called(name: str) -> Method:
 
 
 def coder_of(config: CodedConfig, method: Method) -> Method:
-    """Return the method that codes layers in a codec: `method`, or else the usual one for the codec."""
-    if isinstance(config, method.codec):
-        return method
-    return next(METHODS[name] for name in USUAL if isinstance(config, METHODS[name].codec))
+    """Return the method that codes layers in a codec: `method`, or else the usual one for the codec.
+
+    Raises:
+        ConfigError: none does.
+    """
+    for known in (method, *(METHODS[name] for name in USUAL)):
+        if isinstance(config, known.codec):
+            return known
+    raise ConfigError(f"no method codes layers in the codec '{codec_name(type(config))}', as '{config.setting}' wants")
