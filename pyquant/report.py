@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
 
-from pyquant.codecs import DenseConfig, ProductConfig, ScalarConfig
+from pyquant.codecs import DenseConfig, ProductConfig, ScalarConfig, SparseConfig
 from pyquant.file import ModelFile, read_model, read_storage
 from pyquant.graph import Graph
 from pyquant.layers import CODECS
@@ -28,7 +28,9 @@ class LayerRow:
     block: tuple[int, int, int] | None  # channels, kernel rows, kernel columns
     centroids: int | None  # of one codebook
     codebooks: int | None  # whose centroids are summed
-    levels: int | None  # of a scalar weight's grids
+    levels: int | None  # of a scalar or sparse weight's grids
+    kept: float | None  # the share of a sparse weight that is kept
+    setting: str  # its codec, as a rule says it
     rate: float | None  # bits per weight that codes were to take once entropy-coded, at most; None: none was asked for
     bits_per_weight: float  # codes, codebooks and grids
     bytes: int  # of all its tensors in the file; those of a shared weight count for its first layer
@@ -114,7 +116,9 @@ def layer_rows(model: ModelFile, tensor_bytes: Mapping[str, int] | None = None) 
                 block=config.block if config else None,
                 centroids=config.centroids if config else None,
                 codebooks=config.codebooks if config else None,
-                levels=weight.codec.centroids if isinstance(weight.codec, ScalarConfig) else None,
+                levels=weight.codec.centroids if isinstance(weight.codec, (ScalarConfig, SparseConfig)) else None,
+                kept=weight.codec.kept if isinstance(weight.codec, SparseConfig) else None,
+                setting=weight.codec.setting,
                 rate=None if isinstance(weight.codec, DenseConfig) else weight.codec.rate or None,
                 bits_per_weight=8 * weight_bytes / prod(weight.shape),
                 bytes=own_bytes + (0 if weight.name in counted else weight_bytes),
@@ -143,8 +147,8 @@ def dense_bytes(graph: Graph) -> int:
 def bit_operations(graph: Graph, activation_bits: int = FLOAT_BITS) -> int:
     """Return the multiply-accumulates at the default input shape and batch 1, times weight bits, times activation bits.
 
-    A product-coded weight counts log2(K) * M / d bits, a scalar one those of its code or its rate, a dense one 32: bits
-    of information, not of storage.
+    A product-coded weight counts log2(K) * M / d bits, a scalar one those of its code or its rate, a sparse one those
+    of its code times the share that is kept, a dense one 32: bits of information, not of storage.
     """
     macs = graph.macs()
     return round(sum(macs[node.name] * weight.codec.weight_bits * activation_bits for node, weight in graph.weighted()))

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pyquant import _core, tuning
-from pyquant.codecs import ProductConfig, ScalarConfig
+from pyquant.codecs import ProductConfig, ScalarConfig, SparseConfig
 from pyquant.detector import DetectorPreprocessing, detections_on
 from pyquant.errors import ConfigError, InputError
 from pyquant.file import ModelFile, read_model
@@ -370,4 +370,7 @@ def _weight_to_core(network: Network, weight: Weight) -> dict[str, Any]:
         }
     if isinstance(codec, ScalarConfig):
         return {"shape": weight.shape, "bits": codec.bits, **network.tensors_of(weight)}
+    if isinstance(codec, SparseConfig):
+        patterns = codec.unit_patterns().astype(np.uint8)
+        return {"shape": weight.shape, "bits": codec.bits, "patterns": patterns, **network.tensors_of(weight)}
     return {"shape": weight.shape, "dense": np.ascontiguousarray(network.weight(weight))}

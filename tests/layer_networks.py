@@ -3,8 +3,9 @@
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pyquant.codecs import CodecConfig, DenseConfig, ScalarConfig, scalar
+from pyquant.codecs import CodecConfig, DenseConfig, ScalarConfig, SparseConfig, scalar, sparse
 from pyquant.codecs.packing import pack_codes
 from pyquant.codecs.product import codebook_tensors
 from pyquant.file import ModelFile
@@ -31,14 +32,17 @@ def random_weight(
     """Return a weight in `codec` and its tensors, all values random."""
     if isinstance(codec, DenseConfig):
         tensors = {f"{name}.weight": rng.standard_normal(shape).astype(np.float32)}
-    elif isinstance(codec, ScalarConfig):
+    elif isinstance(codec, (ScalarConfig, SparseConfig)):
         codes = rng.integers(codec.centroids, size=(shape[0], int(np.prod(shape[1:]))))
         step = scalar.rounded_steps(rng.uniform(0.5, 2, shape[0]) / codec.centroids)
         # Around the middle, at half steps too; of 8 bits, codes without the largest fit a signed byte.
         zero = rng.integers(codec.centroids - 2, min(codec.centroids + 1, 256), shape[0])
         if codec.bits == 8:
             codes, zero = np.minimum(codes, 254), np.full(shape[0], 254)
-        kept = scalar.tensors_of(codes, step, zero, codec)
+        if isinstance(codec, ScalarConfig):
+            kept = scalar.tensors_of(codes, step, zero, codec)
+        else:
+            kept = sparse.tensors_of(random_mask(rng, shape, codec), codes, step, zero, codec, shape)
         tensors = {f"{name}.{role}": tensor for role, tensor in kept.items()}
     else:
         codes = rng.integers(codec.centroids, size=(codec.codebooks, shape[0], codec.blocks_per_row(shape)))
@@ -48,6 +52,16 @@ def random_weight(
             **{f"{name}.{role}": tensor for role, tensor in codebook_tensors(codebook, codec).items()},
         }
     return Weight(name=name, shape=shape, codec=codec), tensors
+
+
+def random_mask(rng: np.random.Generator, shape: tuple[int, ...], codec: SparseConfig) -> NDArray[np.bool_]:
+    """Return which weights `[O, D]` of a weight, in its own order, are kept: as many, and so, as a codec says."""
+    units = int(np.prod(shape)) // codec.unit
+    if codec.of:
+        kept = np.array([rng.permutation(codec.of) < codec.kept_of for _ in range(units)])
+    else:
+        kept = np.repeat(rng.permutation(units) < codec.kept_weights(shape) // codec.run, codec.run)
+    return sparse.from_channels_last(kept.reshape(shape[0], -1), shape).reshape(shape[0], -1)
 
 
 def weighted_layer(

@@ -15,8 +15,8 @@ from pyquant.report import Report, bit_operations, dense_bytes, inspect_json, la
 GOLDEN = golden_model()
 GRAPH = GOLDEN.network.graph
 LAYER_KEYS = [
-    "name", "op", "status", "reason", "block", "centroids", "codebooks", "levels", "rate", "bits_per_weight", "bytes",
-    "relative_output_error",
+    "name", "op", "status", "reason", "block", "centroids", "codebooks", "levels", "kept", "setting", "rate",
+    "bits_per_weight", "bytes", "relative_output_error",
 ]  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from test_runtime_layers import CONVOLUTIONS, POINTWISE, pointwise_layers
 
 from pyquant import _core, reference
-from pyquant.codecs import DenseConfig, ProductConfig, ScalarConfig
+from pyquant.codecs import DenseConfig, ProductConfig, ScalarConfig, SparseConfig
 from pyquant.errors import ConfigError
 from pyquant.file import ModelFile
 from pyquant.graph import Graph, Network, Node, Weight
@@ -38,7 +38,7 @@ def weights_as_bytes(network: Network, weight: Weight) -> NDArray[np.float64]:
     Weights on grids are bytes as they are.
     """
     codec = weight.codec
-    if isinstance(codec, ScalarConfig):
+    if isinstance(codec, (ScalarConfig, SparseConfig)):
         return network.weight(weight).astype(np.float64)
     if isinstance(codec, DenseConfig):
         rows = network.weight(weight).astype(np.float64)

@@ -39,9 +39,20 @@ std::shared_ptr<const Weight> weight_from_python(const py::dict& described) {
   }
   if (described.contains("step")) {
     weight->block = {.channels = 1, .rows = weight->kernel_rows, .columns = weight->kernel_columns};
-    decode_grids(as_span(described["codes"].cast<Array<uint8_t>>()), described["bits"].cast<int>(),
-                 as_span(described["step"].cast<Array<float>>()), as_span(described["zero"].cast<Array<uint8_t>>()),
-                 *weight);
+    const auto codes = described["codes"].cast<Array<uint8_t>>();
+    const auto step = described["step"].cast<Array<float>>();
+    const auto zero = described["zero"].cast<Array<uint8_t>>();
+    const Grids grids{
+        .packed = as_span(codes), .bits = described["bits"].cast<int>(), .step = as_span(step), .zero = as_span(zero)};
+    if (described.contains("mask")) {
+      const auto mask = described["mask"].cast<Array<uint8_t>>();
+      const auto patterns = described["patterns"].cast<Array<uint8_t>>();
+      if (patterns.ndim() != 2) throw Error("the shape of a mask's patterns is off");
+      decode_sparse_grids({.packed = as_span(mask), .patterns = as_span(patterns), .unit = patterns.shape(1)}, grids,
+                          *weight);
+    } else {
+      decode_grids(grids, *weight);
+    }
     weight->count_zeros();
     return weight;
   }

@@ -1,6 +1,7 @@
 #include "runtime/grid_weights.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstdlib>
 #include <vector>
 
@@ -11,35 +12,91 @@ namespace {
 
 constexpr int kMaxGridBits = 8;
 constexpr int kMostByte = 127;
+constexpr int64_t kMaxPatterns = 256;
 
-}  // namespace
-
-void decode_grids(std::span<const uint8_t> packed, int bits, std::span<const float> step, std::span<const uint8_t> zero,
-                  Weight& weight) {
-  const int64_t depth = weight.depth();
-  const int64_t size = checked_multiply(weight.outputs, depth);
+// The codes of `count` weights, unpacked.
+std::vector<uint16_t> codes_of(const Grids& grids, int64_t count, const Weight& weight) {
   const auto outputs = static_cast<size_t>(weight.outputs);
-  if (bits < 1 || bits > kMaxGridBits || static_cast<int64_t>(packed.size()) != packed_bytes(size, bits) ||
-      step.size() != outputs || zero.size() != outputs) {
-    throw Error("a weight on grids: its codes, steps and zeros do not fit " + std::to_string(size) + " weights of " +
-                std::to_string(bits) + " bits");
+  if (grids.bits < 1 || grids.bits > kMaxGridBits ||
+      static_cast<int64_t>(grids.packed.size()) != packed_bytes(count, grids.bits) || grids.step.size() != outputs ||
+      grids.zero.size() != outputs) {
+    throw Error("a weight on grids: its codes, steps and zeros do not fit " + std::to_string(count) + " weights of " +
+                std::to_string(grids.bits) + " bits");
   }
-  std::vector<uint16_t> codes(size);
-  unpack_codes(packed, bits, codes);
-  weight.dense = AlignedBuffer<float>(size);
-  weight.units.assign(outputs, 0.0f);
+  std::vector<uint16_t> codes(count);
+  unpack_codes(grids.packed, grids.bits, codes);
+  return codes;
+}
+
+// Fill in a weight of which each number is so many half steps of its output: halves [O, D].
+void fill(const std::vector<int16_t>& halves, std::span<const float> step, Weight& weight) {
+  const int64_t depth = weight.depth();
+  weight.dense = AlignedBuffer<float>(static_cast<int64_t>(halves.size()));
+  weight.units.assign(weight.outputs, 0.0f);
   for (int64_t o = 0; o < weight.outputs; ++o) {
     const float half = step[o] * 0.5f;
     int most = 0;
     bool all_even = true;
     for (int64_t i = o * depth; i < (o + 1) * depth; ++i) {
-      const int halves = 2 * codes[i] - zero[o];
-      weight.dense[i] = static_cast<float>(halves) * half;
-      most = std::max(most, std::abs(halves));
-      all_even = all_even && halves % 2 == 0;
+      weight.dense[i] = static_cast<float>(halves[i]) * half;
+      most = std::max(most, std::abs(static_cast<int>(halves[i])));
+      all_even = all_even && halves[i] % 2 == 0;
     }
     if (most <= (all_even ? 2 * kMostByte : kMostByte)) weight.units[o] = all_even ? step[o] : half;
   }
+}
+
+int16_t halves_of(uint16_t code, uint8_t zero) { return static_cast<int16_t>(2 * code - zero); }
+
+}  // namespace
+
+void decode_grids(const Grids& grids, Weight& weight) {
+  const int64_t depth = weight.depth();
+  const int64_t size = checked_multiply(weight.outputs, depth);
+  const std::vector<uint16_t> codes = codes_of(grids, size, weight);
+  std::vector<int16_t> halves(size);
+  for (int64_t i = 0; i < size; ++i) halves[i] = halves_of(codes[i], grids.zero[i / depth]);
+  fill(halves, grids.step, weight);
+}
+
+void decode_sparse_grids(const Mask& mask, const Grids& grids, Weight& weight) {
+  const int64_t taps = weight.kernel_rows * weight.kernel_columns;
+  const int64_t size = checked_multiply(weight.outputs, weight.depth());
+  const int64_t unit = mask.unit;
+  const int64_t patterns = unit > 0 ? static_cast<int64_t>(mask.patterns.size()) / unit : 0;
+  if (patterns < 2 || patterns > kMaxPatterns || patterns * unit != static_cast<int64_t>(mask.patterns.size()) ||
+      weight.channels % unit != 0) {
+    throw Error("a sparse weight: its patterns do not fit " + std::to_string(weight.channels) + " input channels");
+  }
+  const auto bits = static_cast<int>(std::bit_width(static_cast<uint64_t>(patterns - 1)));
+  std::vector<uint16_t> units(size / unit);
+  if (static_cast<int64_t>(mask.packed.size()) != packed_bytes(static_cast<int64_t>(units.size()), bits)) {
+    throw Error("a sparse weight: its mask does not fit " + std::to_string(size) + " weights");
+  }
+  unpack_codes(mask.packed, bits, units);
+  std::vector<int64_t> kept_by(patterns);
+  for (int64_t i = 0; i < patterns * unit; ++i) kept_by[i / unit] += mask.patterns[i] != 0;
+  int64_t kept = 0;
+  for (const uint16_t pattern : units) {
+    if (pattern >= patterns) throw Error("a sparse weight: its mask holds a pattern that does not exist");
+    kept += kept_by[pattern];
+  }
+  const std::vector<uint16_t> codes = codes_of(grids, kept, weight);
+
+  std::vector<int16_t> halves(size, 0);
+  size_t next_unit = 0, next_code = 0;
+  for (int64_t o = 0; o < weight.outputs; ++o) {
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      for (int64_t channel = 0; channel < weight.channels; channel += unit) {
+        const uint8_t* const pattern = mask.patterns.data() + units[next_unit++] * unit;
+        for (int64_t i = 0; i < unit; ++i) {
+          if (pattern[i] == 0) continue;
+          halves[(o * weight.channels + channel + i) * taps + tap] = halves_of(codes[next_code++], grids.zero[o]);
+        }
+      }
+    }
+  }
+  fill(halves, grids.step, weight);
 }
 
 }  // namespace pyquant

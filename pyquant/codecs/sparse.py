@@ -121,6 +121,10 @@ class SparseConfig:
         """The bits that one weight counts in `bit_operations`."""
         return self.kept * self.bits
 
+    def unit_patterns(self) -> NDArray[np.bool_]:
+        """Return which weights `[P, unit]` of a unit are kept by each code of the mask."""
+        return patterns_of(self.kept_of, self.of) if self.of else np.array([[False] * self.run, [True] * self.run])
+
     def misfit(self, weight_shape: tuple[int, ...]) -> str:
         """Return why a weight of this shape cannot be coded; "" where it can."""
         channels = weight_shape[1]
@@ -162,8 +166,7 @@ class SparseConfig:
     def _kept(self, tensors: Mapping[str, NDArray[Any]], weight_shape: tuple[int, ...]) -> NDArray[np.bool_]:
         """Return which weights `[O, D]`, channels last, are kept."""
         units = unpack_codes(tensors["mask"], self.mask_bits, prod(weight_shape) // self.unit)
-        kept = patterns_of(self.kept_of, self.of)[units] if self.of else np.repeat(units != 0, self.run)
-        return kept.reshape(weight_shape[0], -1)
+        return self.unit_patterns()[units].reshape(weight_shape[0], -1)
 
     def faults(self, tensors: Mapping[str, NDArray[Any]], weight_shape: tuple[int, ...]) -> Iterator[tuple[str, str]]:
         """Yield what is wrong with numbers, each with the role of the tensor that holds them."""

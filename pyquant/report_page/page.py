@@ -316,7 +316,7 @@ def _layer_table(layers: Sequence[LayerRow], total: int) -> str:
             several = "" if layer.codebooks == 1 else f"{layer.codebooks} x "
             coding = f"{'x'.join(map(str, layer.block))}, {several}{layer.centroids:,} centroids"
         elif layer.levels is not None:
-            coding = f"grids of {layer.levels} levels"
+            coding = f"grids of {layer.levels} levels" if layer.kept is None else layer.setting
         if layer.rate is not None:
             coding += f", {layer.rate:.3g} bits a weight at most"
         error = layer.relative_output_error
