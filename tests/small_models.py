@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyquant.codecs import CodecConfig, DenseConfig, ProductConfig
+from pyquant.codecs import CodecConfig, DenseConfig, ProductConfig, ScalarConfig, SparseConfig, scalar, sparse
 from pyquant.codecs.packing import pack_codes
 from pyquant.declared import declared_tensors, weight_dimensions
 from pyquant.file import ClassName, ModelFile
@@ -67,7 +67,25 @@ def fill(graph: Graph) -> Network:
             dims = weight_dimensions(weight)
             codes = np.arange(dims["M"] * dims["O"] * dims["J"]) * 7 % weight.codec.centroids
             tensors[weight.tensor("codes")] = pack_codes(codes, weight.codec.code_bits)
+        elif isinstance(weight.codec, (ScalarConfig, SparseConfig)):
+            tensors |= {weight.tensor(role): tensor for role, tensor in grids(weight.shape, weight.codec).items()}
     return Network(graph=graph, tensors=tensors)
+
+
+def grids(shape: tuple[int, ...], codec: ScalarConfig | SparseConfig) -> dict[str, NDArray[Any]]:
+    """Return the tensors of a weight on grids, by role; where it is sparse, what is kept is spread evenly."""
+    outputs = np.arange(shape[0])
+    codes = np.arange(prod(shape)) * 7 % codec.centroids
+    step, zero = (outputs + 1) / 8, codec.centroids - 2 + outputs % 2
+    if isinstance(codec, ScalarConfig):
+        return scalar.tensors_of(codes, step, zero, codec)
+    units = np.arange(prod(shape) // codec.unit)
+    if codec.of:
+        kept = codec.unit_patterns()[units * 5 % codec.patterns]
+    else:
+        count = codec.kept_weights(shape) // codec.run
+        kept = np.repeat((units + 1) * count // len(units) > units * count // len(units), codec.run)
+    return sparse.tensors_of(sparse.from_channels_last(kept, shape), codes, step, zero, codec, shape)
 
 
 def ramp(shape: tuple[int, ...]) -> NDArray[np.int64]:
@@ -110,3 +128,17 @@ def golden_model() -> ModelFile:
             "source": "tests",
         },
     )
+
+
+def golden_grids() -> ModelFile:
+    """The model of `data/golden_grids.pqmodel`: grids of all weights, of some, of runs and of so many in each few."""
+    nodes = (
+        conv2d("all", "x", (4, 3, 3, 3), ScalarConfig(bits=3)),
+        conv2d("some", "all", (8, 4, 3, 3), SparseConfig(kept=0.3, bits=5)),
+        conv2d("runs", "some", (8, 8, 1, 3), SparseConfig(kept=0.25, run=4, bits=4)),
+        conv2d("grouped", "runs", (6, 4, 1, 1), SparseConfig(kept=0.5, of=4), groups=2),
+        layer("adaptive_avg_pool2d", "mean", "grouped", output_size=(1, 1)),
+        layer("flatten", "flat", "mean"),
+        linear("fc", "flat", (3, 6), SparseConfig(kept=1 / 3, of=3, bits=2)),
+    )
+    return ModelFile(network=fill(Graph(inputs=(IMAGES,), nodes=nodes, outputs=("fc",))))

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import IMAGES, conv2d, fill, golden_model, layer, linear
 
-from pyquant.codecs import CodecConfig, DenseConfig, ProductConfig
+from pyquant.codecs import CodecConfig, DenseConfig, ProductConfig, ScalarConfig, SparseConfig
 from pyquant.container import PREFIX_BYTES, unpack
 from pyquant.errors import FormatError, InputError
 from pyquant.file import ClassName, ModelFile, check_writable, dumps, loads, read_model, read_storage, write_model
@@ -23,8 +23,17 @@ from pyquant.ranges import unmeasured_ranges
 
 
 @st.composite
-def codecs(draw: st.DrawFn) -> CodecConfig:
-    if draw(st.booleans()):
+def codecs(draw: st.DrawFn, inputs: int) -> CodecConfig:
+    kind = draw(st.sampled_from(["dense", "product", "scalar", "sparse", "runs", "patterns"]))
+    bits = draw(st.integers(2, 8))
+    if kind == "scalar":
+        return ScalarConfig(bits=bits)
+    if kind == "sparse" or (kind == "runs" and inputs % 4 == 0):
+        kept = draw(st.floats(0.01, 0.99))
+        return SparseConfig(kept=kept, bits=bits, run=4 if kind == "runs" else 1)
+    if kind == "patterns" and inputs > 1:
+        return SparseConfig(kept=draw(st.integers(1, inputs - 1)) / inputs, bits=bits, of=inputs)
+    if kind == "dense":
         return DenseConfig()
     return ProductConfig(
         block=(draw(st.integers(1, 5)), draw(st.integers(1, 3)), draw(st.integers(1, 3))),
@@ -46,14 +55,14 @@ def networks(draw: st.DrawFn) -> Network:
         if draw(st.booleans()):
             out = draw(st.integers(1, 6))
             kernel = draw(st.sampled_from([1, 3]))
-            nodes.append(conv2d(name, source, (out, channels, kernel, kernel), draw(codecs())))
+            nodes.append(conv2d(name, source, (out, channels, kernel, kernel), draw(codecs(channels))))
             channels = out
         else:
             nodes.append(layer(draw(st.sampled_from(["relu", "silu", "sigmoid"])), name, source))
         source = name
     if draw(st.booleans()):
         nodes.append(layer("flatten", "flat", source))
-        nodes.append(linear("last", "flat", (draw(st.integers(1, 6)), channels * 20), draw(codecs())))
+        nodes.append(linear("last", "flat", (draw(st.integers(1, 6)), channels * 20), draw(codecs(4))))
         source = "last"
     network = fill(Graph(inputs=inputs, nodes=tuple(nodes), outputs=(source,)))
     return network.with_activation_ranges(unmeasured_ranges(network.graph)) if draw(st.booleans()) else network

@@ -1,4 +1,4 @@
-"""The golden files, with tensors as they are and entropy-coded: format version 1 is these bytes, for ever.
+"""The golden files: format version 1 is these bytes, for ever, with tensors as they are and entropy-coded.
 
 Where the format must change before its first release, write the files anew with
 `python tests/test_golden.py`, and say in the commit why.
@@ -9,26 +9,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors
-from small_models import golden_model
+from small_models import golden_grids, golden_model
 
 from pyquant.file import FORMAT_VERSION, dumps, loads, read_model, read_storage
 
 DATA = Path(__file__).parent / "data"
-GOLDEN, CODED = DATA / "golden.pqmodel", DATA / "golden_coded.pqmodel"
+GOLDEN, CODED, GRIDS = (DATA / f"{name}.pqmodel" for name in ("golden", "golden_coded", "golden_grids"))
 
 
-def test_golden_file_is_small() -> None:
-    assert GOLDEN.stat().st_size < 8192
+def test_golden_files_are_small() -> None:
+    assert all(path.stat().st_size < 8192 for path in (GOLDEN, CODED, GRIDS))
 
 
 def test_writer_still_gives_the_golden_bytes() -> None:
     assert dumps(golden_model(), fixed_length=True) == GOLDEN.read_bytes()
     assert dumps(golden_model()) == CODED.read_bytes()
+    assert dumps(golden_grids(), fixed_length=True) == GRIDS.read_bytes()
 
 
-@pytest.mark.parametrize(("path", "features"), [(GOLDEN, ("product",)), (CODED, ("product", "rans"))])
+@pytest.mark.parametrize(
+    ("path", "features"), [(GOLDEN, ("product",)), (CODED, ("product", "rans")), (GRIDS, ("scalar", "sparse"))]
+)
 def test_reader_still_understands_the_golden_files(path: Path, features: tuple[str, ...]) -> None:
-    expected, model = golden_model(), read_model(path)
+    expected, model = golden_grids() if path == GRIDS else golden_model(), read_model(path)
     assert model.format_version == FORMAT_VERSION
     assert read_storage(path).features == features
     assert model.network.graph == expected.network.graph
@@ -52,6 +55,18 @@ def test_golden_weights_decode_to_known_numbers() -> None:
     assert weights["fc"].shape == (3, 8)
 
 
+def test_golden_grids_decode_to_known_numbers() -> None:
+    network = read_model(GRIDS).network
+    weights = {weight.name: network.weight(weight) for _, weight in network.graph.weighted()}
+    # Codes run 0, 7 mod 2^B, 14 mod 2^B, ..; output o has steps of (o + 1) / 8 and a zero in the middle of its codes.
+    np.testing.assert_array_equal(weights["all"][0, 0].reshape(-1) * 8, [-3, 4, 3, 2, 1, 0, -1, -2, -3])
+    # The fourth run, and each fourth one after it: in the first output channels 4 to 7 of the middle column.
+    assert (weights["runs"] != 0).any(axis=(0, 2)).tolist() == [[False] * 3] * 4 + [[True] * 3] * 4
+    np.testing.assert_array_equal(weights["runs"][0, 4:, 0] * 8, [[0, 4, 0], [0, -7, 0], [0, -2, 0], [0, 3, 0]])
+    # Of each 3 inputs one is kept, in turn the first, the last and the one between.
+    np.testing.assert_array_equal(weights["fc"] * 8, [[-1, 0, 0, 0, 0, 2], [0, -1, 0, 3, 0, 0], [0, 0, 3, 0, -3, 0]])
+
+
 def test_any_safetensors_reader_can_list_the_golden_file() -> None:
     with safetensors.safe_open(GOLDEN, framework="numpy") as file:
         assert file.metadata()["format_version"] == FORMAT_VERSION
@@ -60,12 +75,13 @@ def test_any_safetensors_reader_can_list_the_golden_file() -> None:
         }
 
 
-@pytest.mark.parametrize("path", [GOLDEN, CODED])
+@pytest.mark.parametrize("path", [GOLDEN, CODED, GRIDS])
 def test_reading_and_writing_give_the_same_bytes(path: Path) -> None:
     data = path.read_bytes()
-    assert dumps(loads(data, path.name), fixed_length=path == GOLDEN) == data
+    assert dumps(loads(data, path.name), fixed_length=path != CODED) == data
 
 
 if __name__ == "__main__":
     GOLDEN.write_bytes(dumps(golden_model(), fixed_length=True))
     CODED.write_bytes(dumps(golden_model()))
+    GRIDS.write_bytes(dumps(golden_grids(), fixed_length=True))

@@ -42,8 +42,9 @@ from pyquant.cli.show import show_outcome
     multiple=True,
     metavar="RULE",
     help="'PATTERN=block:c,kh,kw;centroids:K[;codebooks:M][;codebook:int8]', 'PATTERN=scalar:BITS', to both of which "
-    "';rate:R' can be added (R bits a weight on average, entropy-coded), or 'PATTERN=dense'; PATTERN is shell-style, "
-    "on a layer's dotted name; the last rule that matches counts.",
+    "';rate:R' can be added (R bits a weight on average, entropy-coded), 'PATTERN=sparse:SHARE[;run:4][;bits:B]' or "
+    "'PATTERN=sparse:N:M[;bits:B]' (so many weights are kept, the others are zero), or 'PATTERN=dense'; PATTERN is "
+    "shell-style, on a layer's dotted name; the last rule that matches counts.",
 )
 @click.option("--target-size", "target_sizes", type=options.byte_size, multiple=True, metavar="SIZE",
               help="Bytes of the file, header included, such as 963kB or 1.5MiB: never more, at most 1 % less. Codecs "

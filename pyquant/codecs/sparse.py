@@ -5,8 +5,8 @@ inputs that a code of the mask is of · S weights that are kept · B bits of a k
 
 Neighbours are the input channels of one kernel position: weights of an output are taken in the order `[kh, kw, C]`.
 Kept weight i of output o is `step[o] * (code - zero[o] / 2)`, as in the scalar codec. At an odd zero levels lie on both
-sides of 0, and none is wasted on it. Zero itself is a whole number of half steps in either case, so that signed bytes
-hold all weights that they hold of the scalar codec.
+sides of 0, and none is wasted on it. The zeros of what is dropped are so many half steps, or steps, like all others:
+signed bytes hold these weights where they hold those of the scalar codec.
 """
 
 from __future__ import annotations
