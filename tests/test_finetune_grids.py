@@ -10,9 +10,10 @@ torch = pytest.importorskip("torch", reason="fine-tuning needs PyTorch")
 pytest.importorskip("faiss", reason="compressing needs faiss")
 
 import tiny_networks  # noqa: E402
+from layer_networks import random_weight  # noqa: E402
 from test_finetune import SIDE, captured, same_tensors, tuned, with_rates  # noqa: E402
 
-from pyquant.codecs import ScalarConfig, scalar  # noqa: E402
+from pyquant.codecs import ScalarConfig, SparseConfig, scalar  # noqa: E402
 from pyquant.codecs.packing import unpack_codes  # noqa: E402
 from pyquant.declared import PackedCodes  # noqa: E402
 from pyquant.entropy import weight_bytes  # noqa: E402
@@ -44,6 +45,38 @@ def badly_coded(network: Network, rng: np.random.Generator, config: ScalarConfig
             node = replace(node, weight=replace(node.weight, codec=config))
         nodes.append(node)
     return Network(graph=replace(network.graph, nodes=tuple(nodes)), tensors=tensors)
+
+
+def half_kept(network: Network, rng: np.random.Generator) -> Network:
+    """Return a network with 2 of 4 weights kept, or some anywhere, at random codes."""
+    tensors, nodes = dict(network.tensors), []
+    for node in network.graph.nodes:
+        if (weight := node.weight) is not None:
+            config = SparseConfig(kept=0.5, of=4, bits=4)
+            if config.misfit(weight.shape):
+                config = SparseConfig(kept=0.4, bits=4)
+            weight, made = random_weight(rng, weight.name, weight.shape, config)
+            tensors = {**{name: t for name, t in tensors.items() if name != weight.tensor("weight")}, **made}
+            node = replace(node, weight=weight)
+        nodes.append(node)
+    return Network(graph=replace(network.graph, nodes=tuple(nodes)), tensors=tensors)
+
+
+def test_of_sparse_weights_codes_move_and_masks_stay(calibration: Calibration, rng: np.random.Generator) -> None:
+    dense = captured(tiny_networks.residual())
+    start = half_kept(dense, rng)
+    x = torch.from_numpy(calibration.load(0))
+    torch.testing.assert_close(Trainable(start)(x), TorchNetwork(start)(x))
+    assert same_tensors(Trainable(start).result(), start)
+    result = tuned(dense, start, calibration, steps=100, recipe=with_rates(0.01))
+    assert result.kept < 0.8 * result.losses[0]
+    for _, weight in result.network.graph.weighted():
+        for role in ("mask", "step", "zero"):
+            name = weight.tensor(role)
+            assert np.array_equal(result.network.tensors[name], start.tensors[name])
+        assert not np.array_equal(result.network.weight(weight), start.weight(weight))
+    student = Trainable(result.network).eval()
+    torch.testing.assert_close(student(x), TorchNetwork(result.network)(x))
 
 
 def test_a_network_to_be_trained_computes_the_same(calibration: Calibration, rng: np.random.Generator) -> None:

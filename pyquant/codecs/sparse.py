@@ -163,6 +163,10 @@ class SparseConfig:
         numbers = scalar.values(codes, tensors["step"], tensors["zero"])
         return from_channels_last(np.where(kept, numbers, np.float32(0)), weight_shape)
 
+    def kept_mask(self, tensors: Mapping[str, NDArray[Any]], weight_shape: tuple[int, ...]) -> NDArray[np.bool_]:
+        """Return which weights `[O, D]`, in the order of the weight itself, tensors, by role, keep."""
+        return from_channels_last(self._kept(tensors, weight_shape), weight_shape).reshape(weight_shape[0], -1)
+
     def _kept(self, tensors: Mapping[str, NDArray[Any]], weight_shape: tuple[int, ...]) -> NDArray[np.bool_]:
         """Return which weights `[O, D]`, channels last, are kept."""
         units = unpack_codes(tensors["mask"], self.mask_bits, prod(weight_shape) // self.unit)

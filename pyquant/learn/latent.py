@@ -27,8 +27,16 @@ class Latent(nn.Module):
 
     step: Tensor  # [O, 1]
     zero: Tensor  # [O, 1], a level, maybe between two
+    kept: Tensor | None  # [O, D], 1 or 0
 
-    def __init__(self, config: ScalarConfig, codes: Tensor, step: NDArray[np.float32], zero: NDArray[np.uint8]) -> None:
+    def __init__(
+        self,
+        config: ScalarConfig,
+        codes: Tensor,
+        step: NDArray[np.float32],
+        zero: NDArray[np.uint8],
+        kept: NDArray[np.bool_] | None = None,
+    ) -> None:
         """Prepare to train a weight.
 
         Args:
@@ -36,12 +44,14 @@ class Latent(nn.Module):
             codes: those at first, `[O, D]`.
             step: `[O]`.
             zero: `[O]`, in half steps.
+            kept: which weights `[O, D]` are on the grids, while the others stay zero; None: all.
         """
         super().__init__()
         self.levels = grid_levels(config)
         self.most_bits = mean_length(codes, self.levels) if config.rate else None
         self.register_buffer("step", torch.from_numpy(step.copy())[:, None], persistent=False)
         self.register_buffer("zero", torch.from_numpy(zero.astype(np.float32))[:, None] / 2, persistent=False)
+        self.register_buffer("kept", None if kept is None else torch.from_numpy(kept).float(), persistent=False)
 
     def forward(self, numbers: Tensor) -> Tensor:
         """Return numbers `[O, D]` rounded to levels; gradients pass, save to those beyond the last level."""
@@ -49,7 +59,8 @@ class Latent(nn.Module):
             at = self._at(numbers)
             inside = (at > -0.5) & (at < self.levels - 0.5)
             rounded = self.step * (self._codes(at, self.most_bits) - self.zero)
-        return rounded + (numbers - numbers.detach()) * inside
+        result = rounded + (numbers - numbers.detach()) * inside
+        return result if self.kept is None else result * self.kept
 
     @torch.no_grad()
     def codes(self, numbers: Tensor, spared: float = 0.0) -> Tensor:

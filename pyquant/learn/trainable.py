@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pyquant.codecs import ProductConfig, ScalarConfig, scalar
+from pyquant.codecs import ProductConfig, ScalarConfig, SparseConfig, scalar, sparse
 from pyquant.codecs.packing import unpack_codes
 from pyquant.codecs.product import as_conv_shape, codebook_tensors, rounded_codebook
 from pyquant.declared import PackedCodes
@@ -30,9 +30,9 @@ class Trainable(TorchNetwork):
 
     While `training`, centroids are fp32; in eval mode they are rounded to the dtype of the file, so that what is judged
     is what will be written. Codes stay, save those of grids, which training may move (`pyquant.learn.latent`) while
-    their steps stay: the layer has a scale. A scale or bias is trained where the original module has
-    a place for it: one that is arithmetic of the module's own code is not. Layers that share a batch norm or a bias go
-    on sharing it.
+    their steps stay: the layer has a scale. Masks stay too. A scale or bias is trained where the original module has a
+    place for it: one that is arithmetic of the module's own code is not. Layers that share a batch norm or a bias go on
+    sharing it.
     """
 
     def __init__(self, network: Network, only: Weight | None = None) -> None:
@@ -133,7 +133,7 @@ class Trainable(TorchNetwork):
     def _unscaled(self, node: Node) -> Tensor:
         assert node.weight is not None
         weight, config = node.weight, node.weight.codec
-        if isinstance(config, ScalarConfig):
+        if isinstance(config, (ScalarConfig, SparseConfig)):
             key = self._keys[weight.tensor("codes")]
             numbers: Tensor = self.grids[key](self.tensors[key])
             return numbers.reshape(weight.shape).to(_dtype(numbers))
@@ -147,7 +147,7 @@ class Trainable(TorchNetwork):
 
     def _add_weight(self, weight: Weight) -> None:
         config = weight.codec
-        if isinstance(config, ScalarConfig):
+        if isinstance(config, (ScalarConfig, SparseConfig)):
             self._add_grids(weight, config)
             return
         role = "codebook" if isinstance(config, ProductConfig) else "weight"
@@ -166,25 +166,34 @@ class Trainable(TorchNetwork):
             stored = self.network.weight(weight)
         self._train(weight.tensor(role), _key(weight.tensor(role)), torch.from_numpy(np.array(stored)))
 
-    def _add_grids(self, weight: Weight, config: ScalarConfig) -> None:
+    def _add_grids(self, weight: Weight, config: ScalarConfig | SparseConfig) -> None:
         name = weight.tensor("codes")
         if name in self._keys:  # tied: another layer has brought it
             return
         self._put(weight.tensor("weight"), None)
         numbers = torch.from_numpy(np.array(self.network.weight(weight))).reshape(weight.shape[0], -1)
         step, zero = (self.network.tensors[weight.tensor(role)] for role in ("step", "zero"))
-        codes = unpack_codes(self.network.tensors[name], config.bits, numbers.numel())
-        self.grids[_key(name)] = Latent(config, torch.from_numpy(codes.astype(np.float32)), step, zero)
+        if isinstance(config, SparseConfig):
+            kept = config.kept_mask(self.network.tensors_of(weight), weight.shape)
+            no_codes = torch.zeros_like(numbers)  # they count at a rate, and there is none
+            self.grids[_key(name)] = Latent(config.grids, no_codes, step, zero, kept)
+        else:
+            codes = unpack_codes(self.network.tensors[name], config.bits, numbers.numel())
+            self.grids[_key(name)] = Latent(config, torch.from_numpy(codes.astype(np.float32)), step, zero)
         self._on_grids[name] = weight
         self._train(name, _key(name), numbers)
 
     def _codes(self, weight: Weight, numbers: Tensor) -> NDArray[np.uint8]:
         """Return the packed codes of a weight on grids; at a rate, of no more bytes than it allows, or before."""
         config, name = weight.codec, weight.tensor("codes")
-        assert isinstance(config, ScalarConfig)
-        before = {role: self.network.tensors[weight.tensor(role)] for role in ("codes", "step", "zero")}
+        before = self.network.tensors_of(weight)
         grids = self.grids[_key(name)]
         assert isinstance(grids, Latent)
+        if isinstance(config, SparseConfig):
+            codes = grids.codes(numbers).numpy().astype(np.uint8)
+            kept = config.kept_mask(before, weight.shape)
+            return sparse.tensors_of(kept, codes, before["step"], before["zero"], config, weight.shape)["codes"]
+        assert isinstance(config, ScalarConfig)
         packed = PackedCodes(models=1, count=prod(weight.shape), bits=config.bits)
         most = max(config.coded_bytes(weight.shape), weight_bytes(before, packed))
         for spared in np.arange(0.0, MOST_SPARED, SPARED):
