@@ -22,10 +22,11 @@ from pyquant.codecs import CodecConfig, CodedConfig, DenseConfig, ProductConfig,
 from pyquant.codecs.packing import packed_bytes
 from pyquant.codecs.product import CODEBOOK_BYTES, CODEBOOK_DTYPES, INT8_MAX, as_conv_shape, codebook_tensors
 from pyquant.container import ALIGNMENT
+from pyquant.distortion import Block
 from pyquant.errors import ConfigError
 from pyquant.graph import Graph, Network, Weight
 from pyquant.rates import at_rate, with_shared_rates
-from pyquant.sensitivity import Block, Curve, Curves
+from pyquant.sensitivity import Curve, Curves
 
 # Shapes of blocks by kernel, and numbers of centroids: the codecs that a size target chooses from.
 CANDIDATE_BLOCKS: dict[tuple[int, int], tuple[Block, ...]] = {
@@ -157,6 +158,9 @@ def possible_sizes(network: Network, recipe: Recipe, candidates: Candidates, siz
         log_errors=(0.0, -1.0),
         rates=(0.0, 1.0),
         log_rate_errors=(0.0, -1.0),
+        shares=(0.0, 1.0),
+        log_share_errors=(0.0, -1.0),
+        log_run_errors=(0.0, -1.0),
     )
     curves = {(name, block): unmeasured for name, shapes in blocks.items() for block in shapes}
     ruled = recipe.choose(network.graph)

@@ -15,13 +15,14 @@ from pyquant.checkpoint import NOWHERE, Records
 from pyquant.choose import Choice, Recipe
 from pyquant.codecs import DenseConfig
 from pyquant.console import Progress
+from pyquant.distortion import Block
 from pyquant.file import ModelFile, planned_bytes, planned_tensors
 from pyquant.graph import Graph, Network
 from pyquant.learn.calibration import Calibration
 from pyquant.learn.workers import Workers
 from pyquant.rates import sharing, with_shared_rates
 from pyquant.report import LayerRow, dense_bytes, layer_rows
-from pyquant.sensitivity import Block, Curve, affordable_inputs, curves_from_json, curves_to_json, measure_curves
+from pyquant.sensitivity import Curve, affordable_inputs, curves_from_json, curves_to_json, measure_curves
 
 NOISE_INPUTS = 32  # inputs of noise that stand in for calibration inputs where there are none
 SENSITIVITIES = "sensitivities"  # a record

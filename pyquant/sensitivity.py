@@ -1,8 +1,8 @@
 """Sensitivities: how much of a network's output error each layer's coding will cause, measured on a few inputs.
 
 For every weight two things are measured. A rate-distortion curve: the error of the weight itself for a few numbers of
-centroids, by k-means on a sample of its blocks, and for grids of a few steps. And a sensitivity: the weight is coded
-for the trial, everything after it runs again, and the network's outputs are compared with those before. Errors of
+centroids, steps of grids and shares of weights that are kept (`pyquant.distortion`). And a sensitivity: the weight is
+coded for the trial, everything after it runs again, and the network's outputs are compared with those before. Errors of
 several layers are taken to add up.
 Of a detector, on the boxes that the dense network finds, what it would choose among boxes by is compared.
 
@@ -23,25 +23,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyquant.choose import block_count
-from pyquant.codecs import CodedConfig, DenseConfig, ProductConfig, ScalarConfig
-from pyquant.codecs.product import blocks_from_weight, weight_from_blocks
+from pyquant.codecs import CodedConfig, DenseConfig, ProductConfig, ScalarConfig, SparseConfig
 from pyquant.console import Progress
 from pyquant.detector import compared_outputs, is_detector, tensor_parts
+from pyquant.distortion import (
+    OVERFIT,
+    RUN,
+    TRIAL_SHARES,
+    Block,
+    Floats,
+    grid_rates,
+    rate_distortion,
+    share_errors,
+    with_centroids,
+)
 from pyquant.errors import InputError
 from pyquant.graph import Graph, Network, Node
+from pyquant.learn.moments import squared_norm
 from pyquant.learn.workers import Workers
 from pyquant.torch_network import TorchNetwork, found_boxes
 
-Floats = NDArray[np.float32]
-Block = tuple[int, int, int]
-
-TRIAL_CENTROIDS = (16, 64, 256)  # at which a weight's curve is measured; it is extrapolated beyond
-SAMPLED_BLOCKS = 8192  # of a weight, for its curve
-POINTS_AT_ONCE = 8192  # whose distances to all centroids are held in memory
-ITERATIONS = 6  # of k-means for a trial
 SAMPLED_OUTPUTS = 32  # of a layer, to compare the shapes of blocks by what they do to its outputs
 USUAL_ERROR = 0.2  # relative, of a weight: where sensitivities are measured, as far as the candidates allow
-OVERFIT = 1.25  # exponent of (1 - K/B): centroids fit the blocks they were learnt on better than others
 # M additive codebooks do what one of K^(M^0.87) centroids would: measured on 3x3 layers of a ResNet-18, 0.86 to 0.89.
 ADDITIVE_EXPONENT = 0.87
 K_MEANS_WORK = 10**10  # multiply-accumulates in whose time a weight's curves are measured
@@ -49,9 +52,6 @@ WORK_MACS = 5e11  # multiply-accumulates that all trials may take together
 ACTIVATION_BYTES = 1 << 30
 MIN_INPUTS, MAX_INPUTS = 4, 128
 MIN_PICTURES = 3  # of a detector: each has many times the pixels, and many boxes
-TRIAL_STEPS = (4.0, 2.83, 2.0, 1.41, 1.0, 0.5, 0.25, 0.125)  # of a grid, in units of a weight's numbers
-ROUNDED_UP = 0.4  # added to steps before they are rounded down: where codes have a price, a level begins at 0.6 of one
-SAMPLED_NUMBERS = 65536  # of a weight, for its grids
 # Single weights make up for each other's errors better than blocks do: measured on four layers of a ResNet-18 by the
 # true error of their outputs at 0.5 to 3 bits per weight, 0.84 to 0.98 of 3x3 ones, about 1 of 1x1 ones.
 GRID_FACTOR = 0.95
@@ -68,6 +68,9 @@ class Curve:
     factor: float  # relative error of the network's outputs for each of the weight's
     rates: tuple[float, ...] = ()  # bits per weight, ascending, of blocks of one weight: what their grids take coded ..
     log_rate_errors: tuple[float, ...] = ()  # .. and the errors of these
+    shares: tuple[float, ...] = ()  # of weights that are kept, ascending, of blocks of one weight ..
+    log_share_errors: tuple[float, ...] = ()  # .. and the errors of dropping the smallest others, anywhere ..
+    log_run_errors: tuple[float, ...] = ()  # .. and in runs of neighbours
 
     def error(self, config: CodedConfig) -> float:
         """Return the relative squared error that the network's outputs get from this weight alone."""
@@ -80,6 +83,8 @@ class Curve:
         """
         if isinstance(config, ScalarConfig) and config.rate:
             return GRID_FACTOR * exp(_interpolated(config.rate, self.rates, self.log_rate_errors))
+        if isinstance(config, SparseConfig):
+            return self._dropped(config) + self.weight_error(config.grids)
         if config.centroids >= self.num_blocks:
             return 0.0
         books = config.codebooks if isinstance(config, ProductConfig) else 1
@@ -88,6 +93,16 @@ class Curve:
             reach *= min(1.0, log(2) * config.rate * config.dim / (books * log(config.centroids)))
         value = _interpolated(reach, self.log_centroids, self.log_errors)
         return exp(value) * float(max(1 - books * config.centroids / self.num_blocks, 1e-3) ** OVERFIT)
+
+    def _dropped(self, config: SparseConfig) -> float:
+        """Return the relative squared error of dropping the smallest weights, which nothing makes up for.
+
+        Of N in M, it is near the geometric mean of the others (within 10 % for normal, Laplacian and Student's t5
+        numbers at 1:4 and 2:4).
+        """
+        anywhere = _interpolated(config.kept, self.shares, self.log_share_errors)
+        runs = _interpolated(config.kept, self.shares, self.log_run_errors)
+        return exp(runs if config.run > 1 else (anywhere + runs) / 2 if config.of else anywhere)
 
 
 def _interpolated(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:
@@ -204,19 +219,20 @@ class _Trials:
         assert nodes[0].weight is not None
         weight = self._network.weight(nodes[0].weight)
         rng = np.random.default_rng(crc32(f"{self._seed} {name}".encode()))
-        found = {block: _rate_distortion(weight, block, rng) for block in blocks}
+        found = {block: rate_distortion(weight, block, rng) for block in blocks}
         # Some outputs are enough to compare the shapes of blocks, by what they do to the weight and to the layer.
         rows = np.sort(rng.permutation(len(weight))[:SAMPLED_OUTPUTS])
-        coded = {block: _coded(weight[rows], block, found[block].centroids) for block in blocks}
+        coded = {block: with_centroids(weight[rows], block, found[block].centroids) for block in blocks}
         in_weight = {block: _relative(_square(coded[block] - weight[rows]), _square(weight[rows])) for block in blocks}
         in_layer = {block: self._layer_error(nodes[0], weight, rows, coded[block]) for block in blocks}
         # The trial's error should be like those to come: neither negligible nor all there is.
         usual = min(blocks, key=lambda block: abs(log(max(in_weight[block], 1e-9) / USUAL_ERROR)))
-        in_network = self._output_error(nodes, _coded(weight, usual, found[usual].centroids))
+        in_network = self._output_error(nodes, with_centroids(weight, usual, found[usual].centroids))
         result = {}
         for block in blocks:
             here = _relative(in_network * in_layer[block], in_layer[usual])
-            rates, log_rate_errors = _grid_rates(weight, rng) if prod(block) == 1 else ((), ())
+            rates, log_rate_errors = grid_rates(weight, rng) if prod(block) == 1 else ((), ())
+            anywhere, runs = (share_errors(weight, run, rng) if prod(block) == 1 else () for run in (1, RUN))
             result[name, block] = Curve(
                 num_blocks=block_count(weight.shape, block),
                 log_centroids=found[block].log_centroids,
@@ -224,6 +240,9 @@ class _Trials:
                 factor=_relative(here, in_weight[block]),
                 rates=rates,
                 log_rate_errors=log_rate_errors,
+                shares=TRIAL_SHARES if anywhere else (),
+                log_share_errors=anywhere,
+                log_run_errors=runs,
             )
         return result
 
@@ -253,7 +272,7 @@ class _Trials:
         errors = []
         for group in self._compared:
             pairs = [(self._values[name], changed.get(name, self._values[name])) for name in group]
-            errors.append(_relative(sum(_energy(a - b) for a, b in pairs), sum(_energy(a) for a, _ in pairs)))
+            errors.append(_relative(sum(squared_norm(a - b) for a, b in pairs), sum(squared_norm(a) for a, _ in pairs)))
         return sum(errors) / len(errors)
 
     def _layer_error(self, node: Node, weight: Floats, rows: NDArray[np.int64], coded: Floats) -> float:
@@ -273,7 +292,7 @@ class _Trials:
         if node.output in self._moments:
             dims = [axis for axis in range(y.dim()) if axis != 1]
             error, signal = (value - value.mean(dim=dims, keepdim=True) for value in (error, signal))
-        return _relative(_energy(error), _energy(signal))
+        return _relative(squared_norm(error), squared_norm(signal))
 
 
 class _WithWeight:
@@ -300,90 +319,6 @@ class _WithWeight:
         return TorchNetwork(Network(graph=graph, tensors=tensors)).run_node(graph.nodes[0], inputs)
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """A weight's errors at a few numbers of centroids, and the centroids of the last."""
-
-    log_centroids: tuple[float, ...]
-    log_errors: tuple[float, ...]
-    centroids: Floats  # [K, d]
-
-
-def _rate_distortion(weight: Floats, block: Block, rng: np.random.Generator) -> _Found:
-    flat = blocks_from_weight(weight, block).reshape(-1, prod(block))
-    sample = torch.from_numpy(flat[np.sort(rng.permutation(len(flat))[:SAMPLED_BLOCKS])])
-    energy = _energy(sample)
-    if energy == 0:  # all weights are 0: coding costs nothing
-        return _Found((0.0, 1.0), (-50.0, -51.0), np.zeros((1, flat.shape[1]), np.float32))
-    log_centroids, log_errors = [0.0], [log(max(_energy(sample - sample.mean(dim=0)) / energy, 1e-20))]
-    centroids = sample.mean(dim=0, keepdim=True)
-    for count in TRIAL_CENTROIDS:
-        if 2 * count > len(sample):
-            break
-        start = sample[torch.from_numpy(np.sort(rng.permutation(len(sample))[:count]))]
-        centroids, error = _k_means(sample, start)
-        endless = error / energy / (1 - count / len(sample)) ** OVERFIT
-        log_centroids.append(log(count))
-        # Never more than with fewer centroids: bad luck in a start must not make a curve rise.
-        log_errors.append(min(log(max(endless, 1e-20)), log_errors[-1] - 1e-6))
-    if len(log_centroids) == 1:  # hardly any blocks: as if each doubling of the centroids halved the error
-        log_centroids, log_errors = [0.0, log(2)], [log_errors[0], log_errors[0] - log(2)]
-    return _Found(tuple(log_centroids), tuple(log_errors), centroids.numpy())
-
-
-def _grid_rates(weight: Floats, rng: np.random.Generator) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the bits per weight that grids of some steps take when entropy-coded, and the logarithms of their errors.
-
-    As of entropy-constrained grids with a dead zone (Sullivan, 1996), the levels of whose outputs suit them best.
-    """
-    flat = weight.reshape(-1)
-    some = torch.from_numpy(flat[np.sort(rng.permutation(flat.size)[:SAMPLED_NUMBERS])])
-    energy = _energy(some)
-    if energy == 0:
-        return (0.0, 1.0), (-50.0, -51.0)
-    unit = (energy / some.numel()) ** 0.5
-    rates, log_errors = [0.0], [0.0]
-    for factor in TRIAL_STEPS:
-        levels = (some.abs() / (factor * unit) + ROUNDED_UP).floor() * some.sign()
-        counts = torch.unique(levels, return_counts=True)[1].double()
-        rate = float((counts * (counts.sum() / counts).log2()).sum() / counts.sum())
-        explained = float((levels * some).sum()) ** 2 / max(_energy(levels), 1e-30)
-        error = log(max(1 - explained / energy, 1e-20))
-        if rate > rates[-1] + 1e-3 and error < log_errors[-1]:
-            rates.append(rate)
-            log_errors.append(error)
-    if len(rates) == 1:
-        return (0.0, 1.0), (0.0, -2 * log(2))
-    return tuple(rates), tuple(log_errors)
-
-
-def _k_means(points: Tensor, centroids: Tensor) -> tuple[Tensor, float]:
-    """Return the centroids `[K, d]` after a few iterations on points `[n, d]`, and the squared error of the points."""
-    error = 0.0
-    for _ in range(ITERATIONS):
-        nearest = _nearest(points, centroids)
-        counts = torch.bincount(nearest, minlength=len(centroids)).to(points.dtype)
-        sums = torch.zeros_like(centroids).index_add_(0, nearest, points)
-        means = sums / counts.clamp(min=1)[:, None]
-        centroids = torch.where(counts[:, None] > 0, means, centroids)
-        error = _energy(points - centroids[nearest])
-    return centroids, error
-
-
-def _nearest(points: Tensor, centroids: Tensor) -> Tensor:
-    """Return the index of the nearest centroid `[n]` of points `[n, d]`."""
-    offset = -0.5 * centroids.square().sum(dim=1)
-    parts = torch.split(points, POINTS_AT_ONCE)
-    return torch.cat([torch.addmm(offset, part, centroids.T).argmax(dim=1) for part in parts])
-
-
-def _coded(weight: Floats, block: Block, centroids: Floats) -> Floats:
-    """Return a weight with each block replaced by the nearest of some centroids `[K, d]`."""
-    cut = blocks_from_weight(weight, block)
-    nearest = _nearest(torch.from_numpy(cut.reshape(-1, cut.shape[2])), torch.from_numpy(centroids))
-    return weight_from_blocks(centroids[nearest.numpy()].reshape(cut.shape), weight.shape, block)
-
-
 def _renewed(node: Node, out: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     """Return `out` with channels (axis 1) of this mean and, behind a batch norm, this variance `[C]`."""
     now_mean, now_variance = _moments(out)
@@ -401,10 +336,6 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     # Sums along the last axis first: many times quicker than torch.var_mean over several axes.
     squares = torch.linalg.vector_norm(flat, dim=2).square().sum(dim=0) / (flat.shape[0] * flat.shape[2])
     return mean, (squares - mean.square()).clamp(min=0)
-
-
-def _energy(x: Tensor) -> float:
-    return float(torch.linalg.vector_norm(x, dtype=torch.float64).square())
 
 
 def _square(x: Floats) -> float:

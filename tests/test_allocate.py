@@ -13,7 +13,8 @@ from conftest import SIDE
 
 from pyquant.choose import Choice, Recipe, parse_rule
 from pyquant.classes import ClassName
-from pyquant.codecs import DenseConfig, ProductConfig, ScalarConfig
+from pyquant.codecs import DenseConfig, ProductConfig, ScalarConfig, SparseConfig
+from pyquant.codecs.sparse import channels_last
 from pyquant.errors import ConfigError, InputError
 from pyquant.file import dumps, read_model, read_storage
 
@@ -225,6 +226,40 @@ def test_measured_errors_fall_with_centroids_and_rise_with_blocks(measured: tupl
         curves["block.conv1", block].error(ProductConfig(block=block, centroids=16)) for block in ((1, 1, 3), (2, 3, 3))
     )
     assert small < large
+
+
+def test_of_sparse_weights_what_is_dropped_is_predicted(measured: tuple[Network, Curves]) -> None:
+    dense, curves = measured
+    weight = dense.graph.node("block.conv1").weight
+    assert weight is not None
+    curve = curves["block.conv1", (1, 1, 1)]
+    units = channels_last(dense.weight(weight)).reshape(-1, 4).astype(np.float64) ** 2
+
+    def dropped(sums: np.ndarray, share: float) -> float:
+        return np.sort(sums.reshape(-1))[: round((1 - share) * sums.size)].sum() / units.sum()
+
+    for kept in (0.05, 0.1, 0.27, 0.5, 0.8):
+        anywhere, runs = (curve.weight_error(SparseConfig(kept=kept, run=run)) for run in (1, 4))
+        assert anywhere == pytest.approx(dropped(units, kept), rel=0.1, abs=0.01)
+        assert runs == pytest.approx(dropped(units.sum(axis=1), kept), rel=0.1, abs=0.01)
+        assert anywhere < runs
+    for count in (1, 2, 3):
+        error = curve.weight_error(SparseConfig(kept=count / 4, of=4))
+        assert error == pytest.approx(
+            np.sort(units)[:, : 4 - count].sum() / units.sum(), rel=0.3
+        )  # its numbers are uniform
+    coarse, fine = (curve.weight_error(SparseConfig(kept=0.5, bits=bits)) for bits in (2, 4))
+    assert fine < coarse
+
+
+def test_drafts_of_sparse_weights_have_their_size() -> None:
+    texts = ("*=sparse:0.3;bits:3", "block.*=sparse:2:4;bits:5", "wide=sparse:0.5;run:4;bits:4")
+    choices = Recipe(rules=tuple(map(parse_rule, texts))).choose(captured().graph)
+    draft = drafted(captured(), choices)
+    for _, weight in draft.graph.weighted():
+        assert isinstance(weight.codec, SparseConfig)
+        taken = sum(tensor.nbytes for tensor in draft.tensors_of(weight).values())
+        assert taken == weight.codec.coded_bytes(weight.shape)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])

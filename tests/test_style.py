@@ -37,6 +37,7 @@ LEVELS = (  # of pyquant, lowest first: a module may import from levels below it
         "selfcheck",
         "models",
         "engines",
+        "distortion",
         "sensitivity",
         "allocate",
         "rates",
