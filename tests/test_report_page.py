@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from small_models import golden_model
+from small_models import golden_grids, golden_model
 
 from pyquant.accuracy import Comparison
 from pyquant.errors import InputError, MissingDependencyError
@@ -73,6 +73,15 @@ def test_one_file(made: Made) -> None:
         assert said in page.text, said
     assert all(layer.name in page.text for layer in made.report.layers)
     assert len(page.figures()) == 1
+
+
+def test_grids_are_told_from_codebooks(made: Made, tmp_path: Path) -> None:
+    path = tmp_path / "grids.pqmodel"
+    write_model(path, golden_grids())
+    report = Report.of(path, golden_grids(), max_relative_error=1e-6)
+    page = Page(render_page(Outcome(files=(replace(made, report=report),))))
+    for said in ("grids of 8 levels", "sparse:0.3;bits:5", "sparse:0.25;run:4;bits:4", "sparse:2:4;bits:8"):
+        assert said in page.text, said
 
 
 def test_nothing_is_loaded_and_every_figure_is_described(made: Made) -> None:

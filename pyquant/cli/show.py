@@ -89,7 +89,7 @@ def show_bench(result: Mapping[str, Any]) -> None:
 
 def _block(layer: Mapping[str, Any]) -> str:
     if layer["kept"] is not None:
-        return str(layer["setting"])
+        return str(layer["setting"]).rpartition(";bits")[0]
     if layer["block"] is None:
         return "dense" if layer["levels"] is None else "grid"
     return "x".join(str(size) for size in layer["block"])
