@@ -254,7 +254,7 @@ class Recipe:
     The preset leaves the first convolution dense, and in a detector the 1x1 convolutions by whose outputs boxes and
     masks are chosen (objectness and numbers of the proposals, the masks' logits), as PQF does: they are small, and an
     error there is another box. It clamps K to the number of blocks. A rule is taken literally. Neither codes a layer
-    that coding would not make smaller.
+    that coding would not make smaller, nor a pattern of names one whose inputs a sparse codec cannot take together.
     """
 
     preset: str = DEFAULT_PRESET
@@ -274,7 +274,7 @@ class Recipe:
 
         Raises:
             ConfigError: listing every rule that matches no layer, and every layer whose rule has a block that does not
-                fit.
+                fit, or names it and takes inputs together that it has not.
         """
         users: dict[str, list[Node]] = {}
         for node, weight in graph.weighted():
