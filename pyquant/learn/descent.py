@@ -103,7 +103,7 @@ def feedback(problem: Problem, codebooks: Tensor, workers: Workers) -> Solution:
     def run(piece: tuple[slice, slice]) -> None:
         target, upper = problem.target[piece], factors[piece[0]]
         missed = torch.zeros_like(target)  # U's rows times the errors of all blocks chosen so far
-        for panel in reversed(_panels(dim, d)):
+        for panel in reversed(panels(dim, d)):
             error = torch.zeros_like(target[:, :, panel])
             for start in reversed(range(panel.start, panel.stop, d)):
                 here, local = slice(start, start + d), slice(start - panel.start, start - panel.start + d)
@@ -130,7 +130,7 @@ def sweep(problem: Problem, solution: Solution, workers: Workers, prices: Tensor
         codes = codes.clone()
         costs = None if prices is None else _costs(prices, part.importance)
         slope = torch.bmm(part.target - decode(codes, codebooks), part.gram)  # half the fall of the error with Ŵ
-        for panel in _panels(dim, d):
+        for panel in panels(dim, d):
             change = torch.zeros_like(slope[:, :, panel])
             for start in range(panel.start, panel.stop, d):
                 here, rest = slice(start, start + d), slice(start, panel.stop)
@@ -255,7 +255,7 @@ def _sums(codes: Tensor, codebooks: Tensor) -> Tensor:
     return total
 
 
-def _panels(dim: int, d: int) -> list[slice]:
+def panels(dim: int, d: int = 1) -> list[slice]:
     """Return neighbouring blocks, some at a time: what they change elsewhere is added for all of them at once."""
     step = d * max(1, PANEL // d)
     return [slice(start, min(start + step, dim)) for start in range(0, dim, step)]

@@ -13,8 +13,10 @@ With a price for each level (its code length, times what a bit is worth), codes 
 widens the interval that becomes zero, the dead zone of entropy-constrained scalar quantization (Sullivan, "Efficient
 scalar quantization of exponential and Laplacian random variables", 1996).
 
+Where some weights are dropped, the others have codes, and all steps leave the dropped ones zero: a mask says which.
+
 Dimensions: G groups · R outputs of a group · D weights of an output · L levels. Targets and codes are `[G, R, D]`, the
-latter float32 for speed, steps and zeros `[G, R]`, Grams `[G, D, D]`, prices `[L]`.
+latter float32 for speed, steps and zeros `[G, R]`, Grams `[G, D, D]`, prices `[L]`, masks `[G, R, D]`.
 """
 
 from __future__ import annotations
@@ -25,9 +27,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pyquant.learn.descent import FEEDBACK_DAMPING, PANEL, Problem
+from pyquant.codecs import ScalarConfig
+from pyquant.codecs.scalar import SIGNED_BYTES, grid_levels, rounded_steps
+from pyquant.learn.descent import FEEDBACK_DAMPING, Problem, panels
 from pyquant.learn.workers import Workers
 
+ROUNDS = 6  # of fitting steps and choosing codes
 STEPS = 30  # that are tried for each output, of its largest weight ..
 NARROWEST = 0.15  # .. times this, at least, as the reach of the grid
 FEWEST_COUNTED = 0.5  # of a level that does not occur, so that it has a length
@@ -40,30 +45,44 @@ class Grids:
     step: Tensor  # [G, R]
     zero: Tensor  # [G, R], in half steps
     levels: int
+    kept: Tensor | None = None  # bool [G, R, D], the weights that have codes; None: all have
 
     def part(self, groups: slice, rows: slice) -> Grids:
         """Return the grids of some groups and outputs."""
-        return replace(self, step=self.step[groups, rows], zero=self.zero[groups, rows])
+        kept = None if self.kept is None else self.kept[groups, rows]
+        return replace(self, step=self.step[groups, rows], zero=self.zero[groups, rows], kept=kept)
+
+    def units(self, codes: Tensor) -> Tensor:
+        """Return the weights `[G, R, D]` that codes stand for, in steps."""
+        units = codes - self.zero[..., None] / 2
+        return units if self.kept is None else units * self.kept
 
     def values(self, codes: Tensor) -> Tensor:
         """Return the weights `[G, R, D]` that codes stand for."""
-        return self.step[..., None] * (codes - self.zero[..., None] / 2)
+        return self.step[..., None] * self.units(codes)
+
+    def value(self, code: Tensor, j: int) -> Tensor:
+        """Return weight j `[G, R]` of each output, given its code."""
+        value = self.step * (code - self.zero / 2)
+        return value if self.kept is None else value * self.kept[..., j]
 
     def nearest(self, weight: Tensor) -> Tensor:
         """Return the codes of the levels that are nearest to weights `[G, R, D]`."""
         return (weight / self.step[..., None] + self.zero[..., None] / 2).round().clamp_(0, self.levels - 1)
 
 
-def fitted(problem: Problem, levels: int, zeros: Sequence[int], workers: Workers) -> Grids:
+def fitted(problem: Problem, levels: int, zeros: Sequence[int], workers: Workers, kept: Tensor | None = None) -> Grids:
     """Return the grids whose nearest levels miss the targets least, weighted by the diagonal of the Gram.
 
     Args:
         levels: of a grid.
         zeros: where zero may be in it, in half steps.
+        kept: the weights to have codes; the targets of all others are 0.
     """
 
     def run(piece: tuple[slice, slice]) -> tuple[Tensor, Tensor]:
         part = problem.part(*piece)
+        own_kept = None if kept is None else kept[piece]
         weighing = part.gram.diagonal(dim1=1, dim2=2)[:, None]
         largest = part.target.abs().amax(2)
         reach = torch.where(largest > 0, largest, 1.0)
@@ -71,9 +90,8 @@ def fitted(problem: Problem, levels: int, zeros: Sequence[int], workers: Workers
         step, zero = reach.clone(), torch.full_like(reach, zeros[0])
         for own_zero in zeros:
             for factor in torch.linspace(NARROWEST, 1, STEPS).tolist():
-                grids = Grids(
-                    step=reach * factor * 2 / (levels - 1), zero=torch.full_like(reach, own_zero), levels=levels
-                )
+                zero_here, step_here = torch.full_like(reach, own_zero), reach * factor * 2 / (levels - 1)
+                grids = Grids(step=step_here, zero=zero_here, levels=levels, kept=own_kept)
                 miss = grids.values(grids.nearest(part.target)).sub_(part.target).square_()
                 error = (miss * weighing).sum(2)
                 better = error < best
@@ -84,7 +102,7 @@ def fitted(problem: Problem, levels: int, zeros: Sequence[int], workers: Workers
     step, zero = torch.empty(problem.target.shape[:2]), torch.empty(problem.target.shape[:2])
     for piece, found in zip(problem.chunks(), workers.map(run, problem.chunks()), strict=True):
         step[piece], zero[piece] = found
-    return Grids(step=step, zero=zero, levels=levels)
+    return Grids(step=step, zero=zero, levels=levels, kept=kept)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,9 +114,10 @@ class Ordered:
     upper: Tensor  # [G, D, D]: the damped Gram is Uᵀ U
 
     @classmethod
-    def of(cls, problem: Problem, workers: Workers) -> Ordered:
-        """Put the inputs with the largest squares last."""
-        order = problem.gram.diagonal(dim1=1, dim2=2).argsort(dim=1, stable=True)
+    def of(cls, problem: Problem, workers: Workers, unit: int = 1) -> Ordered:
+        """Put the inputs with the largest squares last; so many neighbouring ones stay together."""
+        squares = problem.gram.diagonal(dim1=1, dim2=2).reshape(len(problem.gram), -1, unit).sum(2)
+        order = (squares.argsort(dim=1, stable=True)[..., None] * unit + torch.arange(unit)).flatten(1)
         gram = torch.stack([gram[own][:, own] for gram, own in zip(problem.gram, order, strict=True)])
         target = problem.target.gather(2, order[:, None].expand_as(problem.target))
 
@@ -112,13 +131,33 @@ class Ordered:
         return cls(problem=replace(problem, target=target, gram=gram), order=order, upper=upper)
 
     def restored(self, codes: Tensor) -> Tensor:
-        """Return codes `[G, R, D]` in the order of the problem that this one was made of."""
+        """Return codes, or a mask, `[G, R, D]` in the order of the problem that this one was made of."""
         return torch.empty_like(codes).scatter_(2, self.order[:, None].expand_as(codes), codes)
 
     @property
     def curvature(self) -> float:
         """The mean over all weights of how the error bends with each, given those chosen after it."""
         return float(self.upper.diagonal(dim1=1, dim2=2).square().mean())
+
+
+def solved(
+    ordered: Ordered, config: ScalarConfig, workers: Workers, kept: Tensor | None = None
+) -> tuple[Grids, Tensor]:
+    """Return grids, with the steps that a file keeps, and codes with the least error."""
+    levels = grid_levels(config)
+    # In the middle, between two levels or on one of them; of signed bytes on the one that is there.
+    zeros = (levels - 1,) if levels == SIGNED_BYTES else (levels - 2, levels - 1, levels)
+    grids = rounded(fitted(ordered.problem, levels, zeros, workers, kept))
+    codes = feedback(ordered, grids, None, workers)
+    for _ in range(ROUNDS):
+        grids = rounded(refit(ordered, grids, codes, workers))
+        codes = sweep(ordered, grids, codes, None, workers)
+    return grids, codes
+
+
+def rounded(grids: Grids) -> Grids:
+    """Return grids with the steps that a file keeps."""
+    return replace(grids, step=torch.from_numpy(rounded_steps(grids.step.numpy())))
 
 
 def feedback(ordered: Ordered, grids: Grids, prices: Tensor | None, workers: Workers) -> Tensor:
@@ -133,14 +172,14 @@ def feedback(ordered: Ordered, grids: Grids, prices: Tensor | None, workers: Wor
         part, own, upper = problem.part(*piece), grids.part(*piece), ordered.upper[piece[0]]
         missed = torch.zeros_like(part.target)  # U's rows times the errors of all weights chosen so far
         chosen = torch.empty_like(part.target)
-        for panel in reversed(_panels(part.target.shape[2])):
+        for panel in reversed(panels(part.target.shape[2])):
             error = torch.zeros_like(part.target[:, :, panel])
             for j in reversed(range(panel.start, panel.stop)):
                 diagonal = upper[:, j, j, None]
                 wanted = part.target[:, :, j] + missed[:, :, j] / diagonal
                 code = _best(wanted, diagonal.square() * part.importance, own, prices)
                 chosen[:, :, j] = code
-                miss = part.target[:, :, j] - own.step * (code - own.zero / 2)
+                miss = part.target[:, :, j] - own.value(code, j)
                 error[:, :, j - panel.start] = miss
                 before = slice(panel.start, j)
                 missed[:, :, before] += miss[..., None] * upper[:, None, before, j]
@@ -160,13 +199,13 @@ def sweep(ordered: Ordered, grids: Grids, codes: Tensor, prices: Tensor | None, 
     def run(piece: tuple[slice, slice]) -> None:
         part, own, chosen = problem.part(*piece), grids.part(*piece), result[piece]
         slope = torch.bmm(part.target - own.values(chosen), part.gram)  # half the fall of the error with Ŵ
-        for panel in _panels(part.target.shape[2]):
+        for panel in panels(part.target.shape[2]):
             change = torch.zeros_like(slope[:, :, panel])
             for j in range(panel.start, panel.stop):
                 bend = part.gram[:, j, j, None]
-                old = own.step * (chosen[:, :, j] - own.zero / 2)
+                old = own.value(chosen[:, :, j], j)
                 code = _best(old + slope[:, :, j] / bend, bend * part.importance, own, prices)
-                step = own.step * (code - chosen[:, :, j])
+                step = own.value(code, j) - old
                 chosen[:, :, j] = code
                 rest = slice(j, panel.stop)
                 slope[:, :, rest] -= step[..., None] * part.gram[:, None, j, rest]
@@ -184,7 +223,7 @@ def refit(ordered: Ordered, grids: Grids, codes: Tensor, workers: Workers) -> Gr
 
     def run(piece: tuple[slice, slice]) -> Tensor:
         part, own = problem.part(*piece), grids.part(*piece)
-        units = codes[piece] - own.zero[..., None] / 2
+        units = own.units(codes[piece])
         weighed = torch.bmm(units, part.gram)
         best = (weighed * part.target).sum(2) / (weighed * units).sum(2)
         return torch.where((best > 0) & best.isfinite(), best, own.step)
@@ -245,8 +284,3 @@ def cheapest(at: Tensor, bend: Tensor, zero: Tensor, levels: int, prices: Tensor
     tried = torch.stack([nearest, nearest + (middle - nearest).sign(), middle.expand_as(nearest)])
     cost = bend * (tried - at).square() + prices[tried.long()]
     return tried.gather(0, cost.argmin(0)[None])[0]
-
-
-def _panels(dim: int) -> list[slice]:
-    """Return neighbouring weights, some at a time: what they change elsewhere is added for all of them at once."""
-    return [slice(start, min(start + PANEL, dim)) for start in range(0, dim, PANEL)]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pyquant.codecs import CodedConfig
 from pyquant.graph import Node
+from pyquant.learn.descent import Problem
 from pyquant.learn.methods.base import Floats, Layer, Method
 from pyquant.learn.moments import MOST_OF_A_PICTURE, independent_values, unfold
 from pyquant.learn.workers import Workers
@@ -135,6 +136,17 @@ def aim(layer: Layer, measured: FullMoments, workers: Workers) -> tuple[Floats, 
     # A scale of its own, so that float32 serves for inputs of any size.
     eye = torch.eye(squares.shape[1], dtype=torch.float64)
     return target, squares / (mean if mean > 0 else 1) + measured.damping * eye
+
+
+def problem_of(layer: Layer, measured: FullMoments | None, workers: Workers) -> Problem:
+    """Return the problem whose blocks are single weights, in the order in which they are in memory."""
+    target, gram = (layer.weight, unmeasured(layer)) if measured is None else aim(layer, measured, workers)
+    groups = len(gram)
+    return Problem(
+        target=torch.from_numpy(target).reshape(groups, len(target) // groups, -1),
+        gram=gram.float(),
+        importance=torch.from_numpy(layer.importance).reshape(groups, -1),
+    )
 
 
 def _groups(node: Node) -> int:

@@ -7,32 +7,43 @@ follow. Where the codec has a rate, the same is done with a price for each code,
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from math import inf, isfinite, log, log2, prod
+from dataclasses import replace
+from math import inf, log, log2, prod
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pyquant.codecs import ScalarConfig
-from pyquant.codecs.scalar import SIGNED_BYTES, grid_levels, rounded_steps, tensors_of
+from pyquant.codecs.scalar import grid_levels, tensors_of
 from pyquant.declared import PackedCodes
 from pyquant.entropy import weight_bytes
-from pyquant.learn.descent import Problem
-from pyquant.learn.grids import Grids, Ordered, code_lengths, error, feedback, fitted, mean_length, refit, sweep
+from pyquant.learn.grids import (
+    ROUNDS,
+    Grids,
+    Ordered,
+    code_lengths,
+    error,
+    feedback,
+    mean_length,
+    refit,
+    rounded,
+    solved,
+    sweep,
+)
 from pyquant.learn.methods.base import Layer, Tensors
-from pyquant.learn.methods.correlated import Correlated, FullMoments, aim, unmeasured
+from pyquant.learn.methods.correlated import Correlated, FullMoments, problem_of
 from pyquant.learn.recipes import OURS
+from pyquant.learn.search import Search
 from pyquant.learn.workers import Workers
 
-ROUNDS = 6  # of fitting steps and choosing codes
 # A bit is worth as much error as it would take away by halving steps: the derivative of step² / 12 with the rate ..
 BIT = 2 * log(2) / 12
 ZEAL = 1.2  # .. times this, which is best at 1 to 3 bits, where more weights than that formula says should be zero
 SEARCH_ROWS = 96  # outputs of a group, on which steps are searched for a rate at first
 SEARCHES, LAST_SEARCHES = 6, 8  # steps that are tried on these, and on all, at most
 FIRST_STEP = 1.9  # log2 of the first one at 0 bits, in units of the weights
-LEAST_SLOPE, MOST_SLOPE = 0.5, 3.0  # of log2 of a step, for each bit
+SLOPES = 0.5, 3.0  # of log2 of a step, for each bit, at least and at most; to begin with, a bit is worth half a step
 CLOSE = 0.003  # relative, to what is aimed at: as much less than the rate
 LAST_RESORTS = 20  # more trials where codes still are too long, with steps larger ..
 LAST_RESORT = 0.1  # .. by this or more, in log2
@@ -50,34 +61,10 @@ class Obq(Correlated):
         """Return the codes, steps and zeros that the descent ends with."""
         config = layer.config
         assert isinstance(config, ScalarConfig)
-        problem = _problem(layer, measured, workers)
-        ordered = Ordered.of(problem, workers)
+        ordered = Ordered.of(problem_of(layer, measured, workers), workers)
         if config.rate:
             return _at_rate(ordered, config, layer.weight.shape, workers)
-        return _tensors(ordered, *_at_bits(problem, ordered, config, workers), config)
-
-
-def _problem(layer: Layer, measured: FullMoments | None, workers: Workers) -> Problem:
-    target, gram = (layer.weight, unmeasured(layer)) if measured is None else aim(layer, measured, workers)
-    groups = len(gram)
-    return Problem(
-        target=torch.from_numpy(target).reshape(groups, len(target) // groups, -1),
-        gram=gram.float(),
-        importance=torch.from_numpy(layer.importance).reshape(groups, -1),
-    )
-
-
-def _at_bits(problem: Problem, ordered: Ordered, config: ScalarConfig, workers: Workers) -> tuple[Grids, Tensor]:
-    """Return grids and codes with the least error."""
-    levels = grid_levels(config)
-    # In the middle, between two levels or on one of them; of signed bytes on the one that is there.
-    zeros = (levels - 1,) if levels == SIGNED_BYTES else (levels - 2, levels - 1, levels)
-    grids = _kept(fitted(problem, levels, zeros, workers))
-    codes = feedback(ordered, grids, None, workers)
-    for _ in range(ROUNDS):
-        grids = _kept(refit(ordered, grids, codes, workers))
-        codes = sweep(ordered, grids, codes, None, workers)
-    return grids, codes
+        return _tensors(ordered, *solved(ordered, config, workers), config)
 
 
 def _at_rate(ordered: Ordered, config: ScalarConfig, shape: tuple[int, ...], workers: Workers) -> Tensors:
@@ -90,18 +77,18 @@ def _at_rate(ordered: Ordered, config: ScalarConfig, shape: tuple[int, ...], wor
     some = slice(0, None, -(-rows // SEARCH_ROWS))
     part = replace(ordered, problem=ordered.problem.part(slice(None), some))
     aim = config.rate * (1 - CLOSE)
-    search = _Search(log2(_unit(ordered)) + FIRST_STEP - config.rate)
+    search = Search(log2(_unit(ordered)) + FIRST_STEP - config.rate, 1.0, *SLOPES)
     for _ in range(SEARCHES):
-        grids, codes = _coded(part, config, 2.0**search.log_unit, workers)
+        grids, codes = _coded(part, config, 2.0**search.log, workers)
         excess = mean_length(codes, grids.levels) - aim
         if abs(excess) <= CLOSE * aim:
             break
         search.move(excess)
-    search = _Search(search.log_unit, slope=search.slope)
+    search = Search(search.log, search.slope, *SLOPES)
     count, most = prod(shape), config.coded_bytes(shape)
     fitting: tuple[float, Tensors] | None = None  # the best tensors that fit, and their error
     for trial in range(LAST_SEARCHES + LAST_RESORTS):
-        grids, codes = _coded(ordered, config, 2.0**search.log_unit, workers)
+        grids, codes = _coded(ordered, config, 2.0**search.log, workers)
         tensors = _tensors(ordered, grids, codes, config)
         taken = weight_bytes(tensors, PackedCodes(models=1, count=count, bits=config.bits))
         if taken <= most:
@@ -113,36 +100,6 @@ def _at_rate(ordered: Ordered, config: ScalarConfig, shape: tuple[int, ...], wor
             break
         search.move(excess, least=-inf if trial < LAST_SEARCHES else LAST_RESORT)
     return tensors if fitting is None else fitting[1]
-
-
-@dataclass(slots=True)
-class _Search:
-    """Looks for the steps whose codes take as many bits as are aimed at.
-
-    By the secant through the last two trials, or half way between the nearest ones with too many bits and too few.
-    """
-
-    log_unit: float  # log2 of what steps are measured in
-    slope: float = 1.0  # of it, with the bits: to begin with, a bit is worth half a step
-    before: tuple[float, float] | None = None  # the last trial, and its excess
-    too_fine: float = -inf
-    too_coarse: float = inf
-
-    def move(self, excess: float, least: float = -inf) -> None:
-        """Take up a trial whose codes took so many bits too many; steps then grow by a factor of 2^least or more."""
-        if self.before is not None and excess != self.before[1]:
-            slope = (self.before[0] - self.log_unit) / (excess - self.before[1])
-            self.slope = min(max(slope, LEAST_SLOPE), MOST_SLOPE)
-        self.before = self.log_unit, excess
-        if excess > 0:
-            self.too_fine = max(self.too_fine, self.log_unit)
-        else:
-            self.too_coarse = min(self.too_coarse, self.log_unit)
-        wanted = self.log_unit + self.slope * excess
-        middle = (self.too_fine + self.too_coarse) / 2
-        if isfinite(middle) and not self.too_fine < wanted < self.too_coarse:
-            wanted = middle
-        self.log_unit = max(wanted, self.log_unit + least)
 
 
 def _tensors(ordered: Ordered, grids: Grids, codes: Tensor, config: ScalarConfig) -> Tensors:
@@ -172,7 +129,7 @@ def _coded(ordered: Ordered, config: ScalarConfig, unit: float, workers: Workers
     narrowest = largest / zero
     step = torch.minimum(torch.maximum(wanted, narrowest), 4 * largest)
     step = torch.where(largest > 0, step, 1.0)
-    grids = _kept(Grids(step=step, zero=torch.full_like(step, 2 * zero), levels=levels))
+    grids = rounded(Grids(step=step, zero=torch.full_like(step, 2 * zero), levels=levels))
     worth = ZEAL * BIT * unit**2 * ordered.curvature
     codes = grids.nearest(problem.target)
 
@@ -181,11 +138,6 @@ def _coded(ordered: Ordered, config: ScalarConfig, unit: float, workers: Workers
 
     codes = feedback(ordered, grids, prices(), workers)
     for _ in range(ROUNDS):
-        grids = _kept(refit(ordered, grids, codes, workers))
+        grids = rounded(refit(ordered, grids, codes, workers))
         codes = sweep(ordered, grids, codes, prices(), workers)
     return grids, codes
-
-
-def _kept(grids: Grids) -> Grids:
-    """Return grids with the steps that a file keeps."""
-    return replace(grids, step=torch.from_numpy(rounded_steps(grids.step.numpy())))
