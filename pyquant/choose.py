@@ -101,7 +101,18 @@ class GridPreset:
         return ScalarConfig(bits=self.bits)
 
 
-PRESETS: dict[str, Preset | GridPreset] = {
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SparsePreset:
+    """So large a share of every layer's weights, on grids of 8 bits."""
+
+    kept: float
+
+    def config(self, node: Node, weight: Weight, bottlenecks: bool) -> SparseConfig:
+        """Return the codec for a layer."""
+        return SparseConfig(kept=self.kept)
+
+
+PRESETS: dict[str, Preset | GridPreset | SparsePreset] = {
     "small-blocks": Preset(spatial_channels=1, pointwise_channels=4, bottleneck_channels=4),
     "large-blocks": Preset(spatial_channels=2, pointwise_channels=4, bottleneck_channels=8),
     "lut": Preset(
@@ -115,6 +126,7 @@ PRESETS: dict[str, Preset | GridPreset] = {
     "int4": GridPreset(bits=4),
     "int3": GridPreset(bits=3),
     "int2": GridPreset(bits=2),
+    "half": SparsePreset(kept=0.5),
 }
 DEFAULT_PRESET = "small-blocks"
 

@@ -55,9 +55,10 @@ def compress(
             tensor `[N, C, H, W]`, an iterable of such, the path of a folder or zip file of pictures, or None: then all
             weights count the same, and `input_shape` is required.
         out: the file to write; one that exists is replaced once the new one has passed its check.
-        recipe: preset and rules; by default the preset of the method: `small-blocks`, of `obq` `int4`.
+        recipe: preset and rules; by default the preset of the method: `small-blocks`, of `obq` `int4`, of
+            `exactobs` `half`.
         method: how codes are chosen, one of `pyquant.learn.methods.METHODS`; layers in a codec that it does not code
-            are coded by `gram` or `obq`.
+            are coded by `gram`, `obq` or `exactobs`.
         input_shape: `(C, H, W)`; by default that of the calibration inputs, or the crop of `preprocessing`.
         preprocessing: how a picture becomes an input, kept in the file; by default
             `Preprocessing.default_for(input_shape)` where the calibration is pictures, else nothing.

@@ -74,7 +74,7 @@ def test_every_ingredient_is_a_piece_of_the_product_and_over_a_row() -> None:
     for row, ingredient in INGREDIENTS.items():
         with ingredient.known(row):
             assert row in METHODS
-    assert list(METHODS) == ["gram", "abgd", "pqf", "obq"]
+    assert list(METHODS) == ["gram", "abgd", "pqf", "obq", "exactobs"]
 
 
 def result(right: list[bool]) -> dict[str, Any]:

@@ -152,5 +152,5 @@ def test_a_centroid_for_each_block_loses_nothing(method: str, rng: np.random.Gen
 
 
 def test_unknown_method_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="unknown method 'magic'; known: gram, abgd, pqf, obq"):
+    with pytest.raises(ConfigError, match="unknown method 'magic'; known: gram, abgd, pqf, obq, exactobs"):
         method_called("magic")

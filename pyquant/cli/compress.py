@@ -29,13 +29,14 @@ from pyquant.cli.show import show_outcome
     help="A folder or .zip of pictures, in class folders or flat; no labels needed. Without it, codebooks fit the "
     "weights alone.",
 )
-@click.option("--preset", metavar="small-blocks|large-blocks|lut|int8|int4|int3|int2",
-              help="Block sizes for the whole network, or grids of so many bits [default: small-blocks; with --method "
-              "obq int4].")  # fmt: skip
-@click.option("--method", metavar="gram|abgd|pqf|obq", default="gram", show_default=True,
+@click.option("--preset", metavar="small-blocks|large-blocks|lut|int8|int4|int3|int2|half",
+              help="Block sizes for the whole network, grids of so many bits, or half of the weights on grids of 8 "
+              "[default: small-blocks; with --method obq int4, with exactobs half].")  # fmt: skip
+@click.option("--method", metavar="gram|abgd|pqf|obq|exactobs", default="gram", show_default=True,
               help="gram: least output error, all correlations of a layer's inputs included; abgd: k-means on blocks, "
               "weighted by the inputs that meet them; pqf: reordered channels and annealed k-means, on the "
-              "weights alone; obq: grids with error feedback, which grids get under the other names too.")  # fmt: skip
+              "weights alone; obq: grids with error feedback; exactobs: weights dropped so that the others make up "
+              "for them. Grids and sparse weights get the last two under the other names too.")  # fmt: skip
 @click.option(
     "--rule",
     "rules",

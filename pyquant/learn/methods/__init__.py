@@ -6,13 +6,14 @@ from pyquant.codecs import CodedConfig, codec_name
 from pyquant.errors import ConfigError
 from pyquant.learn.methods.abgd import Abgd
 from pyquant.learn.methods.base import Method
+from pyquant.learn.methods.exactobs import ExactObs
 from pyquant.learn.methods.gram import Gram
 from pyquant.learn.methods.obq import Obq
 from pyquant.learn.methods.pqf import Pqf
 
-METHODS: dict[str, Method] = {"gram": Gram(), "abgd": Abgd(), "pqf": Pqf(), "obq": Obq()}
+METHODS: dict[str, Method] = {"gram": Gram(), "abgd": Abgd(), "pqf": Pqf(), "obq": Obq(), "exactobs": ExactObs()}
 DEFAULT_METHOD = "gram"
-USUAL = ("gram", "obq")  # one for each codec: for layers that the method asked for does not code
+USUAL = ("gram", "obq", "exactobs")  # one for each codec: for layers that the method asked for does not code
 
 __all__ = ["DEFAULT_METHOD", "METHODS", "Method", "coder_of", "method_called"]
 
