@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pyquant.choose import PRESETS
-from pyquant.codecs import DenseConfig
+from pyquant.codecs import DenseConfig, ProductConfig, SparseConfig
 from pyquant.codecs.packing import pack_codes
+from pyquant.codecs.scalar import grid_levels
+from pyquant.codecs.sparse import from_channels_last, tensors_of
 from pyquant.file import ModelFile
 from pyquant.graph import Graph, GraphInput, Network, Node, Weight
 
@@ -60,8 +64,11 @@ class Layer:
         """Return the shape of the input array, batch 1."""
         return (1, self.inputs) if self.op == "linear" else (1, self.inputs, *self.plane)
 
-    def model(self) -> ModelFile:
-        """Return the network of this layer alone, with random weights, codes and batch norm, followed by a ReLU."""
+    def model(self, codec: SparseConfig | None = None) -> ModelFile:
+        """Return the network of this layer alone, with random weights, codes and batch norm, followed by a ReLU.
+
+        Its codec is that of the published file, or the one given.
+        """
         rng = np.random.default_rng(0)
         is_conv = self.op == "conv2d"
         weight = Weight(name="layer", shape=(self.outputs, self.inputs, *(self.kernel if is_conv else ())))
@@ -77,18 +84,21 @@ class Layer:
             tensors=("scale", "bias"),
         )
         preset = PRESETS[PRESET_OF[self.network]]
-        codec = None if self.is_stem else preset.config(node, weight, BOTTLENECKS[self.network])
-        weight = replace(weight, codec=codec or DenseConfig())
+        published = None if self.is_stem else preset.config(node, weight, BOTTLENECKS[self.network])
+        used = codec or published or DenseConfig()
+        weight = replace(weight, codec=used)
         tensors = {
             "layer.scale": rng.standard_normal(self.outputs, dtype=np.float32),
             "layer.bias": rng.standard_normal(self.outputs, dtype=np.float32),
         }
-        if codec is None:
+        if isinstance(used, DenseConfig):
             tensors["layer.weight"] = rng.standard_normal(weight.shape, dtype=np.float32)
-        else:
-            count = self.outputs * codec.blocks_per_row(weight.shape)
-            tensors["layer.codes"] = pack_codes(rng.integers(codec.centroids, size=count), codec.code_bits)
-            codebook = rng.standard_normal((1, codec.centroids, codec.dim), dtype=np.float32)
+        elif isinstance(used, SparseConfig):
+            tensors |= {weight.tensor(role): tensor for role, tensor in _sparse_tensors(rng, used, weight).items()}
+        elif isinstance(used, ProductConfig):
+            count = self.outputs * used.blocks_per_row(weight.shape)
+            tensors["layer.codes"] = pack_codes(rng.integers(used.centroids, size=count), used.code_bits)
+            codebook = rng.standard_normal((1, used.centroids, used.dim), dtype=np.float32)
             tensors["layer.codebook"] = codebook.astype(np.float16)
         shape = self.input_shape()
         relu = Node(op="relu", name="relu", inputs=("y",), outputs=("z",))
@@ -98,6 +108,17 @@ class Layer:
             outputs=("z",),
         )
         return ModelFile(network=Network(graph=graph, tensors=tensors))
+
+
+def _sparse_tensors(rng: np.random.Generator, codec: SparseConfig, weight: Weight) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the tensors of a weight, by role, of which any runs are kept."""
+    kept = np.zeros(prod(weight.shape) // codec.run, np.bool_)
+    kept[: codec.kept_weights(weight.shape) // codec.run] = True
+    mask = from_channels_last(np.repeat(rng.permutation(kept), codec.run).reshape(weight.shape[0], -1), weight.shape)
+    codes = rng.integers(grid_levels(codec.grids), size=weight.shape)
+    step = rng.uniform(0.01, 0.02, weight.shape[0]).astype(np.float32)
+    zero = np.full(weight.shape[0], grid_levels(codec.grids) - 1)
+    return tensors_of(mask, codes, step, zero, codec, weight.shape)
 
 
 def read_layers(network: str) -> list[Layer]:

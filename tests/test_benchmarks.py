@@ -46,6 +46,18 @@ def test_single_layer_is_a_valid_model(name: str) -> None:
     assert model.network.graph.macs() == {"layer": layer.macs}
 
 
+@pytest.mark.parametrize("run", [1, 4])
+def test_sparse_layer_is_a_valid_model(run: int) -> None:
+    from layers import read_layers
+
+    from pyquant.codecs import SparseConfig
+
+    codec = SparseConfig(kept=0.3, run=run)
+    model = read_layers("resnet50")[2].model(codec)
+    assert dumps(model)
+    assert [weight.codec for _, weight in model.network.graph.weighted()] == [codec]
+
+
 def figure(value: float, low: float | None = None, high: float | None = None) -> dict[str, Any]:
     parts = {"latency": {"figures": [{"name": "x", "value": value, "unit": "ms", "low": low, "high": high}]}}
     return {"parts": parts}
