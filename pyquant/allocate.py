@@ -318,15 +318,15 @@ def _largest(numbers: NDArray[np.floating]) -> float:
 
 
 def _coded_option(weight: Weight, codec: CodedConfig, curve: Curve, numbers: _Numbers) -> Option:
-    size, error = codec.coded_bytes(weight.shape), curve.error(codec)
+    size = codec.coded_bytes(weight.shape)
     if isinstance(codec, ScalarConfig):
-        return Option(codec=codec, bytes=size + GRID_OVERHEAD, error=error)
+        return Option(codec=codec, bytes=size + GRID_OVERHEAD, error=curve.error(codec))
     if isinstance(codec, SparseConfig):
-        return Option(codec=codec, bytes=size + MASK_OVERHEAD, error=error)
+        return Option(codec=codec, bytes=size + MASK_OVERHEAD, error=curve.error(codec))
     if codec.codebook_dtype == "int8":
-        return Option(codec=codec, bytes=size + INT8_OVERHEAD, error=error + curve.factor * numbers.int8_error)
+        return Option(codec=codec, bytes=size + INT8_OVERHEAD, error=curve.error(codec, numbers.int8_error))
     wider = (numbers.float_bytes - CODEBOOK_BYTES["float"]) * codec.codebooks * codec.centroids * codec.dim
-    return Option(codec=codec, bytes=size + wider, error=error)
+    return Option(codec=codec, bytes=size + wider, error=curve.error(codec))
 
 
 def _frontier(options: Sequence[Option]) -> list[Option]:

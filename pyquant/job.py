@@ -142,6 +142,7 @@ class Job:
             lesson=self._lesson,
             shape=self._learning_shape(),
             candidates=_candidates(settings, self._method),
+            makes_up=self._method.makes_up and self.inputs is not None,
             model_of=self._draft,
             seed=settings.seed,
             progress=progress,

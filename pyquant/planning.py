@@ -22,7 +22,7 @@ from pyquant.learn.calibration import Calibration
 from pyquant.learn.workers import Workers
 from pyquant.rates import sharing, with_shared_rates
 from pyquant.report import LayerRow, dense_bytes, layer_rows
-from pyquant.sensitivity import Curve, affordable_inputs, curves_from_json, curves_to_json, measure_curves
+from pyquant.sensitivity import Curve, affordable_inputs, curves_from_json, curves_to_json, made_up_for, measure_curves
 
 NOISE_INPUTS = 32  # inputs of noise that stand in for calibration inputs where there are none
 SENSITIVITIES = "sensitivities"  # a record
@@ -79,6 +79,7 @@ class Planner:
         lesson: Network,
         shape: tuple[int, int, int],
         candidates: Candidates,
+        makes_up: bool,
         model_of: ModelOf,
         seed: int,
         progress: Progress,
@@ -92,6 +93,7 @@ class Planner:
             lesson: on which sensitivities are measured: `network`, or a detector that finds less.
             shape: of the noise, `C, H, W`.
             candidates: what a size target chooses from.
+            makes_up: whether codes are to make up for each other's errors.
             model_of: makes the file to be written.
             seed: of every random choice.
             progress: called while they are measured.
@@ -102,6 +104,7 @@ class Planner:
         self._lesson = lesson
         self._shape = shape
         self._candidates = candidates
+        self._makes_up = makes_up
         self._model_of = model_of
         self._seed = seed
         self._progress = progress
@@ -176,7 +179,8 @@ class Planner:
                 progress=self._progress,
             )
             self.records.save(SENSITIVITIES, curves_to_json(self._curves), {})
-        return {key: self._curves[key] for key in self._curves if key in wanted}
+        curves = {key: self._curves[key] for key in self._curves if key in wanted}
+        return made_up_for(curves) if self._makes_up else curves
 
     def _draft(self, choices: Mapping[str, Choice], target_bytes: int | None) -> ModelFile:
         """Return the file of these choices, with zeros for codes and codebooks."""

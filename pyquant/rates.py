@@ -1,9 +1,9 @@
 """Rates: how the bits per weight that a rule asks for are shared out among the layers that it names.
 
-Halving the steps of a layer costs each of its weights a bit and quarters its error, which is `a 2^(-2 r)` at r bits, a
-being what the network's outputs get of it at none (`pyquant.sensitivity`). Of all rates of the same mean over n weights
-of each layer, those cause the least error for which `a 2^(-2 r) / n` is the same everywhere, as far as rates are
-possible (reverse water-filling; Cover and Thomas, "Elements of Information Theory", 10.3.3).
+Halving the steps of a layer costs each of its weights a bit and quarters its error, which is `2^(-2 r)` at r bits; the
+network's outputs get `a 2^(-2 p r)` of it, a and p being measured (`pyquant.sensitivity`). Of all rates of the same
+mean over n weights of each layer, those cause the least error for which `a 2^(-2 p r) / n` is the same everywhere, as
+far as rates are possible (reverse water-filling; Cover and Thomas, "Elements of Information Theory", 10.3.3).
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from pyquant.choose import Choice
 from pyquant.codecs import CodedConfig, DenseConfig, ProductConfig, ScalarConfig
 from pyquant.codecs.scalar import MAX_BITS
 from pyquant.graph import Graph
-from pyquant.sensitivity import Curves
+from pyquant.sensitivity import LEAST_FACTOR, Curves
 
 LEAST, MOST = 0.2, 7.0  # bits per weight, of grids
 USUAL_BITS = 4  # of a code, for low rates
 SPARE_BITS = 2.5  # of a code beyond the rate, so that rare weights lie within their grid
-LEAST_FACTOR = 1e-30  # of an error: a layer that does not count at all
 LEVELS = (-100.0, 200.0)  # between which the common level lies, in bits
 HALVINGS = 60  # of that interval
 
@@ -47,8 +46,10 @@ def with_shared_rates(choices: Mapping[str, Choice], graph: Graph, curves: Curve
     sizes = {weight.name: prod(weight.shape) for _, weight in graph.weighted()}
     result = dict(choices)
     for config, names in sharing(choices):
-        factors = {name: curves[name, config.block].factor for name in names}
-        for name, rate in shared_rates(config.rate, factors, sizes, _most(config)).items():
+        of_names = {name: curves[name, config.block] for name in names}
+        factors = {name: curve.factor for name, curve in of_names.items()}
+        (exponent,) = {curve.exponent for curve in of_names.values()}
+        for name, rate in shared_rates(config.rate, factors, sizes, _most(config), exponent).items():
             result[name] = Choice(codec=_at_own_rate(config, rate))
     return result
 
@@ -77,7 +78,7 @@ def _at_own_rate(config: CodedConfig, rate: float) -> CodedConfig:
 
 
 def shared_rates(
-    mean: float, factors: Mapping[str, float], sizes: Mapping[str, int], most: float = MOST
+    mean: float, factors: Mapping[str, float], sizes: Mapping[str, int], most: float = MOST, exponent: float = 1.0
 ) -> dict[str, float]:
     """Return the rates of layers, by name, that have this mean over all their weights, and of these the best ones.
 
@@ -86,8 +87,9 @@ def shared_rates(
         factors: what the outputs' error gets of each layer, in units of the layer's own.
         sizes: the number of weights of each.
         most: the largest rate of a layer.
+        exponent: to which a layer's own error is raised before.
     """
-    own = {name: log2(max(factor, LEAST_FACTOR) / sizes[name]) / 2 for name, factor in factors.items()}
+    own = {name: log2(max(factor, LEAST_FACTOR) / sizes[name]) / (2 * exponent) for name, factor in factors.items()}
     total = mean * sum(sizes[name] for name in factors)
     low, high = LEVELS
 

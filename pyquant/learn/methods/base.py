@@ -47,6 +47,7 @@ class Method(Protocol):
     preset: str = DEFAULT_PRESET  # what is coded, and how, where nothing else is said
     weighs_inputs: bool = True  # says whether codes depend on calibration inputs
     reaches_rates: bool = False  # says whether it can aim at the length of entropy-coded codes
+    makes_up: bool = False  # says whether codes make up for the errors of others, with all correlations of the inputs
     max_codebooks: int = 0  # the most additive codebooks of a layer that it can learn
 
     @property

@@ -77,6 +77,8 @@ class FullMoments:
 class Correlated(Method):
     """A method that measures the second moments of all inputs that meet an output's weights."""
 
+    makes_up = True
+
     def weighed_together(self, node: Node, config: CodedConfig) -> int:
         """Return the number of all inputs that meet an output's weights."""
         assert node.weight is not None
