@@ -21,6 +21,7 @@ from pyquant.choose import Choice, Recipe, block_count, clamped_centroids
 from pyquant.codecs import CodecConfig, CodedConfig, DenseConfig, ProductConfig, ScalarConfig, SparseConfig, scalar
 from pyquant.codecs.packing import packed_bytes
 from pyquant.codecs.product import CODEBOOK_BYTES, CODEBOOK_DTYPES, INT8_MAX, as_conv_shape, codebook_tensors
+from pyquant.codecs.sparse import RUNS
 from pyquant.container import ALIGNMENT
 from pyquant.distortion import Block
 from pyquant.errors import ConfigError
@@ -40,6 +41,9 @@ CANDIDATE_CENTROIDS = tuple(
 CANDIDATE_ADDITIVE = tuple((books, count) for books in (2, 3, 4) for count in (16, 32, 64, 128, 256))
 # Of grids, bits per weight when coded: eight to an octave.
 CANDIDATE_RATES = tuple(0.25 * 2 ** (step / 8) for step in range(39))
+# Of sparse grids, shares that are kept, alone and in runs, and bits.
+CANDIDATE_SHARES = (0.05, 0.08, 0.12, 0.18, 0.25, 0.35, 0.5, 0.7)
+CANDIDATE_BITS = (3, 4, 6, 8)
 LEAST_RATED_BYTES = 512  # of a weight at a rate: of less, the tables of the code would be too much
 # What the header says more of a weight than of one with a float codebook: of an int8 codebook's scale, of grids, and of
 # those with a mask.
@@ -262,6 +266,10 @@ def _free_options(network: Network, weight: Weight, curves: Curves, candidates: 
             configs += _product_configs(weight, block, candidates.max_codebooks)
     if ScalarConfig in candidates.codecs:
         configs += [c for c in map(at_rate, CANDIDATE_RATES) if c.coded_bytes(weight.shape) >= LEAST_RATED_BYTES]
+    if SparseConfig in candidates.codecs:
+        settings = product(CANDIDATE_SHARES, CANDIDATE_BITS, RUNS)
+        sparse = [SparseConfig(kept=kept, bits=bits, run=run) for kept, bits, run in settings]
+        configs += [config for config in sparse if not config.misfit(weight.shape)]
     options += [_coded_option(weight, config, curves[weight.name, config.block], numbers) for config in configs]
     return sorted(options, key=lambda option: (option.bytes, option.error))
 

@@ -30,9 +30,7 @@ RULE_FORM = (
     "'PATTERN=scalar:B[;rate:R]', 'PATTERN=sparse:SHARE[;run:4][;bits:B]', 'PATTERN=sparse:N:M[;bits:B]' or "
     "'PATTERN=dense'"
 )
-CODED = tuple(  # what a size target can choose from
-    name for name, config in CODEC_CONFIGS.items() if config in (ProductConfig, ScalarConfig)
-)
+CODED = tuple(name for name, config in CODEC_CONFIGS.items() if config is not DenseConfig)
 DENSE_BYTES = 4  # of a dense fp32 weight, what coding is compared with
 
 
@@ -271,7 +269,9 @@ class Recipe:
 
     preset: str = DEFAULT_PRESET
     rules: tuple[Rule, ...] = ()
-    codecs: tuple[str, ...] = ()  # that a size target chooses from; (): all of them, or those that the method codes
+    codecs: tuple[
+        str, ...
+    ] = ()  # that a size target chooses from; (): the usual ones, or the one that the method codes
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:

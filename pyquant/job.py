@@ -19,7 +19,7 @@ from pyquant.allocate import Candidates
 from pyquant.capture import capture, capture_detector, is_detector
 from pyquant.capture.isolate import undisturbed
 from pyquant.checkpoint import NOWHERE, Checkpoint, Records
-from pyquant.choose import CODED, Choice, dense_reasons
+from pyquant.choose import Choice, dense_reasons
 from pyquant.codecs import CODEC_CONFIGS, DenseConfig, ProductConfig, codec_name
 from pyquant.console import Progress
 from pyquant.detector import DetectorPreprocessing, as_before, for_learning
@@ -59,6 +59,7 @@ from pyquant.yardstick import Yardstick
 CHECKED_INPUTS = 4  # run by the self-check
 ALL = 2**31  # calibration inputs
 LEARNT, DONE = "learnt", "done"  # records: before fine-tuning, and after it
+USUAL_CODECS = ("product", "scalar")  # that a size target chooses from
 RANGES = "ranges"  # a record, the last one
 # The longest that fine-tuning writes about itself: what a size target leaves room for.
 FINETUNE_ENTRY = {"steps": 10**7, "learning_rates": [0.000123456789] * 3, "precision": "bfloat16", "pictures": 10**7}
@@ -427,7 +428,7 @@ def _check_method(choices: Mapping[str, Choice], method: Method, name: str) -> N
 
 
 def _candidates(settings: Settings, method: Method) -> Candidates:
-    """Return what a size target chooses from: the codecs that are asked for, or all, or the one of another method."""
-    own = CODED if settings.method == DEFAULT_METHOD else (codec_name(method.codec),)
+    """Return what a size target chooses from: the codecs that are asked for, or the usual ones, or another method's."""
+    own = USUAL_CODECS if settings.method == DEFAULT_METHOD else (codec_name(method.codec),)
     codecs = tuple(CODEC_CONFIGS[name] for name in settings.recipe.codecs or own)
     return Candidates(codecs=codecs, max_codebooks=method.max_codebooks)

@@ -53,9 +53,9 @@ from pyquant.cli.show import show_outcome
               "each, in one run.")  # fmt: skip
 @click.option("--target-ratio", "target_ratios", type=click.FloatRange(min=0, min_open=True), multiple=True,
               metavar="R", help="The same, as how many times smaller than the network in fp32.")  # fmt: skip
-@click.option("--codec", "codecs", multiple=True, metavar="product|scalar",
-              help="What a size target chooses from, for each layer. May be repeated [default: all, or the one of "
-              "another --method than gram].")  # fmt: skip
+@click.option("--codec", "codecs", multiple=True, metavar="product|scalar|sparse",
+              help="What a size target chooses from, for each layer. May be repeated [default: product and scalar, or "
+              "the one of another --method than gram].")  # fmt: skip
 @click.option("--max-drop", type=click.FloatRange(min=0, max=100), metavar="POINTS",
               help="The smallest file whose top-1 on --labelled falls by no more points than this: sizes are tried, at "
               "most 10, until it is known within 2 %.")  # fmt: skip
