@@ -120,7 +120,7 @@ def run_demo(folder: Path, size: DemoSize | None = None) -> DemoResult:
     dense = evaluate_network(dense_network, test, PREPROCESSING, classes=CLASSES)
     compressed = evaluate(load(file), test)
     installed = [name for name in size.peers if all(map(find_spec, ENGINES[name].libraries))]
-    measured = bench(file, against=installed, threads=1)
+    measured = bench(file, against=installed, calibration=train, threads=1)
     return DemoResult(file=file, test_pictures=test, report=report, dense=dense, compressed=compressed, bench=measured)
 
 
@@ -176,8 +176,8 @@ def show_demo(result: DemoResult) -> None:
         rows.append(
             [
                 f"{row['engine']}, {'compressed' if ours else 'dense'}",
-                console.bytes_text(report["bytes"] if ours else report["dense_bytes"]),
-                f"{report['ratio']:.1f}" if ours else "1.0",
+                console.bytes_text(row["file_bytes"]),
+                f"{report['dense_bytes'] / row['file_bytes']:.1f}",
                 "" if accuracy is None else f"{accuracy['top1']:.1f}",
                 f"{row['median_ms']:.2f}",
             ]

@@ -15,7 +15,7 @@ def test_demo_goes_the_whole_way(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pyquant.bench, "SECONDS_PER_ENGINE", 0.5)
-    size = DemoSize(channels=16, epochs=4, batch=16, pictures=400, peers=("torch",))
+    size = DemoSize(channels=16, epochs=4, batch=16, pictures=400, peers=("torch", "onnxruntime-int8"))
     result = run_demo(tmp_path / "demo", size)
     assert result.dense["n"] == result.compressed["n"] == 80
     assert result.dense["top1"] > 60  # it has learnt: guessing gives 10 %
