@@ -23,8 +23,6 @@ constexpr int64_t kPassRows = 96;
 
 template <typename T>
 struct SparseRows {
-  SparseRows() = default;
-
   // Of weights, or quads of weights, [outputs, depth].
   SparseRows(const T* rows, int64_t outputs_, int64_t depth) : outputs(outputs_), passes(ceil_div(depth, kPassRows)) {
     weights.reserve(outputs * depth - std::count(rows, rows + outputs * depth, T{}));

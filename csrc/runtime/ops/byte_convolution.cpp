@@ -22,6 +22,18 @@ ConvGeometry in_quads(ConvGeometry geometry) {
 ByteConvolution::ByteConvolution(const Convolution& convolution, const PlanContext& context)
     : c(convolution), writes_bytes_(context.formats[convolution.output] == Format::kBytes) {}
 
+AlignedBuffer<uint32_t> ByteConvolution::take_dense_rows() {
+  const Weight& weight = *c.weight;
+  const int64_t depth = quad_order(weight, QuadSource::kDense).depth();
+  AlignedBuffer<uint32_t> quads(weight.outputs * depth);
+  for (int64_t o = 0; o < weight.outputs; ++o) {
+    const ByteRow row = write_byte_row(weight, o, quads.data() + o * depth);
+    weight_scale.push_back(row.scale);
+    weight_sums.push_back(row.sum);
+  }
+  return quads;
+}
+
 int64_t ByteConvolution::epilogue_floats() const { return 2 * padded_outputs() + kNumCommon; }
 
 int64_t ByteConvolution::finish_floats(int64_t pitch) const {

@@ -19,6 +19,9 @@ class ByteConvolution {
   std::vector<float> weight_scale;   // [O]
   std::vector<int64_t> weight_sums;  // [O]
 
+  // Return the quads [O, depth] of a dense weight, in quad_order(), and take up their scales and sums.
+  AlignedBuffer<uint32_t> take_dense_rows();
+
   // What a run multiplies sums with, and adds to them: written by write_epilogue(), read by finish(). Sums are to be
   // multiplied by 2^shift.
   int64_t epilogue_floats() const;

@@ -29,7 +29,7 @@ class Direct8Step : public Step {
         panels_(panels_of(convolution, order_, context.threads)) {
     const Weight& weight = *b_.c.weight;
     if (source_ == QuadSource::kDense) {
-      take_rows();
+      quads_ = b_.take_dense_rows();
       return;
     }
     const ByteCodebooks bytes = byte_codebooks(weight);
@@ -80,16 +80,6 @@ class Direct8Step : public Step {
     return round_up(t_.tile_rows * order_.depth() + kSlackBytes / 4, 16);
   }
   int64_t sums_quads() const { return t_.tile_rows * b_.c.kernels->tile8.pixels; }
-
-  void take_rows() {
-    const Weight& weight = *b_.c.weight;
-    quads_ = AlignedBuffer<uint32_t>(weight.outputs * order_.depth());
-    for (int64_t o = 0; o < weight.outputs; ++o) {
-      const ByteRow row = write_byte_row(weight, o, quads_.data() + o * order_.depth());
-      b_.weight_scale.push_back(row.scale);
-      b_.weight_sums.push_back(row.sum);
-    }
-  }
 
   // Joint codes [O, quads of channels * blocks_per_quad()], those behind the last block of the centroid that is zero.
   void take_spread_codes() {

@@ -2,7 +2,6 @@
 //
 // Only zeros that lie side by side make such quads: four channels at one place of the kernel.
 #include <limits>
-#include <vector>
 
 #include "runtime/ops/byte_convolution.h"
 #include "runtime/ops/sparse_tiling.h"
@@ -17,16 +16,8 @@ class Sparse8Step : public Step {
         b_(convolution, context),
         tiling_(convolution, context.threads),
         patches_(in_quads(convolution.geometry), quad_order(*convolution.weight, QuadSource::kDense),
-                 convolution.kernels) {
-    const Weight& weight = *b_.c.weight;
-    std::vector<uint32_t> quads(weight.outputs * patches_.rows());
-    for (int64_t o = 0; o < weight.outputs; ++o) {
-      const ByteRow row = write_byte_row(weight, o, quads.data() + o * patches_.rows());
-      b_.weight_scale.push_back(row.scale);
-      b_.weight_sums.push_back(row.sum);
-    }
-    rows_ = SparseRows<uint32_t>(quads.data(), weight.outputs, patches_.rows());
-  }
+                 convolution.kernels),
+        rows_(b_.take_dense_rows().data(), b_.c.weight->outputs, patches_.rows()) {}
 
   int64_t scratch_floats() const override {
     return SparseTiling::kSumsFloats + panel_floats() + b_.finish_floats(kSparsePixels);
