@@ -1,10 +1,10 @@
 """What is compared: each cell is one network, compressed in one way to one size, with or without training.
 
 A size is written as `preset:NAME`, `bytes:N`, `ratio:R` (how many times smaller than the network in fp32), `as:SIZE`
-(the bytes that ours has with that one) or `rate:R` (bits of a weight on grids, on average); `bytes`, `ratio` and `as`
-are reached by pyquant's own allocation, from the method's own codec, or of `mixed` from all. Bytes are those of the
-file, of presets of codebooks those at fixed length, as files made for a size have them. Cells that several parts share
-are run once.
+(the bytes that ours has with that one), `rate:R` (bits of a weight on grids, on average) or `rule:CODEC` (the same for
+all layers); `bytes`, `ratio` and `as` are reached by pyquant's own allocation, from the method's own codec, or of
+`mixed` from all. Bytes are those of the file, of presets of codebooks those at fixed length, as files made for a size
+have them. Cells that several parts share are run once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ingredients import INGREDIENTS
+from ingredients import INGREDIENTS, PRUNERS
 
 from pyquant.codecs import ProductConfig, codec_name
 from pyquant.learn.methods import METHODS
@@ -29,7 +29,12 @@ COMPARED = tuple(  # ours and the published ones that were rebuilt, of product c
 RATIOS = (8, 12, 20, 30, 45)
 MIXED_RATIOS = (4, 8, 12, 20, 30, 50)
 UNIFORM_BITS = (8, 4)
+TRAINED_RATIOS = (12, 30)
+SPARSITIES = ("rule:sparse:0.5", "rule:sparse:2:4", "rule:sparse:0.25", "rule:sparse:0.5;run:4")
 GRIDS = ("preset:int4", "rate:3.95", "preset:int3", "rate:2.65", "preset:int2", "rate:1.56", "rate:1.02", "rate:0.67")
+
+
+CODEC_METHODS = {codec_name(METHODS[name].codec): name for name in (OURS, "obq", "exactobs")} | {MIXED: MIXED}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,15 +114,27 @@ class Comparison:
     curve: str  # the subject whose curve is measured
     ratios: tuple[float, ...] = RATIOS
     grids: tuple[str, ...] = GRIDS  # sizes, of the same subject
-    mixed: tuple[float, ...] = MIXED_RATIOS  # and those at which codecs are compared
+    mixed: tuple[float, ...] = MIXED_RATIOS  # and those at which codecs are compared ..
+    mixed_trained: tuple[float, ...] = TRAINED_RATIOS  # .. with training ..
+    mixed_second: tuple[str, float] | None = None  # .. and on another subject
+    sparsities: tuple[str, ...] = SPARSITIES  # at which ways to prune are compared
     ingredients: tuple[tuple[str, str], ...] = field(default=())  # subject and size
 
-    def codecs(self, ratio: float) -> dict[str, Cell]:
+    def codecs(self, ratio: float, *, trained: bool = False, subject: str = "") -> dict[str, Cell]:
         """Return the cells of one size, by codec, and MIXED."""
-        methods = {codec_name(METHODS[name].codec): name for name in (OURS, "obq")} | {MIXED: MIXED}
         return {
-            codec: Cell(subject=self.curve, method=method, size=f"ratio:{ratio:g}") for codec, method in methods.items()
+            codec: Cell(subject=subject or self.curve, method=method, size=f"ratio:{ratio:g}", trained=trained)
+            for codec, method in CODEC_METHODS.items()
         }
+
+    def codec_rows(self) -> list[tuple[str, dict[str, Cell]]]:
+        """Return the rows of the table of codecs, each with its name."""
+        rows = [(f"{ratio:g}", self.codecs(ratio)) for ratio in self.mixed]
+        rows += [(f"{ratio:g}, trained", self.codecs(ratio, trained=True)) for ratio in self.mixed_trained]
+        if self.mixed_second is not None:
+            subject, ratio = self.mixed_second
+            rows.append((f"{ratio:g}, {subject}", self.codecs(ratio, subject=subject)))
+        return rows
 
     def parts(self) -> dict[str, list[Cell]]:
         """Return the cells of each part, in the order in which they are run."""
@@ -129,14 +146,26 @@ class Comparison:
         ]
         curve += [Cell(subject=self.curve, method=f"int{bits}") for bits in UNIFORM_BITS]
         grids = [curve[0], *(Cell(subject=self.curve, method="obq", size=size) for size in self.grids)]
-        codecs = [curve[0], *(cell for ratio in self.mixed for cell in self.codecs(ratio).values())]
+        rows = self.codec_rows()
+        subjects = dict.fromkeys(cell.subject for _, row in rows for cell in row.values())
+        codecs = [Cell(subject=subject, method="dense") for subject in subjects]
+        codecs += [cell for _, row in rows for cell in row.values()]
+        pruning = [curve[0]]
+        pruning += [Cell(subject=self.curve, method=name, size=size) for size in self.sparsities for name in PRUNERS]
         ingredients = [
             Cell(subject=subject, method=ingredient.name(name), size=ingredient.size(size))
             for subject, size in self.ingredients
             for name, ingredient in INGREDIENTS.items()
         ]
         tables = {f"table {row.subject} {row.size}": list(row.cells()) for row in self.rows}
-        return {**tables, "curve": curve, "grids": grids, "codecs": codecs, "ingredients": ingredients}
+        return {
+            **tables,
+            "curve": curve,
+            "grids": grids,
+            "codecs": codecs,
+            "pruning": pruning,
+            "ingredients": ingredients,
+        }
 
 
 FULL = Comparison(
@@ -157,6 +186,7 @@ FULL = Comparison(
         Row(subject="second_tiny64", size="ratio:18", presets=("small-blocks",)),
     ),
     curve="resnet18_tiny64",
+    mixed_second=("second_tiny64", 18),
     ingredients=(("resnet18_tiny64", "preset:small-blocks"), ("resnet18_tiny64", "preset:large-blocks")),
 )
 
@@ -166,5 +196,7 @@ SMOKE = Comparison(
     ratios=(8,),
     grids=("preset:int4", "rate:1.5"),
     mixed=(8,),
+    mixed_trained=(8,),
+    sparsities=("rule:sparse:0.25",),
     ingredients=(("digits", "preset:large-blocks"),),
 )

@@ -21,9 +21,9 @@ from typing import Any
 
 import click
 import numpy as np
-from cells import FULL, MIXED, OURS, SMOKE, Cell, Comparison, Row
+from cells import COMPARED, FULL, MIXED, OURS, SMOKE, Cell, Comparison, Row
 from curve import draw
-from ingredients import INGREDIENTS
+from ingredients import INGREDIENTS, PRUNERS
 from numpy.typing import NDArray
 from show import circumstances
 from subjects import Answers, Subject, by_torch, real_subjects, smoke_subjects
@@ -32,7 +32,7 @@ from uniform import file_bytes, quantize, recipe_for
 
 from pyquant import _core, console, load
 from pyquant.capture import capture
-from pyquant.choose import Recipe, parse_rule
+from pyquant.choose import CODED, Recipe, parse_rule
 from pyquant.codecs import ProductConfig, codec_name
 from pyquant.compression import compress, plan
 from pyquant.file import dumps
@@ -43,6 +43,7 @@ from pyquant.report import dense_bytes
 from pyquant.storage import write_whole
 
 Result = dict[str, Any]
+REDUCED = INGREDIENTS | PRUNERS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +75,7 @@ class Bench:
             for other in self._needed(cell):
                 self.run(other)
             console.note(f"running {cell.key}")
-            measured = runs[cell.method in {*METHODS, *INGREDIENTS, MIXED}](cell)
+            measured = runs[cell.method in {*METHODS, *REDUCED, MIXED}](cell)
             self.results[cell.key] = {**circumstances(), "settings": asdict(self.settings), **measured}
             write_whole(self.folder / "compare.json", json.dumps({"cells": self.results}, indent=1).encode())
         return self.results[cell.key]
@@ -83,22 +84,30 @@ class Bench:
         """Return the cells that must have been run before this one."""
         if cell.trained:
             row = self._row(cell)
-            return [row.dense(), *row.untrained(cell.method)]
+            return [replace(cell, trained=False)] if row is None else [row.dense(), *row.untrained(cell.method)]
         kind, _, size = cell.size.partition(":")
         return [replace(cell, method=OURS, size=size)] if kind == "as" else []
 
-    def _row(self, cell: Cell) -> Row:
-        (row,) = (row for row in self.comparison.rows if row.trained(cell.method) == cell)
-        return row
+    def _row(self, cell: Cell) -> Row | None:
+        """Return the row that a cell with training is of; None where it is trained from the same one without."""
+        rows = self.comparison.rows if cell.method in COMPARED else ()
+        return next((row for row in rows if row.trained(cell.method) == cell), None)
+
+    def _untrained(self, cell: Cell) -> tuple[Cell, Result]:
+        """Return the cell without training from which one with training begins, and its result."""
+        if (row := self._row(cell)) is None:
+            same = replace(cell, trained=False)
+            return same, self.results[same.key]
+        best = row.best_untrained(cell.method, self.results)
+        assert best is not None
+        return best
 
     def _compressed(self, cell: Cell) -> Result:
         """Compress to a file and evaluate it."""
         subject = self.subjects[cell.subject]
         training, variant = {}, cell
         if cell.trained:
-            best = self._row(cell).best_untrained(cell.method, self.results)
-            assert best is not None
-            variant, before = best
+            variant, before = self._untrained(cell)
             if self.settings.minutes is None:
                 training = {"finetune_steps": self.settings.steps}
             else:  # what is left of the minutes when the work without training is done
@@ -108,14 +117,15 @@ class Bench:
             kind, value = "bytes", str(self.results[self._needed(variant)[0].key]["bytes"])
         module = subject.build()
         method = METHODS.get(cell.method, METHODS[OURS])
-        own = () if cell.method == MIXED else (codec_name(method.codec),)
+        own = CODED if cell.method == MIXED else (codec_name(method.codec),)
         options: dict[str, Any] = {
             "preset": lambda: {"recipe": Recipe(preset=value)},
             "bytes": lambda: {"target_bytes": int(value), "recipe": Recipe(preset=method.preset, codecs=own)},
             "ratio": lambda: {"target_ratio": float(value), "recipe": Recipe(preset=method.preset, codecs=own)},
             "rate": lambda: {"recipe": Recipe(rules=(parse_rule(f"*=scalar:4;rate:{value}"),))},
+            "rule": lambda: {"recipe": Recipe(rules=(parse_rule(f"*={value}"),))},
         }[kind]()
-        ingredient = INGREDIENTS.get(cell.method)
+        ingredient = REDUCED.get(cell.method)
         known = nullcontext() if ingredient is None else ingredient.known(cell.method)
         out = self.folder / "cell.pqmodel"
         start, start_cpu = perf_counter(), process_time()

@@ -14,14 +14,17 @@ from unittest.mock import patch
 
 import torch
 
-from pyquant import allocate
+from pyquant import candidates
+from pyquant.codecs import SparseConfig
 from pyquant.graph import Network
 from pyquant.learn import descent
 from pyquant.learn.descent import Problem, Solution
-from pyquant.learn.methods import METHODS, Method, correlated, gram
+from pyquant.learn.grids import Ordered
+from pyquant.learn.methods import METHODS, Method, correlated, exactobs, gram
 from pyquant.learn.methods.abgd import Abgd
 from pyquant.learn.methods.base import Floats, Layer, Tensors
 from pyquant.learn.methods.pqf import Pqf
+from pyquant.learn.pruning import FIRST_STEPS, least_squares
 from pyquant.learn.workers import Workers
 
 
@@ -37,15 +40,37 @@ def _codes_kept(problem: Problem, solution: Solution, workers: Workers) -> Solut
     return solution
 
 
+def _largest(ordered: Ordered, config: SparseConfig, count: int, workers: Workers) -> tuple[torch.Tensor, torch.Tensor]:
+    target = ordered.problem.target
+    units = target.square().unflatten(2, (-1, config.unit))
+    if config.of:
+        kept = units.argsort(dim=3, descending=True).argsort(dim=3) < config.kept_of
+    else:
+        sums = units.sum(3)
+        chosen = torch.zeros(sums.numel(), dtype=torch.bool)
+        chosen[sums.flatten().topk(count // config.run).indices] = True
+        kept = chosen.reshape(sums.shape)[..., None].expand_as(units)
+    return kept.flatten(2), target * kept.flatten(2)
+
+
+def _largest_fitted(
+    ordered: Ordered, config: SparseConfig, count: int, workers: Workers
+) -> tuple[torch.Tensor, torch.Tensor]:
+    kept, weight = _largest(ordered, config, count, workers)
+    return kept, least_squares(ordered.problem, kept, weight, FIRST_STEPS, workers)
+
+
 PIECES: dict[str, tuple[ModuleType | type, str, Any]] = {  # what takes each of them out: a name, and what replaces it
     "corrected target": (correlated, "_corrected", _target_not_corrected),
     "least squares": (gram, "refit", _codebooks_kept),
     "coordinate descent": (gram, "sweep", _codes_kept),
     "more rounds": (gram, "ROUNDS", 1),
     "order of channels": (gram.Gram, "prepare", Method.prepare),
-    "int8 codebooks": (allocate, "CODEBOOK_DTYPES", ("float",)),
-    "additive codebooks": (allocate, "CANDIDATE_ADDITIVE", ()),
+    "int8 codebooks": (candidates, "CODEBOOK_DTYPES", ("float",)),
+    "additive codebooks": (candidates, "CANDIDATE_ADDITIVE", ()),
     "beams": (descent, "BEAM", 1),
+    "greedy removal": (exactobs, "pruned", _largest_fitted),
+    "greedy removal and least squares": (exactobs, "pruned", _largest),
 }
 
 
@@ -126,4 +151,12 @@ INGREDIENTS: dict[str, Ingredient] = {
     ),
     "additive codebooks": Ingredient(over="int8 codebooks", without=("beams",), allocated=True),
     "codes of several codebooks sought by beams": Ingredient(over="additive codebooks", allocated=True),
+}
+
+PRUNERS: dict[str, Ingredient] = {
+    "largest weights": Ingredient(method="exactobs", without=("corrected target", "greedy removal and least squares")),
+    "largest weights, least squares": Ingredient(
+        over="largest weights", method="exactobs", without=("greedy removal",)
+    ),
+    "exactobs": Ingredient(over="largest weights, least squares", method="exactobs"),
 }

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from math import sqrt
 
 import numpy as np
-from cells import COMPARED, OURS, UNIFORM_BITS, Cell, Comparison, Result, Results, Row
-from ingredients import INGREDIENTS
+from cells import CODEC_METHODS, COMPARED, OURS, UNIFORM_BITS, Cell, Comparison, Result, Results, Row
+from ingredients import INGREDIENTS, PRUNERS
 from numpy.typing import NDArray
 
 
@@ -20,7 +20,8 @@ def as_markdown(comparison: Comparison, results: Results) -> str:
         lines += [f"### {row.subject}, {size_text(row.size)}", "", *_row_table(row, results), ""]
     lines += [f"### {comparison.curve}, without training", "", *_curve_table(comparison, results), ""]
     lines += [f"### {comparison.curve}, on grids", "", *_grid_table(comparison, results), ""]
-    lines += [f"### {comparison.curve}, codecs, without training", "", *_codec_table(comparison, results), ""]
+    lines += [f"### {comparison.curve}, codecs", "", *_codec_table(comparison, results), ""]
+    lines += [f"### {comparison.curve}, pruned", "", *_pruning_table(comparison, results), ""]
     for subject, size in comparison.ingredients:
         lines += [f"### Ingredients: {subject}, {size_text(size)}", "", *_ingredient_table(subject, size, results), ""]
     return "\n".join(lines)
@@ -127,12 +128,20 @@ def _grid_table(comparison: Comparison, results: Results) -> list[str]:
 
 
 def _codec_table(comparison: Comparison, results: Results) -> list[str]:
-    names = list(comparison.codecs(comparison.mixed[0]))
+    names = list(CODEC_METHODS)
     lines = ["Top-1 in %, the divergence from the dense network's shares of classes in nats, and bytes.", ""]
     lines += [f"| times smaller | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
-    for ratio in comparison.mixed:
-        found = [results.get(cell.key) for cell in comparison.codecs(ratio).values()]
-        lines.append(f"| {ratio:g} | {' | '.join(map(_with_divergence, found))} |")
+    for name, cells in comparison.codec_rows():
+        found = [results.get(cell.key) for cell in cells.values()]
+        lines.append(f"| {name} | {' | '.join(map(_with_divergence, found))} |")
+    return lines
+
+
+def _pruning_table(comparison: Comparison, results: Results) -> list[str]:
+    lines = [f"| kept | {' | '.join(PRUNERS)} |", "|---|" + "---|" * len(PRUNERS)]
+    for size in comparison.sparsities:
+        found = [results.get(Cell(subject=comparison.curve, method=name, size=size).key) for name in PRUNERS]
+        lines.append(f"| {size_text(size)} | {' | '.join(map(_with_divergence, found))} |")
     return lines
 
 

@@ -38,6 +38,7 @@ def compress(
     threads: int | None = None,
     target_bytes: int | None = None,
     target_ratio: float | None = None,
+    max_bit_operations: float | None = None,
     finetune_steps: int | None = None,
     finetune_minutes: float | None = None,
     device: str = "cpu",
@@ -71,6 +72,9 @@ def compress(
             15 kB, 2 %). Codecs are chosen for the least error of the outputs, by measured sensitivities; of `recipe`,
             only `rules` and `codecs` count.
         target_ratio: or how many times smaller than the network in fp32 it is to be.
+        max_bit_operations: the most for one input, or below 1 the share of those of the network in fp32: multiply-
+            accumulates times the bits of a weight times 32, as `pyquant.report.bit_operations` counts them. Codecs are
+            chosen as for a size, or for both where there is one.
         finetune_steps: for how many steps codebooks, scales and biases are trained to give the outputs of `module`.
         finetune_minutes: or for how long; a timed warm-up turns it into a number of steps.
         device: where fine-tuning is done, `cpu` or `cuda`.
@@ -94,6 +98,7 @@ def compress(
         samples=samples,
         seed=seed,
         threads=threads,
+        max_bit_operations=max_bit_operations,
         finetune_steps=finetune_steps,
         finetune_minutes=finetune_minutes,
         device=device,
@@ -116,6 +121,7 @@ def plan(
     threads: int | None = None,
     target_bytes: int | None = None,
     target_ratio: float | None = None,
+    max_bit_operations: float | None = None,
     finetune_steps: int | None = None,
     finetune_minutes: float | None = None,
     device: str = "cpu",
@@ -135,6 +141,7 @@ def plan(
         samples=samples,
         seed=seed,
         threads=threads,
+        max_bit_operations=max_bit_operations,
         finetune_steps=finetune_steps,
         finetune_minutes=finetune_minutes,
         device=device,

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyquant import _core
+from pyquant.codecs.packing import MAX_EXPANSION, is_worth_coding
 from pyquant.container import DTYPES, dtype_name
 from pyquant.declared import DeclaredTensor, PackedCodes, declared_tensors
 from pyquant.errors import FormatError, InputError
@@ -29,9 +30,6 @@ from pyquant.graph import Network
 from pyquant.layers import ENTROPY_CODED
 
 SUFFIX = f".{ENTROPY_CODED}"
-LEAST_SAVING = 16  # bytes that coding must save: the suffix and the longer numbers of the header take up some
-# A few bytes of a stream may stand for any number of equal symbols: this bounds what a file can make of its bytes.
-MAX_EXPANSION = 256
 
 
 def coded_tensors(network: Network, only: Collection[str] | None = None) -> dict[str, NDArray[Any]]:
@@ -45,7 +43,7 @@ def coded_tensors(network: Network, only: Collection[str] | None = None) -> dict
     stored = {}
     for name, array in network.tensors.items():
         coded = _coded(array, declared[name].codes) if only is None or name in only else None
-        if coded is not None and _is_worth_it(coded, array):
+        if coded is not None and is_worth_coding(coded.nbytes, array.nbytes):
             stored[name + SUFFIX] = coded
         else:
             stored[name] = array
@@ -55,7 +53,7 @@ def coded_tensors(network: Network, only: Collection[str] | None = None) -> dict
 def stored_bytes(array: NDArray[Any], codes: PackedCodes | None = None) -> int:
     """Return the bytes that a tensor takes in a file that is entropy-coded; `codes` says what packed codes are."""
     coded = _coded(array, codes)
-    return coded.nbytes if _is_worth_it(coded, array) else array.nbytes
+    return coded.nbytes if is_worth_coding(coded.nbytes, array.nbytes) else array.nbytes
 
 
 def weight_bytes(tensors: Mapping[str, NDArray[Any]], codes: PackedCodes) -> int:
@@ -94,10 +92,6 @@ def whole_tensors(
 def is_coded(name: str) -> bool:
     """Say whether a file's tensor of this name is entropy-coded."""
     return name.endswith(SUFFIX)
-
-
-def _is_worth_it(coded: NDArray[np.uint8], array: NDArray[Any]) -> bool:
-    return coded.nbytes + LEAST_SAVING < array.nbytes <= MAX_EXPANSION * coded.nbytes
 
 
 def _coded(array: NDArray[Any], codes: PackedCodes | None) -> NDArray[np.uint8]:

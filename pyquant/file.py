@@ -107,7 +107,8 @@ def dumps(model: ModelFile, *, fixed_length: bool = False) -> bytes:
     """Return the bytes of a `.pqmodel`; the same model gives the same bytes.
 
     Tensors are entropy-coded where that makes the file smaller. In a file that was made for a size only those of
-    weights at a rate are: codecs are chosen before codes are learnt, and of no others is it known then what they take.
+    weights at a rate and masks are: codecs are chosen before codes are learnt, and of no others is it known then what
+    they take.
 
     Args:
         model: what it is to hold.
@@ -154,10 +155,13 @@ def _metadata(model: ModelFile, *, entropy_coded: bool) -> dict[str, str]:
 
 
 def planned_tensors(network: Network) -> dict[str, int]:
-    """Return the tensors of weights at a rate, by name, with the bytes that each may take."""
+    """Return the tensors, by name, of which it is planned how many bytes they take at most when entropy-coded.
+
+    They are those of weights at a rate, and masks.
+    """
     planned: dict[str, int] = {}
     for _, weight in network.graph.weighted():
-        if not isinstance(weight.codec, DenseConfig) and weight.codec.rate:
+        if not isinstance(weight.codec, DenseConfig):
             sizes = weight.codec.planned_bytes(weight.shape)
             planned |= {weight.tensor(role): size for role, size in sizes.items()}
     return planned

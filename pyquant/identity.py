@@ -45,6 +45,7 @@ def identity(
         "batch norms": {name: _norm_digest(norm) for name, norm in norms.items()},
         "calibration": None if calibration is None else _contents(calibration),
         "method": settings.method,
+        "most bit operations": settings.max_bit_operations,
         **settings.recipe.to_json(),
         **asked,
         "samples": settings.samples,

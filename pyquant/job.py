@@ -15,12 +15,10 @@ from torch import nn
 
 import pyquant
 from pyquant import _core, console
-from pyquant.allocate import Candidates
 from pyquant.capture import capture, capture_detector, is_detector
 from pyquant.capture.isolate import undisturbed
 from pyquant.checkpoint import NOWHERE, Checkpoint, Records
 from pyquant.choose import Choice, dense_reasons
-from pyquant.codecs import CODEC_CONFIGS, DenseConfig, ProductConfig, codec_name
 from pyquant.console import Progress
 from pyquant.detector import DetectorPreprocessing, as_before, for_learning
 from pyquant.errors import ConfigError, InputError
@@ -35,7 +33,7 @@ from pyquant.learn.finetune import check_enough, finetuned
 from pyquant.learn.kept import KeptInputs
 from pyquant.learn.layer_training import layer_training
 from pyquant.learn.layerwise import Learnt, learn
-from pyquant.learn.methods import DEFAULT_METHOD, Method, coder_of, method_called
+from pyquant.learn.methods import method_called
 from pyquant.learn.saved import load_learnt, save_learnt
 from pyquant.learn.workers import Workers
 from pyquant.module_state import norms_of, with_learnt
@@ -54,12 +52,12 @@ from pyquant.report import Report
 from pyquant.selfcheck import check_against_decoded, check_against_module, check_detector
 from pyquant.settings import Settings, checked_shape
 from pyquant.storage import checked_before_use
+from pyquant.suitability import candidates_of, check_method, max_operations
 from pyquant.yardstick import Yardstick
 
 CHECKED_INPUTS = 4  # run by the self-check
 ALL = 2**31  # calibration inputs
 LEARNT, DONE = "learnt", "done"  # records: before fine-tuning, and after it
-USUAL_CODECS = ("product", "scalar")  # that a size target chooses from
 RANGES = "ranges"  # a record, the last one
 # The longest that fine-tuning writes about itself: what a size target leaves room for.
 FINETUNE_ENTRY = {"steps": 10**7, "learning_rates": [0.000123456789] * 3, "precision": "bfloat16", "pictures": 10**7}
@@ -76,6 +74,7 @@ class Job:
         progress: Progress,
         *,
         several: bool = False,
+        to_size: bool = False,
     ) -> None:
         """Capture the module, and check all there is to check before long work.
 
@@ -85,6 +84,7 @@ class Job:
             settings: all but the size.
             progress: called now and then.
             several: whether several files are to be made: calibration pictures are kept once they were decoded.
+            to_size: whether they are made for a size, and the preset does not count.
 
         Raises:
             ConfigError: the recipe does not fit the network, or an option is out of range.
@@ -126,7 +126,9 @@ class Job:
             self._lesson.graph.infer_shapes([(1, *self.inputs.shape)])
         check_classes(self.network.graph, settings.classes)
         choices = settings.recipe.choose(self.network.graph)
-        _check_method(choices, self._method, settings.method)
+        candidates = candidates_of(settings, self._method)
+        targeted = to_size or settings.max_bit_operations is not None
+        check_method(choices, self._method, settings.method, candidates.codecs if targeted else ())
         self._tuning_inputs = self.inputs
         if self._effort:
             if is_rereadable(calibration):
@@ -142,7 +144,8 @@ class Job:
             self.inputs,
             lesson=self._lesson,
             shape=self._learning_shape(),
-            candidates=_candidates(settings, self._method),
+            candidates=candidates,
+            max_operations=max_operations(self.network.graph, settings),
             makes_up=self._method.makes_up and self.inputs is not None,
             model_of=self._draft,
             seed=settings.seed,
@@ -176,6 +179,11 @@ class Job:
         inputs = self._tuning_inputs or self.inputs
         checkpoint.begin(identity(self.network, self._norms, inputs, settled, asked), circumstances())
         self._records = self._planner.records = checkpoint
+
+    @property
+    def bounds_operations(self) -> bool:
+        """Whether bit operations are bounded, so that there is a plan where no size is asked for."""
+        return self._settings.max_bit_operations is not None
 
     def possible_sizes(self) -> tuple[int, int]:
         """Return the bytes of the smallest and of the largest file that can be asked for."""
@@ -338,8 +346,12 @@ class Job:
         """Return the file that holds `network`, which is coded as `choices` say."""
         chosen: dict[str, Any] = self._settings.recipe.to_json() | {TARGET_BYTES: target_bytes}
         weighed = self.inputs is not None and self._method.weighs_inputs
-        # With a target, the preset has no say.
-        del chosen[TARGET_BYTES if target_bytes is None else "preset"]
+        if target_bytes is None:
+            del chosen[TARGET_BYTES]
+        if (most := self._settings.max_bit_operations) is not None:
+            chosen["max_bit_operations"] = most
+        if target_bytes is not None or most is not None:  # the preset has no say
+            del chosen["preset"]
         return ModelFile(
             network=network,
             preprocessing=self.preprocessing,
@@ -404,31 +416,3 @@ class Job:
             return self.inputs.load(0)[:CHECKED_INPUTS]
         rng = np.random.default_rng(self._settings.seed)
         return rng.standard_normal((CHECKED_INPUTS, *self._shape), dtype=np.float32)
-
-
-def _check_method(choices: Mapping[str, Choice], method: Method, name: str) -> None:
-    """Raise ConfigError where a method codes no layer, or one has a rate or additive codebooks that it cannot learn."""
-    coded = [(layer, choice.codec) for layer, choice in choices.items() if not isinstance(choice.codec, DenseConfig)]
-    if coded and name != DEFAULT_METHOD and not any(isinstance(codec, method.codec) for _, codec in coded):
-        raise ConfigError(
-            f"method '{name}' codes layers in the codec '{codec_name(method.codec)}', and there is none; give the "
-            f"preset '{method.preset}' or a rule, or leave the method out"
-        )
-    for layer, config in coded:
-        if config.rate and not coder_of(config, method).reaches_rates:
-            raise ConfigError(
-                f"layer '{layer}': codes of {config.rate:g} bits per weight; method '{name}' cannot aim at a rate, use "
-                f"'{DEFAULT_METHOD}'"
-            )
-        most = coder_of(config, method).max_codebooks
-        if isinstance(config, ProductConfig) and config.codebooks > most:
-            raise ConfigError(
-                f"layer '{layer}': {config.codebooks} additive codebooks; method '{name}' learns {most} at most"
-            )
-
-
-def _candidates(settings: Settings, method: Method) -> Candidates:
-    """Return what a size target chooses from: the codecs that are asked for, or the usual ones, or another method's."""
-    own = USUAL_CODECS if settings.method == DEFAULT_METHOD else (codec_name(method.codec),)
-    codecs = tuple(CODEC_CONFIGS[name] for name in settings.recipe.codecs or own)
-    return Candidates(codecs=codecs, max_codebooks=method.max_codebooks)

@@ -99,8 +99,9 @@ class Order:
                 "labelled pictures measure classifiers, and a permitted drop is one of their top-1; of a detector give "
                 "sizes with --target-size, and compare the files by `pyquant eval --annotations`"
             )
-        several = self.several or self.max_drop is not None
-        with self._checkpoint() as checkpoint, Job(module, calibration, settings, progress, several=several) as job:
+        searches = self.max_drop is not None
+        options = {"several": self.several or searches, "to_size": bool(self.sizes or self.ratios) or searches}
+        with self._checkpoint() as checkpoint, Job(module, calibration, settings, progress, **options) as job:
             if checkpoint is not None:
                 asked = {"target size": self.sizes, "target ratio": self.ratios, "permitted drop": self.max_drop}
                 job.keep(checkpoint, asked)
@@ -141,7 +142,7 @@ class Order:
         return Made(
             report=report,
             target_bytes=size,
-            predicted_error=None if size is None else job.plan(size).output_error,
+            plan=job.plan(size) if size is not None or job.bounds_operations else None,
             output_error=job.output_error(out) if self.several or self.page is not None else None,
             accuracy=None if labelled is None else labelled.compare(out),
             provenance=read_model(out).provenance,
@@ -219,7 +220,7 @@ class _Search:
             self._best = Made(
                 report=replace(report, file=os.fspath(self._out)),
                 target_bytes=size,
-                predicted_error=self._job.plan(size).output_error,
+                plan=self._job.plan(size),
                 output_error=self._job.output_error(path) if self._measure else None,
                 accuracy=accuracy,
                 provenance=read_model(path).provenance,

@@ -17,10 +17,15 @@ class Made:
 
     report: Report
     target_bytes: int | None  # None: the recipe decided
-    predicted_error: float | None  # relative squared error of the network's outputs; None where no size was asked for
-    output_error: float | None  # the same, measured on calibration inputs; None where it was not
+    plan: Plan | None  # by which codecs were chosen; None where the recipe decided
+    output_error: float | None  # relative, squared, of the network's outputs on calibration inputs; None: not measured
     accuracy: Comparison | None  # None without labelled pictures
     provenance: Mapping[str, Any]  # what the file says of its making
+
+    @property
+    def predicted_error(self) -> float | None:
+        """What the plan says of the relative squared error of the network's outputs."""
+        return None if self.plan is None else self.plan.output_error
 
     def to_json(self) -> dict[str, Any]:
         """Return the file's report as plain JSON values, with all that is known besides."""

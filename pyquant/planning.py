@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyquant.allocate import Candidates, allocate, candidate_blocks, drafted, possible_sizes, predicted_errors
+from pyquant.allocate import (
+    allocate,
+    check_operations,
+    drafted,
+    errors_by_codec,
+    possible_sizes,
+    predicted_errors,
+)
+from pyquant.candidates import Candidates, candidate_blocks
 from pyquant.checkpoint import NOWHERE, Records
 from pyquant.choose import Choice, Recipe
 from pyquant.codecs import DenseConfig
@@ -21,7 +29,7 @@ from pyquant.graph import Graph, Network
 from pyquant.learn.calibration import Calibration
 from pyquant.learn.workers import Workers
 from pyquant.rates import sharing, with_shared_rates
-from pyquant.report import LayerRow, dense_bytes, layer_rows
+from pyquant.report import LayerRow, bit_operations, dense_bytes, layer_rows
 from pyquant.sensitivity import Curve, affordable_inputs, curves_from_json, curves_to_json, made_up_for, measure_curves
 
 NOISE_INPUTS = 32  # inputs of noise that stand in for calibration inputs where there are none
@@ -37,10 +45,13 @@ class Plan:
     """What compressing with certain choices is to give."""
 
     choices: Mapping[str, Choice]  # by the weight's name
+    bit_operations: int  # for one input
     bytes: int  # of the file, of which only codes at a rate are entropy-coded, or some more than it will have
     dense_bytes: int
     layers: tuple[LayerRow, ...]
     errors: Mapping[str, float]  # relative squared error of the network's outputs, that each layer is to cause
+    # The same by codec, of the best that each could do in as many bytes; {} where the recipe alone decided.
+    errors_by_codec: Mapping[str, Mapping[str, float]]
 
     @property
     def output_error(self) -> float:
@@ -58,10 +69,12 @@ class Plan:
         for row in rows:
             del row["relative_output_error"]
             row["predicted_error"] = self.errors.get(row["name"], 0.0)
+            row["predicted_error_by_codec"] = dict(self.errors_by_codec.get(row["name"], {}))
         return {
             "bytes": self.bytes,
             "dense_bytes": self.dense_bytes,
             "ratio": self.ratio,
+            "bit_operations": self.bit_operations,
             "predicted_output_error": self.output_error,
             "layers": rows,
         }
@@ -79,6 +92,7 @@ class Planner:
         lesson: Network,
         shape: tuple[int, int, int],
         candidates: Candidates,
+        max_operations: int | None,
         makes_up: bool,
         model_of: ModelOf,
         seed: int,
@@ -88,15 +102,19 @@ class Planner:
 
         Args:
             network: dense.
-            recipe: of which only the rules count where a size is given.
+            recipe: of which only the rules count where a target is given.
             inputs: sensitivities are measured on some of them; None: on noise.
             lesson: on which sensitivities are measured: `network`, or a detector that finds less.
             shape: of the noise, `C, H, W`.
-            candidates: what a size target chooses from.
+            candidates: what a target chooses from.
+            max_operations: the most bit operations for one input; None: any number.
             makes_up: whether codes are to make up for each other's errors.
             model_of: makes the file to be written.
             seed: of every random choice.
             progress: called while they are measured.
+
+        Raises:
+            ConfigError: so few bit operations are not possible.
         """
         self._network = network
         self._recipe = recipe
@@ -104,6 +122,7 @@ class Planner:
         self._lesson = lesson
         self._shape = shape
         self._candidates = candidates
+        self._max_operations = max_operations
         self._makes_up = makes_up
         self._model_of = model_of
         self._seed = seed
@@ -111,6 +130,8 @@ class Planner:
         self.records: Records = NOWHERE  # where sensitivities are saved
         self._curves: dict[tuple[str, Block], Curve] = {}
         self._plans: dict[int | None, Plan] = {}  # by target
+        if max_operations is not None:
+            check_operations(network, recipe, candidates, max_operations)
 
     def possible_sizes(self) -> tuple[int, int]:
         """Return the bytes of the smallest and of the largest file that a size target can give; nothing is measured."""
@@ -118,23 +139,29 @@ class Planner:
         return possible_sizes(self._network, self._recipe, self._candidates, partial(self._size, target_bytes=largest))
 
     def plan(self, target_bytes: int | None, workers: Workers) -> Plan:
-        """Return the plan that the recipe gives, or the one with the least output error whose file has `target_bytes`.
+        """Return the plan that the recipe gives, or the one with the least output error that keeps to its targets.
 
         Raises:
-            ConfigError: the recipe does not fit the network, or no such file is possible.
+            ConfigError: the recipe does not fit the network, or no such plan is possible.
         """
         if target_bytes not in self._plans:
             self._plans[target_bytes] = self._made(target_bytes, workers)
         return self._plans[target_bytes]
 
     def choices(self, workers: Workers) -> dict[str, Choice]:
-        """Return what the recipe chooses, by the weight's name; rates that layers share are shared out."""
+        """Return what the recipe chooses, by the weight's name; rates that layers share are shared out.
+
+        Where bit operations are bounded, it is the plan's choices.
+        """
+        if self._max_operations is not None:
+            return dict(self.plan(None, workers).choices)
         choices = self._recipe.choose(self._network.graph)
         blocks = {name: (config.block,) for config, names in sharing(choices) for name in names}
         return with_shared_rates(choices, self._network.graph, self._measured(blocks, workers)) if blocks else choices
 
     def _made(self, target_bytes: int | None, workers: Workers) -> Plan:
-        if target_bytes is None:
+        by_codec: dict[str, dict[str, float]] = {}
+        if target_bytes is None and self._max_operations is None:
             choices = self.choices(workers)
             configs = {name: choice.codec for name, choice in choices.items()}
             curves = self._measured(
@@ -150,7 +177,9 @@ class Planner:
                 target_bytes=target_bytes,
                 candidates=self._candidates,
                 size_of=size_of,
+                max_operations=self._max_operations,
             )
+            by_codec = errors_by_codec(self._network, self._recipe, curves, self._candidates, choices)
         model = self._draft(choices, target_bytes)
         sizes = {name: tensor.nbytes for name, tensor in model.network.tensors.items()} | planned_tensors(model.network)
         by_weight = predicted_errors(choices, curves)
@@ -158,10 +187,12 @@ class Planner:
         first = {weight.name: node.name for node, weight in reversed(list(self._network.graph.weighted()))}
         return Plan(
             choices=choices,
+            bit_operations=bit_operations(model.network.graph),
             bytes=planned_bytes(model),
             dense_bytes=dense_bytes(self._network.graph),
             layers=tuple(layer_rows(model, sizes)),
             errors={first[name]: error for name, error in by_weight.items()},
+            errors_by_codec={first[name]: errors for name, errors in by_codec.items()},
         )
 
     def _measured(self, blocks: Mapping[str, Sequence[Block]], workers: Workers) -> dict[tuple[str, Block], Curve]:

@@ -24,6 +24,7 @@ class LayerRow:
     name: str
     op: str
     status: Literal["compressed", "dense"]
+    codec: str
     reason: str | None  # why it is dense
     block: tuple[int, int, int] | None  # channels, kernel rows, kernel columns
     centroids: int | None  # of one codebook
@@ -112,6 +113,7 @@ def layer_rows(model: ModelFile, tensor_bytes: Mapping[str, int] | None = None) 
                 name=node.name,
                 op=node.op,
                 status="dense" if dense else "compressed",
+                codec=weight.codec_name,
                 reason=reasons.get(node.name, "kept dense") if dense else None,
                 block=config.block if config else None,
                 centroids=config.centroids if config else None,
@@ -150,8 +152,18 @@ def bit_operations(graph: Graph, activation_bits: int = FLOAT_BITS) -> int:
     A product-coded weight counts log2(K) * M / d bits, a scalar one those of its code or its rate, a sparse one those
     of its code times the share that is kept, a dense one 32: bits of information, not of storage.
     """
+    macs = weight_macs(graph)
+    codecs = {weight.name: weight.codec for _, weight in graph.weighted()}
+    return round(sum(macs[name] * codec.weight_bits * activation_bits for name, codec in codecs.items()))
+
+
+def weight_macs(graph: Graph) -> dict[str, int]:
+    """Return the multiply-accumulates of all layers with a weight, by its name, at the default shape and batch 1."""
     macs = graph.macs()
-    return round(sum(macs[node.name] * weight.codec.weight_bits * activation_bits for node, weight in graph.weighted()))
+    result: dict[str, int] = {}
+    for node, weight in graph.weighted():
+        result[weight.name] = result.get(weight.name, 0) + macs[node.name]
+    return result
 
 
 def inspect_json(path: AnyPath) -> dict[str, Any]:

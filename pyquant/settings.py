@@ -25,6 +25,8 @@ class Settings:
     samples: int = 1024  # calibration inputs at most
     seed: int = 0
     threads: int | None = None  # None: as many as the process may use
+    # The most bit operations for one input, or below 1 the share of those of the network in fp32; None: any number.
+    max_bit_operations: float | None = None
     finetune_steps: int | None = None
     finetune_minutes: float | None = None
     device: str = "cpu"  # of fine-tuning
@@ -39,6 +41,10 @@ class Settings:
         ):
             if not isinstance(value, int) or not low <= value <= high:
                 raise ConfigError(f"{name} must be a whole number from {low} to {high}, got {value!r}")
+        if self.max_bit_operations is not None and not 0 < self.max_bit_operations < float("inf"):
+            raise ConfigError(
+                f"max_bit_operations must be a positive number, or a share below 1, got {self.max_bit_operations!r}"
+            )
         if self.input_shape is not None:
             checked_shape(self.input_shape)
 

@@ -23,7 +23,7 @@ from pyquant.cli import COMMANDS, commands, main
 torch = pytest.importorskip("torch", reason="compressing needs PyTorch")
 
 LAYER_KEYS = {
-    "name", "op", "status", "reason", "block", "centroids", "codebooks", "levels", "kept", "setting", "rate",
+    "name", "op", "status", "codec", "reason", "block", "centroids", "codebooks", "levels", "kept", "setting", "rate",
     "bits_per_weight", "bytes", "relative_output_error",
 }  # fmt: skip
 REPORT_KEYS = {"file", "bytes", "dense_bytes", "ratio", "bit_operations", "layers", "self_check"}

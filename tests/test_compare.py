@@ -36,7 +36,17 @@ def test_every_kind_of_cell_runs_and_runs_once(tmp_path: Path, monkeypatch: pyte
     import compare as script
     from cells import COMPARED, SMOKE
 
-    patterns = ["curve", "grids", "*abgd*", "*on weights*", "*annealed*", "*error feedback*", "*int8 codebooks*"]
+    patterns = [
+        "curve",
+        "grids",
+        "pruning",
+        "*exactobs*",
+        "*abgd*",
+        "*on weights*",
+        "*annealed*",
+        "*error feedback*",
+        "*int8 codebooks*",
+    ]
     only = [argument for pattern in patterns for argument in ("--only", pattern)]
     text = compare(tmp_path, *only).stdout
     kept = json.loads((tmp_path / "compare.json").read_text())["cells"]
@@ -48,6 +58,9 @@ def test_every_kind_of_cell_runs_and_runs_once(tmp_path: Path, monkeypatch: pyte
     dense, int8, int4 = (kept[f"digits / {name}"] for name in ("dense", "int8", "int4"))
     assert dense["top1"] - int8["top1"] <= 5
     assert dense["bytes"] > int8["bytes"] > int4["bytes"]
+    largest, removed = (kept[f"digits / {name} / rule:sparse:0.25"] for name in ("largest weights", "exactobs"))
+    assert removed["divergence"] < largest["divergence"]
+    assert f"| sparse:0.25 | {largest['top1']:.2f}" in text
     int4_learnt, at_a_rate = (kept[f"digits / obq / {size}"] for size in ("preset:int4", "rate:1.5"))
     assert int4["bytes"] > int4_learnt["bytes"] > at_a_rate["bytes"]
     for name in ("k-means annealed", "error feedback", "int8 codebooks"):
@@ -63,15 +76,16 @@ def test_every_kind_of_cell_runs_and_runs_once(tmp_path: Path, monkeypatch: pyte
 
 
 def test_every_ingredient_is_a_piece_of_the_product_and_over_a_row() -> None:
-    from ingredients import INGREDIENTS, PIECES
+    from ingredients import INGREDIENTS, PIECES, PRUNERS
 
-    assert {piece for ingredient in INGREDIENTS.values() for piece in ingredient.without} == set(PIECES)
+    assert {piece for ingredient in (INGREDIENTS | PRUNERS).values() for piece in ingredient.without} == set(PIECES)
     for module, name, _ in PIECES.values():
         assert hasattr(module, name)
-    first, *others = INGREDIENTS.values()
-    assert not first.over
-    assert {ingredient.over for ingredient in others} <= set(INGREDIENTS)
-    for row, ingredient in INGREDIENTS.items():
+    for table in (INGREDIENTS, PRUNERS):
+        first, *others = table.values()
+        assert not first.over
+        assert {ingredient.over for ingredient in others} <= set(table)
+    for row, ingredient in (INGREDIENTS | PRUNERS).items():
         with ingredient.known(row):
             assert row in METHODS
     assert list(METHODS) == ["gram", "abgd", "pqf", "obq", "exactobs"]

@@ -12,6 +12,7 @@ from conftest import SIDE
 torch = pytest.importorskip("torch", reason="learning needs torch")
 
 import tiny_networks  # noqa: E402
+from test_learn_grids import gaussian, signal_to_noise  # noqa: E402
 from test_learn_methods import LAYERS, error_of, inputs_of, layer_of  # noqa: E402
 
 import pyquant  # noqa: E402
@@ -224,6 +225,12 @@ def test_without_inputs_the_largest_are_kept(rng: np.random.Generator, workers: 
     kept = largest(torch.from_numpy(layer.weight).reshape(1, 24, -1), layer.config, weight.size // 2).numpy()
     np.testing.assert_array_equal(weight.reshape(1, 24, -1) != 0, kept)
     np.testing.assert_allclose(weight.reshape(1, 24, -1)[kept], layer.weight.reshape(1, 24, -1)[kept], atol=0.02)
+
+
+def test_gaussian_weights(workers: Workers) -> None:
+    """Dropping three quarters leaves 5.6 dB (Kuzmin et al., "Pruning vs Quantization", NeurIPS 2023)."""
+    layer = replace(gaussian(8, outputs=256), config=SparseConfig(kept=0.25))
+    assert signal_to_noise(layer, solved(layer, None, workers)) == pytest.approx(5.6, abs=0.2)
 
 
 def test_neighbours_are_channels(rng: np.random.Generator, workers: Workers) -> None:

@@ -14,6 +14,7 @@ from pyquant.accuracy import Comparison
 from pyquant.errors import InputError, MissingDependencyError
 from pyquant.file import write_model
 from pyquant.outcome import Made, Outcome, Tried
+from pyquant.planning import Plan
 from pyquant.report import Report
 from pyquant.report_page import check_page, render_page, write_page
 
@@ -22,6 +23,17 @@ pytest.importorskip("matplotlib", reason="the page's figures need matplotlib")
 HOSTILE = '</td><script src="https://example.org/x.js">alert(1)</script>$\\frac{a}{b}$\x01'
 ACCURACY = Comparison(
     pictures=5000, top1_before=48.46, top1_after=47.1, top5_before=73.0, top5_after=72.5, standard_error=0.31
+)
+
+
+PLAN = Plan(
+    choices={},
+    bit_operations=10**9,
+    bytes=11_900,
+    dense_bytes=100_000,
+    layers=(),
+    errors={"conv": 0.031},
+    errors_by_codec={"spatial": {"scalar": 0.25, "product": 0.0125, "sparse": 0.5}, "fc": {"dense": 0.0}},
 )
 
 
@@ -59,7 +71,7 @@ def made(tmp_path: Path) -> Made:
     return Made(
         report=Report.of(path, golden_model(), max_relative_error=1e-6),
         target_bytes=12_000,
-        predicted_error=0.031,
+        plan=PLAN,
         output_error=0.042,
         accuracy=ACCURACY,
         provenance={"method": "gram", "samples": 1024, "rules": ["fc=dense"], "finetune": {"steps": 120}},
@@ -73,6 +85,15 @@ def test_one_file(made: Made) -> None:
         assert said in page.text, said
     assert all(layer.name in page.text for layer in made.report.layers)
     assert len(page.figures()) == 1
+
+
+def test_why_a_layer_has_its_codec(made: Made) -> None:
+    """What the chosen codec is to cause comes first, then the others by what they would."""
+    page = Page(render_page(Outcome(files=(made,))))
+    assert "product 1.25 %; scalar 25 %; sparse 50 %" in page.text
+    assert "dense 0" not in page.text
+    by_recipe = Page(render_page(Outcome(files=(replace(made, plan=None),))))
+    assert "Why" not in by_recipe.text
 
 
 def test_grids_are_told_from_codebooks(made: Made, tmp_path: Path) -> None:
@@ -144,7 +165,7 @@ def test_what_is_unknown_is_left_out(made: Made) -> None:
     bare = replace(
         made,
         report=replace(made.report, layers=tuple(layers)),
-        predicted_error=None,
+        plan=None,
         output_error=None,
         accuracy=None,
         provenance={},

@@ -17,7 +17,10 @@ from test_scalar import CONVOLUTIONS
 from pyquant.cli.show import show_inspection
 from pyquant.codecs import DenseConfig, SparseConfig, scalar, sparse
 from pyquant.codecs.packing import unpack_codes
+from pyquant.codecs.sparse import MASK_TABLE_BYTES
 from pyquant.container import pack, unpack
+from pyquant.declared import PackedCodes
+from pyquant.entropy import stored_bytes
 from pyquant.errors import ConfigError, FormatError, InputError
 from pyquant.file import ModelFile, dumps, loads, write_model
 from pyquant.graph import Node
@@ -58,7 +61,35 @@ def test_a_weight_is_kept_or_zero(config: SparseConfig, shape: tuple[int, ...], 
     assert int(kept.sum()) == config.kept_weights(shape)
     sizes = {role: tensor.nbytes for role, tensor in tensors.items()}
     assert sum(sizes.values()) == config.coded_bytes(shape)
-    assert {role: sizes[role] for role in ("mask", "codes")} == config.planned_bytes(shape)
+    assert {role: sizes[role] for role in ("mask", "codes")} == config.packed_bytes(shape)
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize(
+    "config",
+    [
+        *(SparseConfig(kept=kept) for kept in (0.01, 0.05, 0.12, 0.25, 0.4, 0.5, 0.6, 0.8, 0.95, 0.999)),
+        *(SparseConfig(kept=kept, run=4) for kept in (0.08, 0.35)),
+        *(SparseConfig(kept=count / of, of=of) for count, of in ((2, 4), (1, 4), (4, 8), (1, 16))),
+    ],
+)
+@pytest.mark.parametrize("shape", [(16, 16), (64, 64, 3, 3), (512, 1024), (256, 256, 3, 3)])
+def test_a_coded_mask_takes_no_more_than_is_planned(
+    shape: tuple[int, ...], config: SparseConfig, together: bool, rng: np.random.Generator
+) -> None:
+    """Random masks are the worst; where kept weights are near each other they take less."""
+    kept = random_mask(rng, shape, config)
+    if together:  # outputs that keep much come first
+        kept = kept[np.argsort(-kept.sum(axis=1), kind="stable")]
+    none = np.zeros(shape[0])
+    tensors = sparse.tensors_of(kept, np.zeros(kept.shape, np.uint8), none, none, config, shape)
+    mask = tensors["mask"]
+    units = PackedCodes(bits=config.mask_bits, models=1, count=kept.size // config.unit)
+    planned = config.planned_bytes(shape).get("mask", mask.nbytes)
+    taken = stored_bytes(mask, units)
+    assert taken <= planned <= mask.nbytes
+    if planned < mask.nbytes and not together:
+        assert planned < 1.05 * taken + MASK_TABLE_BYTES
 
 
 @settings(max_examples=30)

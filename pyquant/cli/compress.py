@@ -53,8 +53,12 @@ from pyquant.cli.show import show_outcome
               "each, in one run.")  # fmt: skip
 @click.option("--target-ratio", "target_ratios", type=click.FloatRange(min=0, min_open=True), multiple=True,
               metavar="R", help="The same, as how many times smaller than the network in fp32.")  # fmt: skip
+@click.option("--max-bops", "max_operations", type=options.operations, metavar="N|P%",
+              help="The most bit operations for one input, such as 20G, or a share of those of the network in fp32, "
+              "such as 5%: multiply-accumulates times the bits of a weight times 32. Codecs are chosen as for a size; "
+              "there may be one too.")  # fmt: skip
 @click.option("--codec", "codecs", multiple=True, metavar="product|scalar|sparse",
-              help="What a size target chooses from, for each layer. May be repeated [default: product and scalar, or "
+              help="What a target chooses from, for each layer. May be repeated [default: product and scalar, or "
               "the one of another --method than gram].")  # fmt: skip
 @click.option("--max-drop", type=click.FloatRange(min=0, max=100), metavar="POINTS",
               help="The smallest file whose top-1 on --labelled falls by no more points than this: sizes are tried, at "
@@ -96,6 +100,7 @@ def command(
     rules: tuple[str, ...],
     target_sizes: tuple[int, ...],
     target_ratios: tuple[float, ...],
+    max_operations: float | None,
     codecs: tuple[str, ...],
     max_drop: float | None,
     labelled: Path | None,
@@ -155,6 +160,7 @@ def command(
         samples=samples,
         seed=seed,
         threads=threads,
+        max_bit_operations=max_operations,
         finetune_steps=finetune_steps,
         finetune_minutes=finetune_minutes,
         device=device,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,7 +17,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Number = TypeVar("Number", int, float)
 
 PATH = click.Path(path_type=Path)
-BYTE_UNITS = {"B": 1, "kB": 1000, "MB": 1000**2, "KiB": 1 << 10, "MiB": 1 << 20}
+BYTE_UNITS = {"": 1, "B": 1, "kB": 1000, "MB": 1000**2, "KiB": 1 << 10, "MiB": 1 << 20}
+OPERATION_UNITS = {"": 1.0, "%": 0.01, "M": 1e6, "G": 1e9, "T": 1e12}
 
 
 def three_sizes(text: str) -> tuple[int, int, int]:
@@ -45,13 +46,31 @@ def short_side(text: str) -> int | str:
 
 def byte_size(text: str) -> int:
     """Read a size such as 1.5MiB, 963kB or 1516000, in bytes, rounded down."""
-    number = text.rstrip("BMKik")
-    unit = text[len(number) :] or "B"
-    digits = number.strip().replace(".", "", 1)
-    if unit not in BYTE_UNITS or not (digits.isascii() and digits.isdecimal()) or float(number) * BYTE_UNITS[unit] < 1:
-        units = ", ".join(BYTE_UNITS)
+    size = _with_unit(text, BYTE_UNITS)
+    if size is None or size < 1:
+        units = ", ".join(filter(None, BYTE_UNITS))
         raise click.BadParameter(f"expected a number and a unit among {units}, such as 1.5MiB, got '{text}'")
-    return int(float(number) * BYTE_UNITS[unit])
+    return int(size)
+
+
+def operations(text: str) -> float:
+    """Read a number of bit operations such as 20G, or a share such as 5%, which is returned as a number below 1."""
+    number = _with_unit(text, OPERATION_UNITS)
+    if number is None or number <= 0 or (number >= 1) == text.endswith("%"):
+        raise click.BadParameter(
+            f"expected a number of bit operations such as 20G, or a share such as 5%, got '{text}'"
+        )
+    return number
+
+
+def _with_unit(text: str, units: Mapping[str, float]) -> float | None:
+    """Return the number that a text gives in one of these units; None where it gives none."""
+    number = text.rstrip("".join(units))
+    unit = text[len(number) :]
+    digits = number.strip().replace(".", "", 1)
+    if unit not in units or not (digits.isascii() and digits.isdecimal()):
+        return None
+    return float(number) * units[unit]
 
 
 def _numbers(text: str, kind: Callable[[str], Number]) -> list[Number]:

@@ -49,7 +49,8 @@ def show_plan(plan: Mapping[str, Any], as_json: bool) -> None:
     print(
         f"predicted: at most {console.bytes_text(plan['bytes'])} ({plan['bytes']:,} bytes), dense "
         f"{console.bytes_text(plan['dense_bytes'])}, {plan['ratio']:.1f} times smaller; "
-        f"relative squared error of the outputs {plan['predicted_output_error']:.3f}"
+        f"relative squared error of the outputs {plan['predicted_output_error']:.3f}; "
+        f"{plan['bit_operations']:.3g} bit operations per input"
     )
 
 

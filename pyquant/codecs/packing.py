@@ -10,6 +10,10 @@ from numpy.typing import NDArray
 
 from pyquant.errors import InputError
 
+LEAST_SAVING = 16  # bytes that entropy coding must save: a suffix and longer numbers of the header take up some
+# A few bytes of a stream may stand for any number of equal symbols: this bounds what a file can make of its bytes.
+MAX_EXPANSION = 256
+
 
 def pack_codes(codes: NDArray[np.integer], bits: int) -> NDArray[np.uint8]:
     """Pack integers below 2**bits into bytes, least significant bit first; the last byte is filled with zero bits.
@@ -55,6 +59,11 @@ def unpack_codes(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np
             joined |= eights[:, byte].astype(np.uint32) << np.uint32(8 * (byte - first))
         codes[:, i] = (joined >> np.uint32(shift)) & mask
     return codes.reshape(-1)[:count]
+
+
+def is_worth_coding(coded: int, packed: int) -> bool:
+    """Say whether a file stores a tensor of `packed` bytes entropy-coded, when it then takes `coded` bytes."""
+    return coded + LEAST_SAVING < packed <= MAX_EXPANSION * coded
 
 
 def packed_bytes(count: int, bits: int) -> int:

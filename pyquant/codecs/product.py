@@ -99,8 +99,8 @@ class ProductConfig:
         return codes + CODEBOOK_BYTES[self.codebook_dtype] * self.codebooks * self.centroids * self.dim
 
     def planned_bytes(self, weight_shape: tuple[int, ...]) -> dict[str, int]:
-        """Return the most bytes that the codes of a weight at a rate take, by role."""
-        return {"codes": int(self.rate * prod(weight_shape) / 8)}
+        """Return the most bytes that the codes of a weight take when entropy-coded, by role; {} without a rate."""
+        return {"codes": int(self.rate * prod(weight_shape) / 8)} if self.rate else {}
 
     def codes(self, tensors: Mapping[str, NDArray[Any]], weight_shape: tuple[int, ...]) -> NDArray[np.uint16]:
         """Return the codes `[M, O, J]` that tensors, by role, hold."""

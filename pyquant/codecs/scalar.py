@@ -77,7 +77,12 @@ class ScalarConfig:
         return packed_bytes(prod(weight_shape), self.bits) + OUTPUT_BYTES * weight_shape[0]
 
     def planned_bytes(self, weight_shape: tuple[int, ...]) -> dict[str, int]:
-        """Return the most bytes that the tensors of a weight at a rate take, by role; together, not one by one."""
+        """Return the most bytes that the tensors of a weight take when entropy-coded, by role; {} without a rate.
+
+        They keep to it together, not one by one.
+        """
+        if not self.rate:
+            return {}
         outputs = {role: size * weight_shape[0] for role, size in CODED_BYTES.items()}
         return {"codes": int(self.rate * prod(weight_shape) / 8), **outputs}
 

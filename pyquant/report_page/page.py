@@ -24,6 +24,7 @@ SETTINGS = {  # what a file says of its making, in words
     "samples": "Calibration inputs",
     "preset": "Preset",
     "target_bytes": "Size asked for, bytes",
+    "max_bit_operations": "Bit operations asked for, at most",
     "rules": "Rules",
     "finetune": "Fine-tuning",
     "seed": "Seed",
@@ -282,7 +283,7 @@ def _layers(made: Made, *, is_open: bool) -> str:
         _figure(layers_figure(layers), alt, min(960, 260 + 15 * len(layers))) if layers else "",
         _left_dense(layers),
         "<h3>Every layer</h3>",
-        _layer_table(layers, total),
+        _layer_table(made, total),
     ]
     heading = f"Layers of {name}"
     if is_open:
@@ -305,7 +306,9 @@ def _left_dense(layers: Sequence[LayerRow]) -> str:
     return f"<h3>Left dense, and why</h3><ul>{items}</ul>"
 
 
-def _layer_table(layers: Sequence[LayerRow], total: int) -> str:
+def _layer_table(made: Made, total: int) -> str:
+    layers = made.report.layers
+    by_codec = {} if made.plan is None else made.plan.errors_by_codec
     most_error = max((layer.relative_output_error or 0.0 for layer in layers), default=0.0) or 1.0
     most_bytes = max((layer.bytes for layer in layers), default=0) or 1
     with_errors = any(layer.relative_output_error is not None for layer in layers)
@@ -330,18 +333,32 @@ def _layer_table(layers: Sequence[LayerRow], total: int) -> str:
             cells.append(_bar(_percent(error), 0.0 if error is None else error / most_error))
         cells.append(_bar(f"{100 * layer.bytes / total:.1f} %", layer.bytes / most_bytes))
         cells.append(f'<td class="number">{layer.bytes:,}</td>')
+        if by_codec:
+            cells.append(f"<td>{_why(layer, by_codec.get(layer.name, {}))}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
     titles = ["layer", "operation", "coding", "bits per weight>", *(["output error"] if with_errors else []),
-              "share of the bytes", "bytes>"]  # fmt: skip
+              "share of the bytes", "bytes>", *(["why"] if by_codec else [])]  # fmt: skip
     caption = (
         "In the order in which they run. Coding: the weights of a block (channels x rows x columns), and how many "
-        "centroids a block is chosen from, or the sum of several; or the levels of each output's grid. For a given "
-        "size, each layer has the coding from which the least error of the outputs was predicted for its bytes: "
-        "few bits per weight go further with codebooks, more bits with grids. Bytes count codes, codebooks, grids, "
-        "scales and biases."
+        "centroids a block is chosen from, or the sum of several; or the levels of each output's grid. Bytes count "
+        "codes, codebooks, grids, scales and biases."
     )
+    if by_codec:
+        caption += (
+            " Why: the error of the network's outputs that was predicted of the codec, and what the others would cause "
+            "at best in no more bytes."
+        )
     table = _scroll(f'<table class="wide">{_head(titles)}<tbody>{"".join(rows)}</tbody></table>', "Every layer")
     return f'<p class="soft">{caption}</p>{table}'
+
+
+def _why(layer: LayerRow, errors: Mapping[str, float]) -> str:
+    """Return why a layer has its codec, as HTML: the error predicted with it, and with each of the others."""
+    if layer.codec not in errors or len(errors) == 1:
+        return ""
+    others = sorted((name for name in errors if name != layer.codec), key=errors.__getitem__)
+    text = "; ".join(f"{name} {_percent(errors[name])}" for name in others)
+    return f"<strong>{layer.codec} {_percent(errors[layer.codec])}</strong>; {escape(text)}"
 
 
 def _bar(text: str, share: float) -> str:
