@@ -46,7 +46,7 @@ class Plan:
 
     choices: Mapping[str, Choice]  # by the weight's name
     bit_operations: int  # for one input
-    bytes: int  # of the file, of which only codes at a rate are entropy-coded, or some more than it will have
+    bytes: int  # of the file, or some more than it will have: codes at a rate and masks alone count entropy-coded
     dense_bytes: int
     layers: tuple[LayerRow, ...]
     errors: Mapping[str, float]  # relative squared error of the network's outputs, that each layer is to cause

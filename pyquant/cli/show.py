@@ -31,7 +31,7 @@ def show_report(report: Mapping[str, Any], as_json: bool) -> None:
     _show_layers(report["layers"])
     print(
         f"{report['file']}: {console.bytes_text(report['bytes'])}, dense {console.bytes_text(report['dense_bytes'])}, "
-        f"{report['ratio']:.1f} times smaller"
+        f"{report['ratio']:.1f} times smaller; {report['bit_operations']:.3g} bit operations per input"
     )
     print(f"self-check passed: at most {report['self_check']['max_relative_error']:.1e} of the largest output apart")
     if "output_error" in report:
