@@ -32,7 +32,7 @@ from pyquant.compression import compress, plan  # noqa: E402
 from pyquant.graph import Network  # noqa: E402
 from pyquant.learn.workers import Workers  # noqa: E402
 from pyquant.planning import LONGEST_ERROR  # noqa: E402
-from pyquant.sensitivity import Curve, Curves, measure_curves  # noqa: E402
+from pyquant.sensitivity import Curve, Curves, made_up_for, measure_curves  # noqa: E402
 
 SHAPE = (3, SIDE, SIDE)
 
@@ -260,6 +260,13 @@ def test_of_sparse_weights_what_is_dropped_is_predicted(measured: tuple[Network,
         )  # its numbers are uniform
     coarse, fine = (curve.weight_error(SparseConfig(kept=0.5, bits=bits)) for bits in (2, 4))
     assert fine < coarse
+
+
+def test_what_is_kept_makes_up_for_half_of_what_is_dropped(measured: tuple[Network, Curves]) -> None:
+    curve = made_up_for(measured[1])["block.conv1", (1, 1, 1)]
+    for kept, least, most in ((0.001, 0.9, 1.0), (0.05, 0.5, 1.0), (0.5, 0.5, 0.7), (0.9, 0.45, 0.6)):
+        config = SparseConfig(kept=kept)
+        assert least < curve.error(config) / (curve.factor * curve.weight_error(config)) < most
 
 
 def test_drafts_of_sparse_weights_have_their_size() -> None:
