@@ -45,7 +45,7 @@ RESOLUTION = 16384  # steps between the smallest file and the target that the dy
 MAX_ROUNDS = 20  # of correcting for the header, whose length depends on what is chosen
 # Of bit operations: how many are tried, and how they grow until one is high enough; then how close they come.
 MAX_PRICES, DEARER, CLOSE_PRICES = 40, 4.0, 1.05
-LEFT_DENSE = "the target leaves room for it"
+LEFT_DENSE = "the target has room for it in fp32"
 
 FileSize = Callable[[Mapping[str, Choice]], int]  # the bytes of the file that these choices give
 

