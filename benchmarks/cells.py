@@ -10,7 +10,7 @@ have them. Cells that several parts share are run once.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ingredients import INGREDIENTS, PRUNERS
@@ -65,7 +65,8 @@ class Goal:
 class Row:
     """A size at which methods are compared, with and without training.
 
-    The published methods get their own presets and our allocation; the better one without training is trained.
+    The published methods get their own presets and our allocation; the better one without training is trained, and so
+    are those with presets, the published methods as they are.
     """
 
     subject: str
@@ -75,13 +76,17 @@ class Row:
 
     def untrained(self, method: str) -> list[Cell]:
         """Return the cells without training, of which the best counts."""
-        presets = () if method == OURS else self.presets
-        sizes = [self.size, *(f"preset:{preset}" for preset in presets)]
-        return [Cell(subject=self.subject, method=method, size=size) for size in sizes]
+        presets = [replace(cell, trained=False) for cell in self.trained_presets(method)]
+        return [Cell(subject=self.subject, method=method, size=self.size), *presets]
 
     def trained(self, method: str) -> Cell:
         """Return the cell with training."""
         return Cell(subject=self.subject, method=method, size=self.size, trained=True)
+
+    def trained_presets(self, method: str) -> list[Cell]:
+        """Return the cells of a published method with its own presets, with training."""
+        presets = () if method == OURS else self.presets
+        return [Cell(subject=self.subject, method=method, size=f"preset:{name}", trained=True) for name in presets]
 
     def best_untrained(self, method: str, results: Results) -> tuple[Cell, Result] | None:
         """Return the cell with the most right answers of those that are small enough; None if one is not measured."""
@@ -104,6 +109,7 @@ class Row:
             yield from self.untrained(method)
         for method in COMPARED:
             yield self.trained(method)
+            yield from self.trained_presets(method)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

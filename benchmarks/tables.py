@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
+from itertools import chain
 from math import sqrt
 
 import numpy as np
@@ -67,15 +68,22 @@ def _row_table(row: Row, results: Results) -> list[str]:
             if (result := results.get(cell.key)) is not None:
                 most = row.goal.most_below if row.goal and method == OURS else None
                 lines.append(_line(f"{method}, {size_text(cell.size)}", "no", result, dense, most))
-    for method, result in trained.items():
-        if result is not None:
+    as_published = {
+        method: [results[cell.key] for cell in row.trained_presets(method) if cell.key in results]
+        for method in COMPARED
+    }
+    for method in COMPARED:
+        for result in filter(None, [trained[method], *as_published[method]]):
             most = row.goal.most_below_trained if row.goal and method == OURS else None
             lines.append(_line(f"{method}, {size_text(result['variant'])}", _training(result), result, dense, most))
-    for name, found in (("without training", untrained), ("with training", trained)):
-        others = [result for method, result in found.items() if method != OURS and result is not None]
-        if others and (ours := found[OURS]) is not None:
-            least = row.goal.least_above_others_trained if row.goal and found is trained else None
-            lines.append(_margin_line(name, ours, max(others, key=lambda result: result["top1"]), dense, least))
+    least = row.goal.least_above_others_trained if row.goal else None
+    for name, ours, others, promised in (
+        ("without training", untrained[OURS], [untrained[method] for method in COMPARED if method != OURS], None),
+        ("with training", trained[OURS], [trained[method] for method in COMPARED if method != OURS], least),
+        ("with training, as published", trained[OURS], list(chain(*as_published.values())), least),
+    ):
+        if ours is not None and (found := list(filter(None, others))):
+            lines.append(_margin_line(name, ours, max(found, key=lambda result: result["top1"]), dense, promised))
     return lines
 
 
