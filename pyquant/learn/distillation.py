@@ -26,8 +26,13 @@ def relative_error(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     return torch.as_tensor(error) / torch.as_tensor(signal).clamp_min(1e-12)
 
 
+def are_logits(output: Tensor) -> bool:
+    """Say whether an output counts as the logits of classes."""
+    return output.dim() == 2 and output.shape[1] > 1
+
+
 def _distance(output: Tensor, target: Tensor) -> Tensor:
-    if output.dim() == 2 and output.shape[1] > 1:
+    if are_logits(output):
         log_p, log_q = functional.log_softmax(target, 1), functional.log_softmax(output, 1)
         return functional.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
     return relative_error([(output, target)])

@@ -28,6 +28,7 @@ from pyquant.errors import InputError
 from pyquant.graph import Network, Node, Weight
 from pyquant.learn.activations import Activations, check_room
 from pyquant.learn.calibration import BATCH, Calibration
+from pyquant.learn.importance import importance_of_outputs
 from pyquant.learn.methods import coder_of
 from pyquant.learn.methods.base import Layer, Method
 from pyquant.learn.moments import (
@@ -131,6 +132,7 @@ class _Learner:
         self._records = records
         self._tensors = dict(network.tensors)
         self._coded: dict[str, Weight] = {}
+        self._measured: Mapping[str, Floats] = {}  # how much outputs count, by the weight's name
 
     def config(self, weight: Weight) -> CodedConfig | None:
         """Return the codec chosen for a weight, or None where it stays dense."""
@@ -165,14 +167,12 @@ class _Learner:
         """Learn the codes and codebooks of a layer's weight, unless it stays dense."""
         if (config := self.config(weight)) is None:
             return
-        # What counts is the error after the layer's scale.
-        scale = self.network.own(node, "scale")
         layer = Layer(
             node=node,
             weight=self.network.weight(weight),
             config=config,
             centred=centred,
-            importance=np.ones(weight.shape[0], np.float32) if scale is None else np.square(scale),
+            importance=self._importance(node, weight),
         )
         # A seed for each layer, so that a layer's codebook does not depend on the layers before it.
         seed = crc32(f"{self._seed} {weight.name}".encode())
@@ -181,6 +181,21 @@ class _Learner:
         except ValueError as error:
             raise InputError(f"layer '{node.name}': {error}") from error
         self._keep(weight, tensors)
+
+    def weigh_outputs(self, calibration: Calibration, progress: Progress) -> None:
+        """Measure how much each output counts, where a method makes use of that in a weight that is to be coded."""
+        left = [weight for _, weight in self.network.graph.weighted() if not self.is_saved(weight)]
+        if any(config is not None and self.coder(config).weighs_outputs for config in map(self.config, left)):
+            self._measured = importance_of_outputs(
+                self.network, calibration, seed=self._seed, workers=self.workers, progress=progress
+            )
+
+    def _importance(self, node: Node, weight: Weight) -> Floats:
+        """Return how much the square of an error counts in each output, before its scale; by default, that scale's."""
+        config, scale = self.config(weight), self.network.own(node, "scale")
+        if weight.name in self._measured and config is not None and self.coder(config).weighs_outputs:
+            return self._measured[weight.name]
+        return np.ones(weight.shape[0], np.float32) if scale is None else np.square(scale)
 
     def refine(self, weight: Weight) -> bool:
         """Have the codebooks trained of a weight that was just coded; say whether they changed."""
@@ -255,6 +270,7 @@ class _Walk:
         stages = stages_of(self._graph, self._is_head)
         check_room(peak_bytes(stages, self._graph, self._calibration, self._apart))
         work, done = [self._work(stage) for stage in stages], 0
+        self._learner.weigh_outputs(self._calibration, self._progress)
         self._read_inputs()
         for stage, share in zip(stages, work, strict=True):
             self._progress("learning layers", done, sum(work))

@@ -30,7 +30,8 @@ class Layer:
     """A layer whose weight is to be coded.
 
     `centred` says that a constant added to an output does not count: the layer's batch norm, or its own bias, is
-    renewed afterwards and takes it away. `importance` `[O]` is how much the square of an output's error counts.
+    renewed afterwards and takes it away. `importance` `[O]` is how much the square of an output's error counts, before
+    the layer's scale: measured where the method asks for it, or else the square of that scale.
     """
 
     node: Node
@@ -46,6 +47,7 @@ class Method(Protocol):
     codec: type[CodedConfig] = ProductConfig  # the one whose codes it chooses
     preset: str = DEFAULT_PRESET  # what is coded, and how, where nothing else is said
     weighs_inputs: bool = True  # says whether codes depend on calibration inputs
+    weighs_outputs: bool = False  # says whether it wants to know how much each output counts for those of the network
     reaches_rates: bool = False  # says whether it can aim at the length of entropy-coded codes
     makes_up: bool = False  # says whether codes make up for the errors of others, with all correlations of the inputs
     max_codebooks: int = 0  # the most additive codebooks of a layer that it can learn

@@ -53,6 +53,7 @@ CLOSE = 0.005  # relative, of the bytes that a rate allows, may stay unused
 class Gram(Correlated):
     """Error feedback, coordinate descent and least squares on the full Gram."""
 
+    weighs_outputs = True
     max_codebooks = MAX_CODEBOOKS
     reaches_rates = True
     training = OURS
