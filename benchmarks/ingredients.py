@@ -66,12 +66,14 @@ PIECES: dict[str, tuple[ModuleType | type, str, Any]] = {  # what takes each of 
     "coordinate descent": (gram, "sweep", _codes_kept),
     "more rounds": (gram, "ROUNDS", 1),
     "order of channels": (gram.Gram, "prepare", Method.prepare),
+    "weighed outputs": (gram.Gram, "weighs_outputs", False),
     "int8 codebooks": (candidates, "CODEBOOK_DTYPES", ("float",)),
     "additive codebooks": (candidates, "CANDIDATE_ADDITIVE", ()),
     "beams": (descent, "BEAM", 1),
     "greedy removal": (exactobs, "pruned", _largest_fitted),
     "greedy removal and least squares": (exactobs, "pruned", _largest),
 }
+LAST_PIECES = ("corrected target", "order of channels", "weighed outputs")
 
 
 class Weights(Abgd):
@@ -129,20 +131,21 @@ INGREDIENTS: dict[str, Ingredient] = {
     "blocks weighted by inputs (`abgd`)": Ingredient(over="statistics renewed", method="abgd"),
     "error feedback": Ingredient(
         over="statistics renewed",
-        without=("corrected target", "least squares", "coordinate descent", "more rounds", "order of channels"),
+        without=("least squares", "coordinate descent", "more rounds", *LAST_PIECES),
     ),
     "least squares": Ingredient(
         over="error feedback",
-        without=("corrected target", "coordinate descent", "more rounds", "order of channels"),
+        without=("coordinate descent", "more rounds", *LAST_PIECES),
     ),
-    "coordinate descent": Ingredient(
-        over="least squares", without=("corrected target", "more rounds", "order of channels")
+    "coordinate descent": Ingredient(over="least squares", without=("more rounds", *LAST_PIECES)),
+    "more rounds": Ingredient(over="coordinate descent", without=LAST_PIECES),
+    "target corrected for earlier errors": Ingredient(
+        over="more rounds", without=("order of channels", "weighed outputs")
     ),
-    "more rounds": Ingredient(over="coordinate descent", without=("corrected target", "order of channels")),
-    "target corrected for earlier errors": Ingredient(over="more rounds", without=("order of channels",)),
-    "channels ordered (`gram`)": Ingredient(over="target corrected for earlier errors"),
+    "channels ordered": Ingredient(over="target corrected for earlier errors", without=("weighed outputs",)),
+    "outputs weighed by gradients (`gram`)": Ingredient(over="channels ordered"),
     "codecs chosen by sensitivities": Ingredient(
-        over="channels ordered (`gram`)",
+        over="outputs weighed by gradients (`gram`)",
         without=("int8 codebooks", "additive codebooks"),
         allocated=True,
     ),

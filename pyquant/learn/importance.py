@@ -8,6 +8,7 @@ much the square of an error there adds to that. Errors of different numbers are 
 
 from __future__ import annotations
 
+from math import prod
 from zlib import crc32
 
 import numpy as np
@@ -24,8 +25,9 @@ from pyquant.learn.workers import Workers
 from pyquant.torch_network import TorchNetwork, found_boxes
 
 MEASURED_INPUTS = 256  # at most: each is one draw of v, and a layer's numbers are means over all of its pixels too
-INPUTS = 4  # of a worker at a time: all their values are kept for the gradients
-TOGETHER = 32
+INPUTS = 4  # of a worker at a time, at most, and no more than ..
+VALUES = 1 << 27  # .. have so many values in all layers together, which are kept for the gradients
+TOGETHER = 8  # pieces of work
 LEAST = 0.05  # of a layer's mean: few inputs do not show that an output never counts
 
 
@@ -43,13 +45,16 @@ def importance_of_outputs(
     """
     count = min(calibration.count, MEASURED_INPUTS)
     step = calibration.count // count  # pictures may be sorted by class: some of many
+    shapes = network.graph.infer_shapes([(1, *calibration.shape)])
+    values = sum(prod(shapes[name]) for node in network.graph.nodes for name in node.outputs)
+    piece = max(1, min(INPUTS, VALUES // values))
     measured = _Measured(network, seed)
     totals: dict[str, Tensor] = {}
     # Some at a time, so that progress shows; results come back in order.
-    for first in range(0, count, TOGETHER):
+    for first in range(0, count, piece * TOGETHER):
         progress("weighing outputs", first, count)
-        starts = range(first, min(first + TOGETHER, count), INPUTS)
-        images = [calibration.read(slice(start * step, min(start + INPUTS, count) * step, step)) for start in starts]
+        starts = range(first, min(first + piece * TOGETHER, count), piece)
+        images = (calibration.read(slice(start * step, min(start + piece, count) * step, step)) for start in starts)
         for part in workers.map(measured.squares, images):
             for name, squares in part.items():
                 totals[name] = totals[name] + squares if name in totals else squares
