@@ -429,16 +429,14 @@ def test_mean_gradients_are_sums_over_how_many_blocks_use_a_centroid(start: Netw
 def test_every_method_is_fine_tuned_in_its_own_way(inputs: np.ndarray, tmp_path: Path, method: str) -> None:
     out, files = tmp_path / "x.pqmodel", []
     options = {"method": method, "threads": 1, "samples": 32}
-    for steps in (0, 100):
+    for steps in (0, 400):
         pyquant.compress(tiny_networks.residual(), inputs, out=out, finetune_steps=steps, **options)
         files.append(read_model(out))
-    assert files[1].provenance["finetune"]["steps"] == 100
+    assert files[1].provenance["finetune"]["steps"] == 400
     stages = METHODS[method].training.stages
     assert len(files[1].provenance["finetune"]["learning_rates"]) == len(stages) + (method == "abgd")
     gained = distance(files[0].network, inputs) - distance(files[1].network, inputs)
-    assert (
-        gained >= 0 if method in ("gram", "obq", "exactobs") else gained > 0
-    )  # these leave this small network little to gain
+    assert gained >= 0 if method in ("obq", "exactobs") else gained > 0  # grids leave this small network little to gain
 
 
 def distance(network: Network, inputs: np.ndarray) -> float:

@@ -120,7 +120,7 @@ def test_several_sizes_are_parts_of_one_job(
         )
 
     with monkeypatch.context() as patch:
-        stop_after(9, patch)  # in the second size
+        stop_after(10, patch)  # in the second size
         with pytest.raises(Stopped):
             make()
     first, second = (tmp_path / f"{size}.pqmodel" for size in sizes)

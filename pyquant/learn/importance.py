@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyquant.checkpoint import NOWHERE, Records
 from pyquant.console import Progress
 from pyquant.detector import is_detector, tensor_parts
 from pyquant.graph import Network
@@ -28,11 +29,18 @@ MEASURED_INPUTS = 256  # at most: each is one draw of v, and a layer's numbers a
 INPUTS = 4  # of a worker at a time, at most, and no more than ..
 VALUES = 1 << 27  # .. have so many values in all layers together, which are kept for the gradients
 TOGETHER = 8  # pieces of work
+RECORD = "importance of outputs"
 LEAST = 0.05  # of a layer's mean: few inputs do not show that an output never counts
 
 
 def importance_of_outputs(
-    network: Network, calibration: Calibration, *, seed: int, workers: Workers, progress: Progress
+    network: Network,
+    calibration: Calibration,
+    *,
+    seed: int,
+    workers: Workers,
+    progress: Progress,
+    records: Records = NOWHERE,
 ) -> dict[str, NDArray[np.float32]]:
     """Return how much the square of an error of W x counts in each output of a layer, by the weight's name.
 
@@ -42,7 +50,11 @@ def importance_of_outputs(
     Args:
         network: dense; a detector is one that finds few boxes (`pyquant.detector.for_learning`).
         calibration: of which some are used.
+        records: where they are saved, and taken from. A layer that was coded, and whose record is damaged, is coded
+            again with the same.
     """
+    if (record := records.load(RECORD)) is not None:
+        return dict(record.arrays)
     count = min(calibration.count, MEASURED_INPUTS)
     step = calibration.count // count  # pictures may be sorted by class: some of many
     shapes = network.graph.infer_shapes([(1, *calibration.shape)])
@@ -59,7 +71,9 @@ def importance_of_outputs(
             for name, squares in part.items():
                 totals[name] = totals[name] + squares if name in totals else squares
     progress("weighing outputs", count, count)
-    return {name: _relative(squares) for name, squares in totals.items()}
+    result = {name: _relative(squares) for name, squares in totals.items()}
+    records.save(RECORD, {}, result)
+    return result
 
 
 class _Measured:

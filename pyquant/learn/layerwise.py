@@ -184,10 +184,11 @@ class _Learner:
 
     def weigh_outputs(self, calibration: Calibration, progress: Progress) -> None:
         """Measure how much each output counts, where a method makes use of that in a weight that is to be coded."""
-        left = [weight for _, weight in self.network.graph.weighted() if not self.is_saved(weight)]
-        if any(config is not None and self.coder(config).weighs_outputs for config in map(self.config, left)):
+        configs = [self.config(weight) for _, weight in self.network.graph.weighted()]
+        if any(config is not None and self.coder(config).weighs_outputs for config in configs):
+            network, seed, records = self.network, self._seed, self._records
             self._measured = importance_of_outputs(
-                self.network, calibration, seed=self._seed, workers=self.workers, progress=progress
+                network, calibration, seed=seed, workers=self.workers, records=records, progress=progress
             )
 
     def _importance(self, node: Node, weight: Weight) -> Floats:
