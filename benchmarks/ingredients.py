@@ -64,7 +64,8 @@ PIECES: dict[str, tuple[ModuleType | type, str, Any]] = {  # what takes each of 
     "corrected target": (correlated, "_corrected", _target_not_corrected),
     "least squares": (gram, "refit", _codebooks_kept),
     "coordinate descent": (gram, "sweep", _codes_kept),
-    "more rounds": (gram, "ROUNDS", 1),
+    "more rounds": (gram, "CORRELATIONS", (1.0,)),
+    "correlations in steps": (gram, "CORRELATIONS", (1.0,) * len(descent.CORRELATIONS)),
     "order of channels": (gram.Gram, "prepare", Method.prepare),
     "weighed outputs": (gram.Gram, "weighs_outputs", False),
     "int8 codebooks": (candidates, "CODEBOOK_DTYPES", ("float",)),
@@ -138,9 +139,10 @@ INGREDIENTS: dict[str, Ingredient] = {
         without=("coordinate descent", "more rounds", *LAST_PIECES),
     ),
     "coordinate descent": Ingredient(over="least squares", without=("more rounds", *LAST_PIECES)),
-    "more rounds": Ingredient(over="coordinate descent", without=LAST_PIECES),
+    "more rounds": Ingredient(over="coordinate descent", without=("correlations in steps", *LAST_PIECES)),
+    "correlations that come in step by step": Ingredient(over="more rounds", without=LAST_PIECES),
     "target corrected for earlier errors": Ingredient(
-        over="more rounds", without=("order of channels", "weighed outputs")
+        over="correlations that come in step by step", without=("order of channels", "weighed outputs")
     ),
     "channels ordered": Ingredient(over="target corrected for earlier errors", without=("weighed outputs",)),
     "outputs weighed by gradients (`gram`)": Ingredient(over="channels ordered"),

@@ -8,6 +8,9 @@ codebook. Three steps lower it, each exact in its own variables while the others
     sweep      codes, block by block, given all the others: coordinate descent
     refit      codebooks, all centroids at once: least squares, by preconditioned conjugate gradients
 
+Rounds of both go on for inputs whose correlations come in step by step: where all count from the start, codes are soon
+stuck, each the best one for the others (graduated non-convexity; Blake and Zisserman, "Visual Reconstruction", 1987).
+
 With a price for each centroid (the length of its code, times what a bit is worth), codes minimise the error plus the
 prices (Chou, Lookabaugh and Gray, "Entropy-constrained vector quantization", IEEE Trans. ASSP 37, 1989).
 
@@ -33,7 +36,9 @@ Result = TypeVar("Result")
 CHUNK_ROWS = 128  # outputs that a worker takes at a time; fixed, so that results are the same for any number of threads
 PANEL = 128  # weights of a row, at most, between two updates of all the others
 BEAM = 4  # sums of additive centroids that a search for codes keeps
-REFIT_STEPS = 10  # of conjugate gradients
+CORRELATIONS = (0.2, 0.55, 0.85, 0.97, 1.0, 1.0)  # shares of the inputs' correlations that count in each round
+SWEEPS = 2  # of a round
+REFIT_STEPS = 3  # of conjugate gradients: codes change before more would pay
 RIDGE = 1e-4  # of the mean curvature, added to a centroid's own: centroids without blocks stay where they are
 LEAST_IMPORTANCE = 1e-20  # by which prices are divided
 FEEDBACK_DAMPING = 1e-2  # of the Gram's mean diagonal, so that it can be inverted
@@ -62,6 +67,11 @@ class Problem:
         return Problem(
             target=self.target[groups, rows], gram=self.gram[groups], importance=self.importance[groups, rows]
         )
+
+    def with_correlations(self, share: float) -> Problem:
+        """Return the problem for inputs that have so much of their correlations: with 0, each weight counts alone."""
+        squares = torch.diag_embed(self.gram.diagonal(dim1=1, dim2=2))
+        return replace(self, gram=torch.lerp(squares, self.gram, share))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

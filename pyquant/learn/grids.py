@@ -7,7 +7,7 @@ The error of Ŵ on inputs with Gram H is `tr((T - Ŵ) H (T - Ŵ)ᵀ)`, T being t
                one order for all outputs, those with the largest squares first (Frantar et al., "GPTQ", ICLR 2023, who
                show that this loses nothing against OBQ's own greedy order for each output)
     sweep      codes, weight by weight, given all the others: coordinate descent
-    refit      steps: least squares
+    refit      steps: least squares; correlations of the inputs come in step by step, as in `pyquant.learn.descent`
 
 With a price for each level (its code length, times what a bit is worth), codes minimise the error plus the prices. This
 widens the interval that becomes zero, the dead zone of entropy-constrained scalar quantization (Sullivan, "Efficient
@@ -29,10 +29,9 @@ from torch import Tensor
 
 from pyquant.codecs import ScalarConfig
 from pyquant.codecs.scalar import SIGNED_BYTES, grid_levels, rounded_steps
-from pyquant.learn.descent import FEEDBACK_DAMPING, Problem, panels
+from pyquant.learn.descent import CORRELATIONS, FEEDBACK_DAMPING, Problem, panels
 from pyquant.learn.workers import Workers
 
-ROUNDS = 6  # of fitting steps and choosing codes
 STEPS = 30  # that are tried for each output, of its largest weight ..
 NARROWEST = 0.15  # .. times this, at least, as the reach of the grid
 FEWEST_COUNTED = 0.5  # of a level that does not occur, so that it has a length
@@ -134,6 +133,10 @@ class Ordered:
         """Return codes, or a mask, `[G, R, D]` in the order of the problem that this one was made of."""
         return torch.empty_like(codes).scatter_(2, self.order[:, None].expand_as(codes), codes)
 
+    def with_correlations(self, share: float) -> Ordered:
+        """Return the problem for inputs that have so much of their correlations; `upper` stays."""
+        return replace(self, problem=self.problem.with_correlations(share))
+
     @property
     def curvature(self) -> float:
         """The mean over all weights of how the error bends with each, given those chosen after it."""
@@ -149,7 +152,7 @@ def solved(
     zeros = (levels - 1,) if levels == SIGNED_BYTES else (levels - 2, levels - 1, levels)
     grids = rounded(fitted(ordered.problem, levels, zeros, workers, kept))
     codes = feedback(ordered, grids, None, workers)
-    for _ in range(ROUNDS):
+    for _ in CORRELATIONS:
         grids = rounded(refit(ordered, grids, codes, workers))
         codes = sweep(ordered, grids, codes, None, workers)
     return grids, codes

@@ -28,7 +28,7 @@ from pyquant.declared import PackedCodes
 from pyquant.entropy import stored_bytes
 from pyquant.graph import Network
 from pyquant.learn.cluster import learn_codebook
-from pyquant.learn.descent import Problem, Solution, error, feedback, refit, sweep
+from pyquant.learn.descent import CORRELATIONS, SWEEPS, Problem, Solution, error, feedback, refit, sweep
 from pyquant.learn.grids import code_lengths
 from pyquant.learn.methods.base import Floats, Layer, Tensors
 from pyquant.learn.methods.correlated import Correlated, FullMoments, aim, unmeasured
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 Codes = NDArray[np.uint16]
 
-ROUNDS = 3  # of fitting codebooks and choosing codes
 MAX_CODEBOOKS = 8
 RATE_ROUNDS = 24  # of them, at most, on the way to a rate
 GAIN = 0.5  # exponent of how many times too long codes are, by which the worth of a bit then grows ..
@@ -99,9 +98,11 @@ def _learnt(
     if config.centroids >= codes[0].size and not config.rate:
         return codes, codebooks  # a centroid for each block: nothing is left to gain
     solution = feedback(problem, torch.from_numpy(codebooks), workers)
-    for _ in range(ROUNDS):
-        solution = sweep(problem, refit(problem, solution, workers), workers)
-    solution = sweep(problem, _refit(problem, solution, config, workers), workers)
+    for share in CORRELATIONS:
+        eased = problem.with_correlations(share)
+        solution = _refit(eased, solution, config, workers)
+        for _ in range(SWEEPS):
+            solution = sweep(eased, solution, workers)
     if config.rate:
         solution = _at_rate(problem, solution, config, layer.weight.shape, workers)
     return _codes(solution, config, len(layer.weight)), solution.codebooks.numpy()

@@ -18,8 +18,8 @@ from pyquant.codecs import ScalarConfig
 from pyquant.codecs.scalar import grid_levels, tensors_of
 from pyquant.declared import PackedCodes
 from pyquant.entropy import weight_bytes
+from pyquant.learn.descent import CORRELATIONS, SWEEPS
 from pyquant.learn.grids import (
-    ROUNDS,
     Grids,
     Ordered,
     code_lengths,
@@ -137,7 +137,9 @@ def _coded(ordered: Ordered, config: ScalarConfig, unit: float, workers: Workers
         return worth * code_lengths(codes, levels)
 
     codes = feedback(ordered, grids, prices(), workers)
-    for _ in range(ROUNDS):
-        grids = rounded(refit(ordered, grids, codes, workers))
-        codes = sweep(ordered, grids, codes, prices(), workers)
+    for share in CORRELATIONS:
+        eased = ordered.with_correlations(share)
+        grids = rounded(refit(eased, grids, codes, workers))
+        for _ in range(SWEEPS):
+            codes = sweep(eased, grids, codes, prices(), workers)
     return grids, codes
