@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="learning needs torch")
 
 from pyquant.learn import descent  # noqa: E402
-from pyquant.learn.descent import Problem, Solution, decode, feedback, refit, sweep  # noqa: E402
+from pyquant.learn.descent import CORRELATIONS, Problem, Solution, decode, feedback, refit, sweep  # noqa: E402
 from pyquant.learn.workers import Workers  # noqa: E402
 
 # groups, outputs of a group, blocks, weights of a block, centroids, additive codebooks
@@ -135,6 +135,29 @@ def test_feedback_without_correlations_is_the_nearest_centroid(rng: np.random.Ge
     blocks = problem.target.reshape(70, 5, 1, 4)
     nearest = (blocks - solution.codebooks[0]).square().sum(3).argmin(2)
     assert torch.equal(feedback(alone, solution.codebooks, workers).codes[0, 0], nearest)
+
+
+def test_a_share_of_the_correlations(rng: np.random.Generator) -> None:
+    problem, _ = make(rng, SIZES[2])
+    none, half, all_of_them = (problem.with_correlations(share).gram for share in (0, 0.5, 1))
+    squares = torch.diag_embed(problem.gram.diagonal(dim1=1, dim2=2))
+    assert torch.equal(none, squares)
+    torch.testing.assert_close(half, (squares + problem.gram) / 2)
+    assert torch.equal(all_of_them, problem.gram)
+
+
+def test_correlations_that_come_in_step_by_step_leave_smaller_errors(workers: Workers) -> None:
+    errors = []
+    for shares in ((1.0,) * len(CORRELATIONS), CORRELATIONS):
+        total = 0.0
+        for seed in range(4):
+            problem, solution = make(np.random.default_rng(seed), (1, 64, 32, 2, 16, 1))
+            for share in shares:
+                eased = problem.with_correlations(share)
+                solution = sweep(eased, refit(eased, solution, workers), workers)
+            total += output_error(problem, solution)
+        errors.append(total)
+    assert errors[1] < 0.95 * errors[0]
 
 
 def test_threads_do_not_change_anything(rng: np.random.Generator) -> None:

@@ -7,11 +7,12 @@ The error of Ŵ on inputs with Gram H is `tr((T - Ŵ) H (T - Ŵ)ᵀ)`, T being t
                one order for all outputs, those with the largest squares first (Frantar et al., "GPTQ", ICLR 2023, who
                show that this loses nothing against OBQ's own greedy order for each output)
     sweep      codes, weight by weight, given all the others: coordinate descent
-    refit      steps: least squares; correlations of the inputs come in step by step, as in `pyquant.learn.descent`
+    refit      steps: least squares
 
 With a price for each level (its code length, times what a bit is worth), codes minimise the error plus the prices. This
 widens the interval that becomes zero, the dead zone of entropy-constrained scalar quantization (Sullivan, "Efficient
-scalar quantization of exponential and Laplacian random variables", 1996).
+scalar quantization of exponential and Laplacian random variables", 1996). Correlations of the inputs then come in step
+by step, as in `pyquant.learn.descent`; grids without prices, which are finer, lose by that.
 
 Where some weights are dropped, the others have codes, and all steps leave the dropped ones zero: a mask says which.
 
@@ -29,9 +30,10 @@ from torch import Tensor
 
 from pyquant.codecs import ScalarConfig
 from pyquant.codecs.scalar import SIGNED_BYTES, grid_levels, rounded_steps
-from pyquant.learn.descent import CORRELATIONS, FEEDBACK_DAMPING, Problem, panels
+from pyquant.learn.descent import FEEDBACK_DAMPING, Problem, panels
 from pyquant.learn.workers import Workers
 
+ROUNDS = 6  # of fitting steps and choosing codes, where codes have no price
 STEPS = 30  # that are tried for each output, of its largest weight ..
 NARROWEST = 0.15  # .. times this, at least, as the reach of the grid
 FEWEST_COUNTED = 0.5  # of a level that does not occur, so that it has a length
@@ -152,7 +154,7 @@ def solved(
     zeros = (levels - 1,) if levels == SIGNED_BYTES else (levels - 2, levels - 1, levels)
     grids = rounded(fitted(ordered.problem, levels, zeros, workers, kept))
     codes = feedback(ordered, grids, None, workers)
-    for _ in CORRELATIONS:
+    for _ in range(ROUNDS):
         grids = rounded(refit(ordered, grids, codes, workers))
         codes = sweep(ordered, grids, codes, None, workers)
     return grids, codes
