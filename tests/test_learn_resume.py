@@ -23,6 +23,7 @@ from pyquant.learn.workers import Workers  # noqa: E402
 from pyquant.module_state import norms_of  # noqa: E402
 
 LAYERS = ["layer block.conv1", "layer block.conv2", "layer wide", "layer fc"]
+RECORDS = ["importance of outputs", *LAYERS]
 
 
 class Stopped(Exception):
@@ -92,14 +93,14 @@ def assert_same(a: Learnt, b: Learnt) -> None:
 def test_stopped_after_any_layer() -> None:
     whole = Memory()
     expected = learnt(whole)
-    assert list(whole.records) == LAYERS
-    for most in range(1, len(LAYERS) + 1):
+    assert list(whole.records) == RECORDS
+    for most in range(1, len(RECORDS) + 1):
         records = Memory(most)
         with pytest.raises(Stopped):
             learnt(records, threads=2)
         records.most = 99
         assert_same(learnt(records, threads=1), expected)
-        assert list(records.records) == LAYERS
+        assert list(records.records) == RECORDS
 
 
 def test_layers_that_were_saved_are_not_learnt_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,8 +111,8 @@ def test_layers_that_were_saved_are_not_learnt_again(monkeypatch: pytest.MonkeyP
     assert_same(learnt(records), expected)
 
 
-@pytest.mark.parametrize("lost", LAYERS)
-def test_a_layer_whose_record_is_lost_is_learnt_again(lost: str) -> None:
+@pytest.mark.parametrize("lost", RECORDS)
+def test_what_has_lost_its_record_is_learnt_again(lost: str) -> None:
     records = Memory()
     expected = learnt(records)
     del records.records[lost]

@@ -42,9 +42,10 @@ if TYPE_CHECKING:
 Codes = NDArray[np.uint16]
 
 MAX_CODEBOOKS = 8
-RATE_ROUNDS = 24  # of them, at most, on the way to a rate
+RATE_ROUNDS = 32  # of them, at most, on the way to a rate
 GAIN = 0.5  # exponent of how many times too long codes are, by which the worth of a bit then grows ..
-MOST_GAIN = 1.5  # .. at most so many times
+LEAST_GAIN, MOST_GAIN = 1.02, 1.5  # .. at least and at most so many times
+SMALLEST_GAIN = 1.001  # below which codes that become too short do so all at once
 LAST_RESORTS, LAST_RESORT = 20, 1.3  # more rounds where codes still are too long, in each of which it grows so much
 CLOSE = 0.005  # relative, of the bytes that a rate allows, may stay unused
 
@@ -114,8 +115,8 @@ def _at_rate(
     """Return the solution for a weight of `shape` whose entropy-coded codes take the bytes that the config allows.
 
     A bit of each of the blocks, of d weights, is worth as much error as it takes away where errors fall as 2^(-2 r)
-    with the bits r of a weight: 2 ln(2) / d of it. From there the worth goes up, or down, until codes are as long as
-    allowed.
+    with the bits r of a weight: 2 ln(2) / d of it. From there the worth goes up until codes are as short as they must
+    be; where they get shorter than that, from the last ones that are too long once more, by less.
     """
     count = prod(solution.codes.shape[1:])
     packed = PackedCodes(models=config.codebooks, count=count, bits=config.code_bits)
@@ -127,19 +128,22 @@ def _at_rate(
     if taken(solution) <= most:
         return solution
     aim = (1 - CLOSE / 2) * most
-    worth = 2 * log(2) / config.dim * error(problem, solution, workers) / count
+    worth, gain = 2 * log(2) / config.dim * error(problem, solution, workers) / count, 1.0
     fitting: tuple[float, Solution] | None = None  # the best one whose codes fit, and its error
     for trial in range(RATE_ROUNDS + LAST_RESORTS):
         lengths = torch.stack([code_lengths(codes, config.centroids) for codes in solution.codes])
-        solution = sweep(problem, _refit(problem, solution, config, workers), workers, worth * lengths)
-        size = taken(solution)
-        if size <= most:
-            missed = error(problem, solution, workers)
-            if fitting is None or missed < fitting[0]:
-                fitting = missed, solution
-        if fitting is not None and (trial >= RATE_ROUNDS or (1 - CLOSE) * most <= size <= most):
+        tried = sweep(problem, _refit(problem, solution, config, workers), workers, gain * worth * lengths)
+        size = taken(tried)
+        if size > most:
+            solution, worth = tried, gain * worth
+            gain = LAST_RESORT if trial >= RATE_ROUNDS else min(max((size / aim) ** GAIN, LEAST_GAIN), MOST_GAIN)
+            continue
+        missed = error(problem, tried, workers)
+        if fitting is None or missed < fitting[0]:
+            fitting = missed, tried
+        if trial >= RATE_ROUNDS or size >= (1 - CLOSE) * most or gain < SMALLEST_GAIN:
             break
-        worth *= LAST_RESORT if trial >= RATE_ROUNDS else min(max((size / aim) ** GAIN, 1 / MOST_GAIN), MOST_GAIN)
+        gain **= 0.5
     return solution if fitting is None else fitting[1]
 
 
