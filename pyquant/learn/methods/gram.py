@@ -121,6 +121,10 @@ def _at_rate(
     count = prod(solution.codes.shape[1:])
     packed = PackedCodes(models=config.codebooks, count=count, bits=config.code_bits)
 
+    def fitted(found: Solution) -> tuple[Solution, Tensor]:
+        lengths = torch.stack([code_lengths(codes, config.centroids) for codes in found.codes])
+        return _refit(problem, found, config, workers), lengths
+
     def taken(tried: Solution) -> int:
         return stored_bytes(pack_codes(_codes(tried, config, shape[0]), config.code_bits), packed)
 
@@ -130,12 +134,13 @@ def _at_rate(
     aim = (1 - CLOSE / 2) * most
     worth, gain = 2 * log(2) / config.dim * error(problem, solution, workers) / count, 1.0
     fitting: tuple[float, Solution] | None = None  # the best one whose codes fit, and its error
+    start, lengths = fitted(solution)
     for trial in range(RATE_ROUNDS + LAST_RESORTS):
-        lengths = torch.stack([code_lengths(codes, config.centroids) for codes in solution.codes])
-        tried = sweep(problem, _refit(problem, solution, config, workers), workers, gain * worth * lengths)
+        tried = sweep(problem, start, workers, gain * worth * lengths)
         size = taken(tried)
         if size > most:
             solution, worth = tried, gain * worth
+            start, lengths = fitted(solution)
             gain = LAST_RESORT if trial >= RATE_ROUNDS else min(max((size / aim) ** GAIN, LEAST_GAIN), MOST_GAIN)
             continue
         missed = error(problem, tried, workers)
