@@ -200,6 +200,14 @@ def test_largest_bytes_stay_within_tables(rng: np.random.Generator) -> None:
     check_layer(model_file([node], tensors, x.shape), x)
 
 
+def scaled_layer(
+    rng: np.random.Generator, name: str, source: str, shape: tuple[int, ...], config: Any, **attributes: Any
+) -> tuple[Node, dict[str, np.ndarray]]:
+    """Return a layer whose outputs are about as large as its inputs."""
+    node, own = weighted_layer(rng, shape, config, name=name, inputs=(source,), output=name, **attributes)
+    return node, own | {f"{name}.scale": np.full(shape[0], np.prod(shape[1:]) ** -0.5, np.float32)}
+
+
 def chain(rng: np.random.Generator) -> tuple[list[Node], dict[str, np.ndarray]]:
     """Return layers of every way to hand bytes on: pooled, added, clamped, curved, and read by layers in fp32."""
     codec = ProductConfig(block=(4, 1, 1), centroids=32)
@@ -207,8 +215,7 @@ def chain(rng: np.random.Generator) -> tuple[list[Node], dict[str, np.ndarray]]:
     tensors: dict[str, np.ndarray] = {}
 
     def layer(name: str, source: str, shape: tuple[int, ...], config: Any, **attributes: Any) -> Node:
-        node, own = weighted_layer(rng, shape, config, name=name, inputs=(source,), output=name, **attributes)
-        own[f"{name}.scale"] = np.full(shape[0], np.prod(shape[1:]) ** -0.5, np.float32)
+        node, own = scaled_layer(rng, name, source, shape, config, **attributes)
         tensors.update(own)
         return node
 
@@ -267,6 +274,60 @@ def test_network(calibrated: bool, rng: np.random.Generator) -> None:
     once = model(x)
     model(2 * x)
     np.testing.assert_array_equal(model(x), once)
+
+
+def check_steps_in_bytes(nodes: list[Node], tensors: dict[str, np.ndarray], x: Floats, steps: list[str]) -> None:
+    """Compare a network with itself in fp32 and on each instruction set, and its steps with those expected."""
+    file = model_file(nodes, tensors, x.shape)
+    exact = Model(file)(x)
+    measured = run(file, x)
+    ranges = [(min(v.min(), 0), max(v.max(), 0)) for v in values_of(file, x).values()]
+    file = replace(file, network=file.network.with_activation_ranges(np.array(ranges, np.float32)))
+    first = run(file, x, isa="reference", kernel="direct8")
+    for isa, threads in product(ISAS, (1, 3)):
+        got = run(file, x, isa=isa, kernel="direct8", threads=threads)
+        assert np.abs(got - first).max() <= 1e-5 * np.abs(exact).max()
+    for got in (first, measured):
+        assert np.abs(got - exact).max() <= 0.1 * np.abs(exact).max()
+    profile = Model(file, precision="fast", kernel="direct8").profile(x)
+    assert [step["op"] for step in profile["steps"]] == steps
+
+
+def test_pyramid_stays_in_bytes(rng: np.random.Generator) -> None:
+    """A level is pooled, enlarged again, added to the one before and read: none of it needs floats."""
+    codec = ProductConfig(block=(4, 1, 1), centroids=32)
+    stem, a = scaled_layer(rng, "stem", "x", (10, 8, 1, 1), codec)
+    top, b = scaled_layer(rng, "top", "pool", (10, 10, 1, 1), codec)
+    lateral, c = scaled_layer(rng, "lateral", "stem", (10, 10, 1, 1), codec)
+    out, d = scaled_layer(rng, "out", "sum", (7, 10, 3, 3), codec, padding=(1, 1, 1, 1))
+    window = {"kernel": (2, 2), "stride": (2, 2)}
+    nodes = [
+        stem,
+        Node(op="max_pool2d", name="pool", inputs=("stem",), outputs=("pool",), attributes=window),
+        top,
+        lateral,
+        Node(op="upsample_like", name="up", inputs=("top", "lateral"), outputs=("up",), attributes={"mode": "nearest"}),
+        Node(op="add", name="sum", inputs=("lateral", "up"), outputs=("sum",)),
+        out,
+    ]
+    x = rng.standard_normal((2, 8, 21, 18)).astype(np.float32)
+    steps = ["quantize", "conv2d", "max_pool2d", "conv2d", "upsample_like", "conv2d+add", "conv2d"]
+    check_steps_in_bytes(nodes, {**a, **b, **c, **d}, x, steps)
+
+
+@pytest.mark.parametrize("channels", [8, 6, 1])
+@pytest.mark.parametrize("factor", [(2, 2), (4, 1)])
+def test_transposed_convolution_stays_in_bytes(
+    channels: int, factor: tuple[int, int], rng: np.random.Generator
+) -> None:
+    first, a = scaled_layer(rng, "first", "x", (4 * channels, 8, 1, 1), DenseConfig())
+    last, b = scaled_layer(rng, "last", "pixels", (5, channels, 1, 1), DenseConfig())
+    attributes = {"factor": factor}
+    shuffle = Node(op="pixel_shuffle", name="pixels", inputs=("first",), outputs=("pixels",), attributes=attributes)
+    x = rng.standard_normal((3, 8, 5, 7)).astype(np.float32)
+    check_steps_in_bytes(
+        [first, shuffle, last], {**a, **b}, x, ["quantize", "conv2d", "pixel_shuffle", "conv2d"]
+    )  # fmt: skip
 
 
 def test_value_that_is_an_output_too(rng: np.random.Generator) -> None:

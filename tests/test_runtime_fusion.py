@@ -76,3 +76,19 @@ def test_broadcast_sum_is_not_fused(x: np.ndarray, rng: np.random.Generator) -> 
         op="adaptive_avg_pool2d", name="pool", inputs=("x",), outputs=("p",), attributes={"output_size": (1, 1)}
     )
     assert run([pool, conv, node("add", "sum", "y", "p")], tensors, x) == ["adaptive_avg_pool2d", "conv2d", "add"]
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+def test_a_value_of_which_only_the_shape_is_needed_may_be_fused(
+    mode: str, x: np.ndarray, rng: np.random.Generator
+) -> None:
+    """As in a feature pyramid, where a level is enlarged to the size of the next one and added to it."""
+    conv, tensors = weighted_layer(rng, (6, 6, 1, 1), CODEC)
+    pool = Node(
+        op="max_pool2d", name="pool", inputs=("x",), outputs=("p",), attributes={"kernel": (2, 2), "stride": (2, 2)}
+    )
+    like = Node(
+        op="upsample_like", name="up", inputs=("p", "y"), outputs=("up_out",), attributes={"mode": mode}
+    )  # fmt: skip
+    steps = run([conv, pool, like, node("add", "sum", "y", "up_out")], tensors, x)
+    assert steps == ["max_pool2d", "upsample_like", "conv2d+add"]

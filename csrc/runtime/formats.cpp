@@ -7,6 +7,16 @@ namespace {
 
 constexpr ValueId kNone = -1;
 
+// Whether a layer only picks values, so that bytes keep their meaning, and can do so in quads.
+bool keeps_bytes(const Node& node) {
+  if (node.op == "pixel_shuffle") {
+    const auto& factor = node.attribute<std::vector<int64_t>>("factor");
+    return factor.at(0) * factor.at(1) == kQuad;
+  }
+  if (node.op == "upsample" || node.op == "upsample_like") return node.attribute<std::string>("mode") == "nearest";
+  return node.op == "max_pool2d";
+}
+
 // Adds layers one by one, with the conversions that they need before them.
 class Converter {
  public:
@@ -44,10 +54,10 @@ FormattedLayers assign_formats(std::vector<Layer> layers, const Graph& graph, Pl
   std::vector<bool> is_wanted(graph.num_values);  // by value: whether one of its readers does
   for (size_t i = layers.size(); i-- > 0;) {
     const Layer& layer = layers[i];
-    const bool is_pool = layer.node->op == "max_pool2d";
-    reads[i] = is_pool ? is_wanted[layer.output] : reads_bytes(layer, context);
+    const bool keeps = keeps_bytes(*layer.node);
+    reads[i] = keeps ? is_wanted[layer.output] : reads_bytes(layer, context);
     // A range that is not known before would have to be measured first.
-    const bool can_write = is_pool || (context.ranges[layer.output] && !has_curve(layer.activation));
+    const bool can_write = keeps || (context.ranges[layer.output] && !has_curve(layer.activation));
     if (!reads[i]) continue;
     is_wanted[layer.inputs[0]] = true;
     if (!is_wanted[layer.output] || !can_write) continue;

@@ -7,12 +7,18 @@ namespace {
 
 constexpr int64_t kNoLayer = -1;
 
+// The values that a node reads: not those of which it needs the shape alone, which need not be there.
+std::vector<ValueId> values_read(const Node& node) {
+  if (node.op == "upsample_like") return {node.inputs[0]};
+  return node.inputs;
+}
+
 }  // namespace
 
 std::vector<Layer> fuse_layers(const Graph& graph, const std::vector<Shape>& shapes) {
   std::vector<int> uses(graph.num_values, 0);
   for (const Node& node : graph.nodes) {
-    for (const ValueId value : node.inputs) ++uses[value];
+    for (const ValueId value : values_read(node)) ++uses[value];
   }
   for (const ValueId value : graph.outputs) ++uses[value];
 
@@ -33,7 +39,7 @@ std::vector<Layer> fuse_layers(const Graph& graph, const std::vector<Shape>& sha
   };
 
   for (const Node& node : graph.nodes) {
-    Layer layer{.node = &node, .inputs = node.inputs, .output = node.output(), .op = node.op};
+    Layer layer{.node = &node, .inputs = values_read(node), .output = node.output(), .op = node.op};
     int64_t into = kNoLayer;
     ValueId residual = -1;
     if (const auto activation = activation_of(node.op)) {

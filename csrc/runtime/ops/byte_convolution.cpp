@@ -73,7 +73,8 @@ void ByteConvolution::write_epilogue(int64_t shift, const RunState& state, float
   const bool is_bounded = most + 255.0 * std::abs(common[kResidualScale]) < kMostInt;
   common[kPlain] = is_bounded && common[kLow] == 0.0f && common[kHigh] == 255.0f ? 1.0f : 0.0f;
   std::fill(row_scale + c.weight->outputs, row_bias, 0.0f);
-  std::fill(row_bias + c.weight->outputs, common, static_cast<float>(out.zero));
+  // Behind the last output: zeros, also where the residual's are added.
+  std::fill(row_bias + c.weight->outputs, common, static_cast<float>(out.zero - residual_zero));
 }
 
 void ByteConvolution::finish(const int32_t* tile, int64_t pitch, int64_t output, int64_t rows, int64_t pixel,

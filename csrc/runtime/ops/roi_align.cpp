@@ -37,9 +37,11 @@ class RoiAlignStep : public Step {
                          .width = shape.at(3),
                          .scale = std::exp2(-halvings),
                          .halvings = halvings});
+      widest_ = std::max(widest_, shape.at(3));
     }
   }
 
+  int64_t scratch_floats() const override { return round_up(widest_, 16); }
   int64_t shared_floats() const override { return rows_ * (kRowFloats + tap_floats()); }
 
   // Channel by channel: a plane stays in the cache while all boxes read their part of it, which would otherwise be
@@ -50,7 +52,7 @@ class RoiAlignStep : public Step {
     state.pool->parallel_for(rows_, [&](int64_t row, int) {
       rows[row] = prepare(state.values[boxes_] + row * row_columns_, tap_of(taps, row));
     });
-    state.pool->parallel_for(channels_, [&](int64_t channel, int) {
+    state.pool->parallel_for(channels_, [&](int64_t channel, int worker) {
       for (int64_t row = 0; row < rows_; ++row) {
         const int64_t size = out_height_ * out_width_;
         float* out = state.values[output_] + (row * channels_ + channel) * size;
@@ -61,7 +63,8 @@ class RoiAlignStep : public Step {
         const Level& level = levels_[rows[row].level];
         const int64_t plane = (rows[row].image * channels_ + channel) * level.height * level.width;
         const Tap* down = tap_of(taps, row);
-        resample(state.values[level.value] + plane, level.width, down, down + 2 * samples_ * out_height_, out);
+        resample(state.values[level.value] + plane, level.width, down, down + 2 * samples_ * out_height_,
+                 state.scratch[worker], out);
       }
     });
   }
@@ -137,17 +140,23 @@ class RoiAlignStep : public Step {
     }
   }
 
-  void resample(const float* plane, int64_t width, const Tap* rows, const Tap* columns, float* out) const {
+  // First the rows of an output row are added up, in all columns of the box: these lie side by side, as the few columns
+  // that an output pixel takes do not.
+  void resample(const float* plane, int64_t width, const Tap* rows, const Tap* columns, float* line, float* out) const {
     const int64_t taps = 2 * samples_;
+    const auto [left, right] = std::minmax_element(columns, columns + taps * out_width_,
+                                                   [](const Tap& a, const Tap& b) { return a.at < b.at; });
+    const int64_t first = left->at;
+    const int64_t count = right->at + 1 - first;
     for (int64_t y = 0; y < out_height_; ++y) {
+      std::fill_n(line, count, 0.0f);
+      for (const Tap& row : std::span(rows + y * taps, taps)) {
+        const float* from = plane + row.at * width + first;
+        for (int64_t x = 0; x < count; ++x) line[x] += row.weight * from[x];
+      }
       for (int64_t x = 0; x < out_width_; ++x) {
         float sum = 0;
-        for (const Tap& row : std::span(rows + y * taps, taps)) {
-          const float* line = plane + row.at * width;
-          float along = 0;
-          for (const Tap& column : std::span(columns + x * taps, taps)) along += column.weight * line[column.at];
-          sum += row.weight * along;
-        }
+        for (const Tap& column : std::span(columns + x * taps, taps)) sum += column.weight * line[column.at - first];
         *out++ = sum;
       }
     }
@@ -157,6 +166,7 @@ class RoiAlignStep : public Step {
   int64_t samples_;
   ValueId boxes_, output_;
   int64_t images_, row_columns_, rows_, channels_, out_height_, out_width_;
+  int64_t widest_ = 0;  // pixels of a row, of all levels
   std::vector<Level> levels_;
 };
 

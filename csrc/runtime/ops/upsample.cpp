@@ -8,6 +8,8 @@
 namespace pyquant {
 namespace {
 
+bool is_nearest(const Node& node) { return node.attribute<std::string>("mode") == "nearest"; }
+
 // Source pixels per output pixel: as given, or the ratio of the sizes.
 double step_of(int64_t in, int64_t out, double factor, bool align_corners) {
   if (align_corners) return out > 1 ? static_cast<double>(in - 1) / static_cast<double>(out - 1) : 0;
@@ -33,32 +35,47 @@ std::vector<Source> sources_of(int64_t in, int64_t out, double factor, bool bili
   return sources;
 }
 
-class UpsampleStep : public Step {
- public:
-  UpsampleStep(const Layer& layer, const PlanContext& context)
-      : Step(layer.node->name, layer.op, "plane"), input_(layer.inputs[0]), output_(layer.output) {
+// Where the pixels of an upsampled plane come from.
+struct Upsampling {
+  Upsampling(const Layer& layer, const PlanContext& context) {
     const Node& node = *layer.node;
-    const Shape& in = context.shapes[input_];
-    const Shape& out = context.shapes[output_];
+    const Shape& in = context.shapes[layer.inputs[0]];
+    const Shape& out = context.shapes[layer.output];
     const std::vector<double> by_size = {0, 0};
     const auto& factor = node.op == "upsample_like" ? by_size : node.attribute<std::vector<double>>("factor");
-    const bool bilinear = node.attribute<std::string>("mode") == "bilinear";
+    const bool bilinear = !is_nearest(node);
     const bool align_corners = node.attribute<bool>("align_corners");
-    planes_ = checked_multiply(in.at(0), in.at(1));
-    height_ = in.at(2);
-    width_ = in.at(3);
-    rows_ = sources_of(height_, out.at(2), factor.at(0), bilinear, align_corners);
-    columns_ = sources_of(width_, out.at(3), factor.at(1), bilinear, align_corners);
+    images = in.at(0);
+    channels = in.at(1);
+    height = in.at(2);
+    width = in.at(3);
+    rows = sources_of(height, out.at(2), factor.at(0), bilinear, align_corners);
+    columns = sources_of(width, out.at(3), factor.at(1), bilinear, align_corners);
   }
 
+  int64_t in_plane() const { return height * width; }
+  int64_t out_plane() const { return static_cast<int64_t>(rows.size() * columns.size()); }
+
+  int64_t images, channels, height, width;
+  std::vector<Source> rows, columns;
+};
+
+class BilinearStep : public Step {
+ public:
+  BilinearStep(const Layer& layer, const PlanContext& context)
+      : Step(layer.node->name, layer.op, "plane"),
+        from_(layer, context),
+        input_(layer.inputs[0]),
+        output_(layer.output) {}
+
   void run(const RunState& state) const override {
-    state.pool->parallel_for(planes_, [&](int64_t plane, int) {
-      const float* in = state.values[input_] + plane * height_ * width_;
-      float* out = state.values[output_] + plane * static_cast<int64_t>(rows_.size() * columns_.size());
-      for (const Source& y : rows_) {
-        const float* top = in + y.first * width_;
-        const float* bottom = in + y.second * width_;
-        for (const Source& x : columns_) {
+    state.pool->parallel_for(from_.images * from_.channels, [&](int64_t plane, int) {
+      const float* in = state.values[input_] + plane * from_.in_plane();
+      float* out = state.values[output_] + plane * from_.out_plane();
+      for (const Source& y : from_.rows) {
+        const float* top = in + y.first * from_.width;
+        const float* bottom = in + y.second * from_.width;
+        for (const Source& x : from_.columns) {
           const float upper = top[x.first] * (1 - x.weight) + top[x.second] * x.weight;
           const float lower = bottom[x.first] * (1 - x.weight) + bottom[x.second] * x.weight;
           *out++ = y.weight == 0 ? upper : upper * (1 - y.weight) + lower * y.weight;
@@ -68,15 +85,59 @@ class UpsampleStep : public Step {
   }
 
  private:
+  Upsampling from_;
   ValueId input_, output_;
-  int64_t planes_, height_, width_;
-  std::vector<Source> rows_, columns_;
+};
+
+// Pixels are copied: floats, or quads, whose bytes keep their meaning.
+class NearestStep : public Step {
+ public:
+  NearestStep(const Layer& layer, const PlanContext& context)
+      : Step(layer.node->name, layer.op, "plane"),
+        from_(layer, context),
+        input_(layer.inputs[0]),
+        output_(layer.output),
+        is_bytes_(context.formats[output_] == Format::kBytes) {}
+
+  void run(const RunState& state) const override {
+    if (is_bytes_) {
+      state.quantization[output_] = state.quantization[input_];
+      copy(state, state.quads(input_), state.quads(output_), ceil_div(from_.channels, kQuad));
+    } else {
+      copy(state, state.values[input_], state.values[output_], from_.channels);
+    }
+  }
+
+ private:
+  template <typename T>
+  void copy(const RunState& state, const T* in, T* out, int64_t planes) const {
+    const auto columns = static_cast<int64_t>(from_.columns.size());
+    state.pool->parallel_for(from_.images * planes, [&](int64_t plane, int) {
+      T* row = out + plane * from_.out_plane();
+      int64_t before = -1;  // the source of the row before
+      for (const Source& y : from_.rows) {
+        if (y.first == before) {
+          std::copy_n(row - columns, columns, row);
+        } else {
+          const T* source = in + plane * from_.in_plane() + y.first * from_.width;
+          for (int64_t x = 0; x < columns; ++x) row[x] = source[from_.columns[x].first];
+        }
+        before = y.first;
+        row += columns;
+      }
+    });
+  }
+
+  Upsampling from_;
+  ValueId input_, output_;
+  bool is_bytes_;
 };
 
 }  // namespace
 
 std::unique_ptr<Step> plan_upsample(const Layer& layer, const PlanContext& context) {
-  return std::make_unique<UpsampleStep>(layer, context);
+  if (is_nearest(*layer.node)) return std::make_unique<NearestStep>(layer, context);
+  return std::make_unique<BilinearStep>(layer, context);
 }
 
 }  // namespace pyquant
