@@ -9,7 +9,8 @@ the entropy-coded codes are short enough.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import log, prod
 from typing import TYPE_CHECKING
@@ -116,7 +117,8 @@ def _at_rate(
 
     A bit of each of the blocks, of d weights, is worth as much error as it takes away where errors fall as 2^(-2 r)
     with the bits r of a weight: 2 ln(2) / d of it. From there the worth goes up until codes are as short as they must
-    be; where they get shorter than that, from the last ones that are too long once more, by less.
+    be; where they get shorter than that, from the last ones that are too long once more, by less. The commonest code
+    is the cheapest, and may draw in others without end: then only some blocks get the shorter codes.
     """
     count = prod(solution.codes.shape[1:])
     packed = PackedCodes(models=config.codebooks, count=count, bits=config.code_bits)
@@ -133,7 +135,7 @@ def _at_rate(
         return solution
     aim = (1 - CLOSE / 2) * most
     worth, gain = 2 * log(2) / config.dim * error(problem, solution, workers) / count, 1.0
-    fitting: tuple[float, Solution] | None = None  # the best one whose codes fit, and its error
+    fitting: list[Solution] = []  # those whose codes are short enough
     start, lengths = fitted(solution)
     for trial in range(RATE_ROUNDS + LAST_RESORTS):
         tried = sweep(problem, start, workers, gain * worth * lengths)
@@ -143,13 +145,27 @@ def _at_rate(
             start, lengths = fitted(solution)
             gain = LAST_RESORT if trial >= RATE_ROUNDS else min(max((size / aim) ** GAIN, LEAST_GAIN), MOST_GAIN)
             continue
-        missed = error(problem, tried, workers)
-        if fitting is None or missed < fitting[0]:
-            fitting = missed, tried
-        if trial >= RATE_ROUNDS or size >= (1 - CLOSE) * most or gain < SMALLEST_GAIN:
+        fitting.append(tried)
+        if size >= (1 - CLOSE) * most:
+            break
+        if trial >= RATE_ROUNDS or gain < SMALLEST_GAIN:
+            fitting.append(_with_codes_of(tried, start, lambda mixed: taken(mixed) <= most))
             break
         gain **= 0.5
-    return solution if fitting is None else fitting[1]
+    if not fitting:
+        return solution
+    return _refit(problem, min(fitting, key=lambda found: error(problem, found, workers)), config, workers)
+
+
+def _with_codes_of(shorter: Solution, start: Solution, fits: Callable[[Solution], bool]) -> Solution:
+    """Return the start with the first of the shorter codes, about as few of them as make it fit: a part of a sweep."""
+    old, new = start.codes.flatten(1), shorter.codes.flatten(1)
+
+    def mixed(count: int) -> Solution:
+        codes = torch.cat([new[:, :count], old[:, count:]], dim=1)
+        return replace(start, codes=codes.view_as(start.codes))
+
+    return mixed(bisect_left(range(old.shape[1]), True, key=lambda count: fits(mixed(count))))
 
 
 def _refit(problem: Problem, solution: Solution, config: ProductConfig, workers: Workers) -> Solution:
