@@ -13,6 +13,13 @@ namespace pyquant {
 
 constexpr int64_t kAlignment = 64;
 
+// Of what processors call huge pages. Rows of large values lie pages apart, and to find a page takes them longer than
+// to find a number in the second-level cache, above all where the machine is a virtual one.
+constexpr int64_t kHugePage = int64_t{2} << 20;
+
+// Ask the system for huge pages for `bytes` from `memory` on, both multiples of one; it may refuse.
+void ask_for_huge_pages(void* memory, int64_t bytes);
+
 // Kernels load and store whole vectors: what lies up to this many bytes behind an array must be ours.
 constexpr int64_t kSlackBytes = 256;
 
@@ -21,8 +28,12 @@ class AlignedBuffer {
  public:
   AlignedBuffer() = default;
   explicit AlignedBuffer(int64_t size) : size_(size) {
-    const int64_t bytes = checked_multiply(size, sizeof(T)) + kSlackBytes;
-    data_.reset(static_cast<T*>(::operator new(static_cast<size_t>(bytes), std::align_val_t{kAlignment})));
+    int64_t bytes = checked_multiply(size, sizeof(T)) + kSlackBytes;
+    const bool is_large = bytes >= kHugePage;
+    const std::align_val_t alignment{static_cast<size_t>(is_large ? kHugePage : kAlignment)};
+    if (is_large) bytes = round_up(bytes, kHugePage);
+    data_ = {static_cast<T*>(::operator new(static_cast<size_t>(bytes), alignment)), Free{alignment}};
+    if (is_large) ask_for_huge_pages(data_.get(), bytes);
     std::memset(static_cast<void*>(data_.get() + size), 0, kSlackBytes);
   }
   explicit AlignedBuffer(std::span<const T> values) : AlignedBuffer(static_cast<int64_t>(values.size())) {
@@ -38,7 +49,8 @@ class AlignedBuffer {
 
  private:
   struct Free {
-    void operator()(T* pointer) const { ::operator delete(pointer, std::align_val_t{kAlignment}); }
+    std::align_val_t alignment{static_cast<size_t>(kAlignment)};
+    void operator()(T* pointer) const { ::operator delete(pointer, alignment); }
   };
   std::unique_ptr<T, Free> data_;
   int64_t size_ = 0;

@@ -224,8 +224,13 @@ struct Tile {
 };
 
 struct KernelTable {
+  // How many times as long as elsewhere, relative to multiply-adds, tables take where units are as wide as vectors: for
+  // loads and stores are not faster there.
+  double table_cost() const { return grain == lanes ? 1.4 : 1.0; }
+
   const char* isa;
   int64_t lanes;  // values of four bytes of a vector
+  int64_t grain;  // lanes by which tiles are best cut: half a vector where it takes half the time, or a whole one
   Tile tile;
   Tile tile8;
   int64_t table_pixels;   // pixels of a table row

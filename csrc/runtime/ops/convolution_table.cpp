@@ -86,7 +86,8 @@ double cost(const Convolution& c, int threads) {
   const auto build = static_cast<double>(weight.codebooks * weight.centroids * c.patches.rows());
   const auto sum = static_cast<double>(c.group_outputs() * passes.positions);
   const double sum_cost = passes.per_pass * passes.table_bytes <= kTableBytes ? kSumCost : kFarSumCost;
-  return static_cast<double>(ceil_div(units, threads)) * vectors * (kBuildCost * build + sum_cost * sum);
+  return static_cast<double>(ceil_div(units, threads)) * vectors * c.kernels->table_cost() *
+         (kBuildCost * build + sum_cost * sum);
 }
 
 std::unique_ptr<Step> make(const Layer& layer, const Convolution& convolution, const PlanContext&) {

@@ -258,7 +258,8 @@ double cost(const Convolution& c, int threads) {
     const double vector = positions * row * static_cast<double>(weight.centroids) + sums * static_cast<double>(outputs);
     return static_cast<double>(ceil_div(pixels, 2 * c.kernels->lanes)) * vector;
   };
-  return cost_of(shares.own_pixels, shares.outputs) + cost_of(shares.left_pixels, shares.left_outputs);
+  return c.kernels->table_cost() *
+         (cost_of(shares.own_pixels, shares.outputs) + cost_of(shares.left_pixels, shares.left_outputs));
 }
 
 std::unique_ptr<Step> make(const Layer& layer, const Convolution& convolution, const PlanContext& context) {

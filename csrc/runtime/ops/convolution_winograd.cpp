@@ -224,7 +224,7 @@ double cost(const Convolution& c, const Transform& transform, int threads) {
   const Tiling t = tiling_of(c, transform.matrices, threads);
   const auto outputs = static_cast<double>(c.weight->outputs);
   const auto inputs = static_cast<double>(c.geometry.channels);
-  const auto lane_vectors = static_cast<double>(t.halves) / 2;
+  const double lane_vectors = t.lane_vectors();
   const double products = static_cast<double>(t.rows) * outputs * t.vectors(true);
   return (products + lane_vectors * (transform.input_cost * inputs + transform.output_cost * outputs)) / threads;
 }

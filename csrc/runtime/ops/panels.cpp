@@ -9,8 +9,8 @@ static_assert(Patches::kNone == Tiling::kApart);  // unless it is by columns, ea
 constexpr int64_t kLanesPerLost = 32;
 
 bool by_image(const ConvGeometry& g, const KernelTable& kernels) {
-  const int64_t half = std::max<int64_t>(kernels.lanes / 2, 1);
-  const int64_t lost = half * (g.images * ceil_div(g.out_plane(), half) - ceil_div(g.pixels(), half));
+  const int64_t grain = kernels.grain;
+  const int64_t lost = grain * (g.images * ceil_div(g.out_plane(), grain) - ceil_div(g.pixels(), grain));
   return lost * kLanesPerLost <= g.pixels();
 }
 

@@ -9,8 +9,8 @@ constexpr int64_t kPanelBytes = 640 * 1024;
 // So many units of equal size per thread are even enough.
 constexpr int64_t kUnitsPerThread = 4;
 
-// Tiles narrower than so many half vectors are bound by the loads of weights: better fewer tiles and shared panels.
-constexpr int64_t kFewestHalves = 4;
+// Tiles narrower than so many vectors are bound by the loads of weights: better fewer tiles and shared panels.
+constexpr int64_t kFewestVectors = 2;
 
 }  // namespace
 
@@ -23,14 +23,15 @@ Tiling::Tiling(const KernelTable& kernels, const Tile& tile, int64_t groups_, in
       count(count_),
       rows(rows_),
       behind(behind_),
-      half(std::max<int64_t>(kernels.lanes / 2, 1)),
-      halves(ceil_div(count, half)),
+      lanes(kernels.lanes),
+      grain(kernels.grain),
+      grains(ceil_div(count, grain)),
       num_tiles(ceil_div(count, tile.pixels)) {
   int64_t takers = 1;  // threads that take tiles of their own
   const bool groups_suffice = groups >= kUnitsPerThread * threads || groups % threads == 0;
   if (!groups_suffice) {
     const int64_t tiles_for_all = round_up(num_tiles, threads);
-    if (halves >= kFewestHalves * tiles_for_all) {
+    if (grains * grain >= kFewestVectors * lanes * tiles_for_all) {
       num_tiles = tiles_for_all;
       takers = threads;
     } else {
@@ -38,23 +39,23 @@ Tiling::Tiling(const KernelTable& kernels, const Tile& tile, int64_t groups_, in
       ranges = std::min<int64_t>(threads, row_tiles());
     }
   }
-  const int64_t widest = half * ceil_div(halves, num_tiles);
+  const int64_t widest = grain * ceil_div(grains, num_tiles);
   const int64_t most_lanes = kPanelBytes / static_cast<int64_t>(sizeof(float)) / rows;  // of the panels of a block
-  const int64_t tiles_per_block = std::clamp<int64_t>(
-      (joined() ? most_lanes - behind : most_lanes) / round_up(widest, kernels.lanes), 1, num_tiles);
+  const int64_t tiles_per_block =
+      std::clamp<int64_t>((joined() ? most_lanes - behind : most_lanes) / round_up(widest, lanes), 1, num_tiles);
   // Blocks of equal size: else one thread would end long before the other.
   const int64_t tiles_each = num_tiles / takers;
   int64_t blocks_each = ceil_div(tiles_each, tiles_per_block);
   while (takers > 1 && tiles_each % blocks_each != 0) ++blocks_each;
   num_blocks = takers * blocks_each;
-  int64_t lanes = widest;
-  if (joined()) lanes = behind + (shared ? count : widest * ceil_div(num_tiles, num_blocks));
-  pitch = round_up(lanes, kernels.lanes);
+  int64_t most = widest;
+  if (joined()) most = behind + (shared ? count : widest * ceil_div(num_tiles, num_blocks));
+  pitch = round_up(most, lanes);
 }
 
 double Tiling::vectors(bool is_coded) const {
   const auto tiles = static_cast<double>(num_tiles);
-  const double width = static_cast<double>(halves) / 2 / tiles;
+  const double width = lane_vectors() / tiles;
   return tiles * (std::max(width, least_vectors) + (is_coded ? kFindCost : 0.0));
 }
 

@@ -28,8 +28,8 @@ struct Tiling {
          int threads, int64_t behind = kApart);
   static constexpr int64_t kApart = -1;
 
-  // Lanes [begin(tile), begin(tile + 1)) are those of a tile: a multiple of half a vector, but for the last.
-  int64_t begin(int64_t tile) const { return std::min(half * (tile * halves / num_tiles), count); }
+  // Lanes [begin(tile), begin(tile + 1)) are those of a tile: a multiple of the grain, but for the last.
+  int64_t begin(int64_t tile) const { return std::min(grain * (tile * grains / num_tiles), count); }
   int64_t lanes_of(int64_t tile) const { return begin(tile + 1) - begin(tile); }
 
   // The first tile of a block: so many tiles that their panels stay in the cache while all outputs are computed.
@@ -52,6 +52,9 @@ struct Tiling {
     return shared ? 0 : (joined() ? 1 : ceil_div(num_tiles, num_blocks)) * panel_floats();
   }
 
+  // Vectors of all lanes; where grains are halves of them, a half counts as that.
+  double lane_vectors() const { return static_cast<double>(grains * grain) / static_cast<double>(lanes); }
+
   // Vector multiply-adds of one weight for all tiles, with finding it where it is coded.
   double vectors(bool is_coded) const;
 
@@ -62,8 +65,9 @@ struct Tiling {
   int64_t count;
   int64_t rows;
   int64_t behind;
-  int64_t half;  // of a vector, in lanes
-  int64_t halves;
+  int64_t lanes;  // of a vector
+  int64_t grain;
+  int64_t grains;
   int64_t num_tiles;
   int64_t num_blocks;
   int64_t pitch;  // of a panel: the most lanes that one has, in whole vectors
