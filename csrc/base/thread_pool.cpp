@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <thread>
 #include <vector>
@@ -13,9 +14,12 @@
 namespace pyquant {
 namespace {
 
-// How often a worker looks for new work before it sleeps: some 50 us, longer than the gap between two layers, shorter
-// than anything that another process would notice.
-constexpr int kSpins = 1500;
+// How often a worker looks for new work before it sleeps: some 300 us, as long as it may have to wait for another that
+// has more to do. To be woken takes 30 us, a tenth of what a layer takes.
+constexpr int kSpins = 8000;
+
+// Indices are taken several at a time, where there are very many: to take one costs a tenth of a microsecond.
+constexpr int64_t kTurnsPerThread = 16;
 
 void relax() {
 #if defined(__x86_64__)
@@ -53,6 +57,7 @@ struct ThreadPool::Workers {
   void run(int64_t loop_count, const LoopBody& loop_body) {
     body = &loop_body;
     count = loop_count;
+    step = std::max<int64_t>(count / (kTurnsPerThread * static_cast<int64_t>(threads.size() + 1)), 1);
     next.store(0, std::memory_order_relaxed);
     busy.store(static_cast<uint32_t>(threads.size()), std::memory_order_relaxed);
     announce();
@@ -79,14 +84,15 @@ struct ThreadPool::Workers {
 
   void take_indices(int worker) {
     for (;;) {
-      const int64_t index = next.fetch_add(1, std::memory_order_relaxed);
-      if (index >= count) return;
-      (*body)(index, worker);
+      const int64_t first = next.fetch_add(step, std::memory_order_relaxed);
+      if (first >= count) return;
+      for (int64_t index = first; index < std::min(first + step, count); ++index) (*body)(index, worker);
     }
   }
 
   const LoopBody* body = nullptr;
   int64_t count = 0;
+  int64_t step = 1;
   alignas(64) std::atomic<int64_t> next{0};
   alignas(64) std::atomic<uint32_t> epoch{0};
   alignas(64) std::atomic<uint32_t> busy{0};
