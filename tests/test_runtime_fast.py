@@ -321,12 +321,13 @@ def test_transposed_convolution_stays_in_bytes(
     channels: int, factor: tuple[int, int], rng: np.random.Generator
 ) -> None:
     first, a = scaled_layer(rng, "first", "x", (4 * channels, 8, 1, 1), DenseConfig())
-    last, b = scaled_layer(rng, "last", "pixels", (5, channels, 1, 1), DenseConfig())
+    last, b = scaled_layer(rng, "last", "relu", (5, channels, 1, 1), DenseConfig())
     attributes = {"factor": factor}
     shuffle = Node(op="pixel_shuffle", name="pixels", inputs=("first",), outputs=("pixels",), attributes=attributes)
+    relu = Node(op="relu", name="relu", inputs=("pixels",), outputs=("relu",))
     x = rng.standard_normal((3, 8, 5, 7)).astype(np.float32)
     check_steps_in_bytes(
-        [first, shuffle, last], {**a, **b}, x, ["quantize", "conv2d", "pixel_shuffle", "conv2d"]
+        [first, shuffle, relu, last], {**a, **b}, x, ["quantize", "conv2d+relu", "pixel_shuffle", "conv2d"]
     )  # fmt: skip
 
 

@@ -92,3 +92,13 @@ def test_a_value_of_which_only_the_shape_is_needed_may_be_fused(
     )  # fmt: skip
     steps = run([conv, pool, like, node("add", "sum", "y", "up_out")], tensors, x)
     assert steps == ["max_pool2d", "upsample_like", "conv2d+add"]
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+def test_activation_moves_before_a_shuffle(activation: str, x: np.ndarray, rng: np.random.Generator) -> None:
+    """As in a mask head, whose transposed convolution is a convolution and a shuffle."""
+    conv, tensors = weighted_layer(rng, (8, 6, 1, 1), CODEC)
+    shuffle = Node(op="pixel_shuffle", name="pixels", inputs=("y",), outputs=("p",), attributes={"factor": (2, 2)})
+    assert run([conv, shuffle, node(activation, "act", "p")], tensors, x) == [f"conv2d+{activation}", "pixel_shuffle"]
+    both = [conv, shuffle, node(activation, "act", "p"), node("add", "sum", "act_out", "p")]
+    assert run(both, tensors, x) == ["conv2d", "pixel_shuffle", activation, "add"]

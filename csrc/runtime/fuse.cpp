@@ -15,7 +15,8 @@ std::vector<ValueId> values_read(const Node& node) {
 
 }  // namespace
 
-std::vector<Layer> fuse_layers(const Graph& graph, const std::vector<Shape>& shapes) {
+std::vector<Layer> fuse_layers(const Graph& graph, PlanContext& context) {
+  const std::vector<Shape>& shapes = context.shapes;
   std::vector<int> uses(graph.num_values, 0);
   for (const Node& node : graph.nodes) {
     for (const ValueId value : values_read(node)) ++uses[value];
@@ -32,6 +33,12 @@ std::vector<Layer> fuse_layers(const Graph& graph, const std::vector<Shape>& sha
     const Layer& layer = layers[at];
     return layer.node->weight && layer.activation == Activation::kNone ? at : kNoLayer;
   };
+  // The layer that writes `value` if it gives nothing but the pixels of an open_producer() other places.
+  const auto shuffler = [&](ValueId value) {
+    const int64_t at = producer[value];
+    if (at == kNoLayer || uses[value] != 1 || layers[at].node->op != "pixel_shuffle") return kNoLayer;
+    return open_producer(layers[at].inputs[0]) != kNoLayer ? at : kNoLayer;
+  };
   const auto append = [&](Layer layer) {
     producer[layer.output] = static_cast<int64_t>(layers.size());
     layers.push_back(std::move(layer));
@@ -46,6 +53,14 @@ std::vector<Layer> fuse_layers(const Graph& graph, const std::vector<Shape>& sha
       if (into = open_producer(node.inputs[0]); into != kNoLayer) {
         layer = layers[into];
         layer.activation = *activation;
+      } else if (const int64_t at = shuffler(node.inputs[0]); at != kNoLayer) {
+        Layer& before = layers[open_producer(layers[at].inputs[0])];
+        before.activation = *activation;
+        before.op += "+" + node.op;
+        context.ranges[before.output] = context.ranges[node.output()];
+        layers[at].output = node.output();
+        producer[node.output()] = at;
+        continue;
       }
     } else if (node.op == "add" && node.inputs[0] != node.inputs[1] &&
                shapes[node.inputs[0]] == shapes[node.inputs[1]]) {

@@ -7,7 +7,8 @@
 
 namespace pyquant {
 
-// The layers of `graph` for values of these shapes, in an order in which they can run.
-std::vector<Layer> fuse_layers(const Graph& graph, const std::vector<Shape>& shapes);
+// The layers of `graph` for values of the context's shapes, in an order in which they can run. A value that an
+// activation moved to has, in the context, the range of what the activation wrote.
+std::vector<Layer> fuse_layers(const Graph& graph, PlanContext& context);
 
 }  // namespace pyquant

@@ -22,7 +22,7 @@ int64_t size_of(const Shape& shape, Format format) {
 }  // namespace
 
 Plan::Plan(const Graph& graph, PlanContext context) {
-  FormattedLayers formatted = assign_formats(fuse_layers(graph, context.shapes), graph, context);
+  FormattedLayers formatted = assign_formats(fuse_layers(graph, context), graph, context);
   outputs = std::move(formatted.outputs);
   sections = find_sections(formatted.layers, outputs, context.shapes);
   for (const Section& section : sections) {

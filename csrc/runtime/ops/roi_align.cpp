@@ -1,6 +1,7 @@
 // RoIAlign (He et al., Mask R-CNN, 2017): boxes resampled to one size, each from the pyramid level that suits it.
 #include <algorithm>
 #include <cmath>
+#include <span>
 
 #include "runtime/boxes.h"
 #include "runtime/ops/ops.h"
@@ -10,6 +11,8 @@ namespace {
 
 // A box as large as the canonical one may come out just below it.
 constexpr float kLevelSlack = 1e-6f;
+
+constexpr int64_t kChannels = 4;  // of which a box is resampled at a time
 
 class RoiAlignStep : public Step {
  public:
@@ -44,27 +47,32 @@ class RoiAlignStep : public Step {
   int64_t scratch_floats() const override { return round_up(widest_, 16); }
   int64_t shared_floats() const override { return rows_ * (kRowFloats + tap_floats()); }
 
-  // Channel by channel: a plane stays in the cache while all boxes read their part of it, which would otherwise be
-  // fetched from memory a few numbers at a time.
+  // A few channels after the other: their planes stay in the cache while all boxes read their part of them, which would
+  // otherwise be fetched from memory a few numbers at a time; and what is written of a box fills cache lines.
   void run(const RunState& state) const override {
     auto* rows = reinterpret_cast<Row*>(state.shared);
     float* taps = state.shared + rows_ * kRowFloats;
     state.pool->parallel_for(rows_, [&](int64_t row, int) {
       rows[row] = prepare(state.values[boxes_] + row * row_columns_, tap_of(taps, row));
     });
-    state.pool->parallel_for(channels_, [&](int64_t channel, int worker) {
+    state.pool->parallel_for(ceil_div(channels_, kChannels), [&](int64_t unit, int worker) {
+      const int64_t first = unit * kChannels;
+      const int64_t last = std::min(first + kChannels, channels_);
+      const int64_t size = out_height_ * out_width_;
       for (int64_t row = 0; row < rows_; ++row) {
-        const int64_t size = out_height_ * out_width_;
-        float* out = state.values[output_] + (row * channels_ + channel) * size;
+        float* out = state.values[output_] + (row * channels_ + first) * size;
         if (rows[row].level < 0) {
-          std::fill_n(out, size, 0.0f);
+          std::fill_n(out, (last - first) * size, 0.0f);
           continue;
         }
         const Level& level = levels_[rows[row].level];
-        const int64_t plane = (rows[row].image * channels_ + channel) * level.height * level.width;
+        const int64_t plane = level.height * level.width;
+        const float* from = state.values[level.value] + (rows[row].image * channels_ + first) * plane + rows[row].left;
         const Tap* down = tap_of(taps, row);
-        resample(state.values[level.value] + plane, level.width, down, down + 2 * samples_ * out_height_,
-                 state.scratch[worker], out);
+        for (int64_t channel = first; channel < last; ++channel, from += plane, out += size) {
+          resample(from, rows[row].width, level.width, down, down + 2 * samples_ * out_height_, state.scratch[worker],
+                   out);
+        }
       }
     });
   }
@@ -77,16 +85,18 @@ class RoiAlignStep : public Step {
     float halvings;
   };
 
-  // A pixel along one axis, and its share of an output pixel.
+  // A pixel along one axis, and its share of an output pixel. Columns are counted from the first one of the box.
   struct Tap {
     int32_t at;
     float weight;
   };
 
-  // Where a row's box is taken from; level -1: nowhere.
+  // Where a row's box is taken from, and the columns that it takes; level -1: nowhere.
   struct Row {
     int32_t level;
     int32_t image;
+    int32_t left;
+    int32_t width;
   };
 
   static constexpr int64_t kRowFloats = sizeof(Row) / sizeof(float);
@@ -100,14 +110,19 @@ class RoiAlignStep : public Step {
   // Decide where the box of a row is taken from, and write its taps: first those of rows, then those of columns.
   Row prepare(const float* row, Tap* taps) const {
     // Not a cast first: the number may be anything.
-    if (!(row[0] >= 0 && row[0] < static_cast<float>(images_))) return {.level = -1, .image = 0};
+    if (!(row[0] >= 0 && row[0] < static_cast<float>(images_))) return {.level = -1};
     const Box box{row[1], row[2], row[3], row[4]};
     const size_t at = level_of(box);
     const Level& level = levels_[at];
     write_taps(box.top * level.scale, box.bottom * level.scale, out_height_, level.height, taps);
-    write_taps(box.left * level.scale, box.right * level.scale, out_width_, level.width,
-               taps + 2 * samples_ * out_height_);
-    return {.level = static_cast<int32_t>(at), .image = static_cast<int32_t>(row[0])};
+    const std::span columns(taps + 2 * samples_ * out_height_, 2 * samples_ * out_width_);
+    write_taps(box.left * level.scale, box.right * level.scale, out_width_, level.width, columns.data());
+    const auto [first, last] = std::ranges::minmax(columns, {}, &Tap::at);
+    for (Tap& column : columns) column.at -= first.at;
+    return {.level = static_cast<int32_t>(at),
+            .image = static_cast<int32_t>(row[0]),
+            .left = first.at,
+            .width = last.at - first.at + 1};
   }
 
   size_t level_of(const Box& box) const {
@@ -142,23 +157,31 @@ class RoiAlignStep : public Step {
 
   // First the rows of an output row are added up, in all columns of the box: these lie side by side, as the few columns
   // that an output pixel takes do not.
-  void resample(const float* plane, int64_t width, const Tap* rows, const Tap* columns, float* line, float* out) const {
-    const int64_t taps = 2 * samples_;
-    const auto [left, right] = std::minmax_element(columns, columns + taps * out_width_,
-                                                   [](const Tap& a, const Tap& b) { return a.at < b.at; });
-    const int64_t first = left->at;
-    const int64_t count = right->at + 1 - first;
-    for (int64_t y = 0; y < out_height_; ++y) {
-      std::fill_n(line, count, 0.0f);
-      for (const Tap& row : std::span(rows + y * taps, taps)) {
-        const float* from = plane + row.at * width + first;
-        for (int64_t x = 0; x < count; ++x) line[x] += row.weight * from[x];
-      }
+  void resample(const float* plane, int64_t width, int64_t pitch, const Tap* rows, const Tap* columns, float* line,
+                float* out) const {
+    for (int64_t y = 0; y < out_height_; ++y, rows += 2 * samples_, out += out_width_) {
+      for (int64_t i = 0; i < samples_; ++i) add_rows(plane, width, pitch, rows + 2 * i, i > 0, line);
+      const Tap* column = columns;
       for (int64_t x = 0; x < out_width_; ++x) {
         float sum = 0;
-        for (const Tap& column : std::span(columns + x * taps, taps)) sum += column.weight * line[column.at - first];
-        *out++ = sum;
+        for (int64_t i = 0; i < samples_; ++i, column += 2) {
+          sum += column[0].weight * line[column[0].at] + column[1].weight * line[column[1].at];
+        }
+        out[x] = sum;
       }
+    }
+  }
+
+  // The two rows of a sample.
+  static void add_rows(const float* plane, int64_t width, int64_t pitch, const Tap* rows, bool accumulate,
+                       float* __restrict line) {
+    const float* const upper = plane + rows[0].at * pitch;
+    const float* const lower = plane + rows[1].at * pitch;
+    const float a = rows[0].weight, b = rows[1].weight;
+    if (accumulate) {
+      for (int64_t x = 0; x < width; ++x) line[x] += a * upper[x] + b * lower[x];
+    } else {
+      for (int64_t x = 0; x < width; ++x) line[x] = a * upper[x] + b * lower[x];
     }
   }
 
