@@ -2,7 +2,6 @@
 
 #include <unistd.h>
 
-#include <algorithm>
 #include <atomic>
 #include <thread>
 #include <vector>
@@ -17,9 +16,6 @@ namespace {
 // How often a worker looks for new work before it sleeps: some 300 us, as long as it may have to wait for another that
 // has more to do. To be woken takes 30 us, a tenth of what a layer takes.
 constexpr int kSpins = 8000;
-
-// Indices are taken several at a time, where there are very many: to take one costs a tenth of a microsecond.
-constexpr int64_t kTurnsPerThread = 16;
 
 void relax() {
 #if defined(__x86_64__)
@@ -44,7 +40,7 @@ uint32_t wait_for_change(const std::atomic<uint32_t>& value, uint32_t old) {
 }  // namespace
 
 struct ThreadPool::Workers {
-  explicit Workers(int size) {
+  explicit Workers(int size) : shares(static_cast<size_t>(size + 1)) {
     for (int worker = 1; worker <= size; ++worker) threads.emplace_back([this, worker] { work(worker); });
   }
 
@@ -54,11 +50,13 @@ struct ThreadPool::Workers {
     for (std::thread& thread : threads) thread.join();
   }
 
-  void run(int64_t loop_count, const LoopBody& loop_body) {
+  void run(int64_t count, const LoopBody& loop_body) {
     body = &loop_body;
-    count = loop_count;
-    step = std::max<int64_t>(count / (kTurnsPerThread * static_cast<int64_t>(threads.size() + 1)), 1);
-    next.store(0, std::memory_order_relaxed);
+    const auto parts = static_cast<int64_t>(shares.size());
+    for (int64_t part = 0; part < parts; ++part) {
+      shares[part].next.store(part * count / parts, std::memory_order_relaxed);
+      shares[part].end = (part + 1) * count / parts;
+    }
     busy.store(static_cast<uint32_t>(threads.size()), std::memory_order_relaxed);
     announce();
     take_indices(0);
@@ -82,18 +80,27 @@ struct ThreadPool::Workers {
     }
   }
 
+  // First those of the worker's own share: in the next loop it has about the same, of which its cache knows something.
+  // Then what is left of the others'.
   void take_indices(int worker) {
-    for (;;) {
-      const int64_t first = next.fetch_add(step, std::memory_order_relaxed);
-      if (first >= count) return;
-      for (int64_t index = first; index < std::min(first + step, count); ++index) (*body)(index, worker);
+    for (size_t i = 0; i < shares.size(); ++i) {
+      Share& share = shares[(worker + i) % shares.size()];
+      for (;;) {
+        const int64_t index = share.next.fetch_add(1, std::memory_order_relaxed);
+        if (index >= share.end) break;
+        (*body)(index, worker);
+      }
     }
   }
 
+  // Neighbouring indices.
+  struct alignas(64) Share {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
+
   const LoopBody* body = nullptr;
-  int64_t count = 0;
-  int64_t step = 1;
-  alignas(64) std::atomic<int64_t> next{0};
+  std::vector<Share> shares;  // by worker
   alignas(64) std::atomic<uint32_t> epoch{0};
   alignas(64) std::atomic<uint32_t> busy{0};
   std::vector<std::thread> threads;  // last: they use the members above
