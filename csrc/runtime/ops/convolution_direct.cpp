@@ -11,11 +11,14 @@
 namespace pyquant {
 namespace {
 
-// Decoding one weight, in vector multiply-adds.
-constexpr double kDecodeCost = 0.3;
+// Of one weight, in vector multiply-adds.
+double decode_cost(const Weight& weight) {
+  const bool is_decoded = !weight.is_dense() && !has_joint_codebook(weight);
+  return is_decoded ? 0.3 * static_cast<double>(weight.codebooks) : 0.0;
+}
 
 Panels panels_of(const Convolution& c, int threads) {
-  return Panels(c.geometry, *c.weight, *c.kernels, c.kernels->tile, c.group_outputs(), threads);
+  return Panels(c.geometry, *c.weight, *c.kernels, c.kernels->tile, c.group_outputs(), decode_cost(*c.weight), threads);
 }
 
 class DirectStep : public Step {
@@ -109,11 +112,9 @@ class DirectStep : public Step {
 double cost(const Convolution& c, int threads) {
   const Panels panels = panels_of(c, threads);
   const Tiling& t = panels.tiling;
-  const bool is_found = has_joint_codebook(*c.weight);
-  const double decoded =
-      is_found || c.weight->is_dense() ? 0.0 : kDecodeCost * static_cast<double>(t.num_blocks * c.weight->codebooks);
+  const double decoded = decode_cost(*c.weight) * static_cast<double>(t.num_blocks);
   const auto weights = static_cast<double>(c.weight->outputs * panels.rows.size());
-  return weights * (t.vectors(is_found) + decoded) / threads;
+  return weights * (t.vectors(has_joint_codebook(*c.weight)) + decoded) / threads;
 }
 
 std::unique_ptr<Step> make(const Layer& layer, const Convolution& convolution, const PlanContext& context) {

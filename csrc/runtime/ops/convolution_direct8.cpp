@@ -12,11 +12,12 @@
 namespace pyquant {
 namespace {
 
-// Decoding a quad, in vector multiply-adds.
-constexpr double kDecodeCost = 0.5;
+// Of a quad, in vector multiply-adds.
+double decode_cost(QuadSource source) { return source == QuadSource::kSpread ? 0.5 : 0.0; }
 
-Panels panels_of(const Convolution& c, const WeightOrder& order, int threads) {
-  return Panels(in_quads(c.geometry), order, *c.kernels, c.kernels->tile8, c.group_outputs(), threads);
+Panels panels_of(const Convolution& c, const WeightOrder& order, QuadSource source, int threads) {
+  return Panels(in_quads(c.geometry), order, *c.kernels, c.kernels->tile8, c.group_outputs(), decode_cost(source),
+                threads);
 }
 
 class Direct8Step : public Step {
@@ -26,7 +27,7 @@ class Direct8Step : public Step {
         source_(quad_source(*convolution.weight, convolution.geometry.groups)),
         order_(quad_order(*convolution.weight, source_)),
         b_(convolution, context),
-        panels_(panels_of(convolution, order_, context.threads)) {
+        panels_(panels_of(convolution, order_, source_, context.threads)) {
     const Weight& weight = *b_.c.weight;
     if (source_ == QuadSource::kDense) {
       quads_ = b_.take_dense_rows();
@@ -160,9 +161,9 @@ double cost(const Convolution& c, int threads) {
   const QuadSource source = quad_source(*c.weight, c.geometry.groups);
   if (source == QuadSource::kNone) return std::numeric_limits<double>::infinity();
   const WeightOrder order = quad_order(*c.weight, source);
-  const Panels panels = panels_of(c, order, threads);
+  const Panels panels = panels_of(c, order, source, threads);
   const Tiling& t = panels.tiling;
-  const double decoded = source == QuadSource::kSpread ? kDecodeCost * static_cast<double>(t.num_blocks) : 0.0;
+  const double decoded = decode_cost(source) * static_cast<double>(t.num_blocks);
   const auto quads = static_cast<double>(c.weight->outputs * order.depth());
   const double multiplied = c.kernels->tile8.step_cost * t.vectors(source == QuadSource::kCentroid);
   return quads * (multiplied + decoded) / threads;

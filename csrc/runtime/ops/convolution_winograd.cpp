@@ -35,8 +35,10 @@ Tiling tiling_of(const Convolution& c, const WinogradMatrices& matrices, int thr
   const int64_t m = matrices.outputs;
   const int64_t tiles = c.geometry.images * tile_rows_of(c.geometry, m) * tile_columns_of(c.geometry, m);
   const int64_t channels = c.weight->blocks_per_row() * c.weight->block.channels;
+  // Transforms of inputs are too much work to be done by every thread.
+  const SideCosts costs{.decode = 0, .repeat = std::numeric_limits<double>::infinity()};
   return Tiling(*c.kernels, c.kernels->tile, c.geometry.groups, c.group_outputs(), tiles,
-                matrices.frequencies() * channels, threads);
+                matrices.frequencies() * channels, threads, costs);
 }
 
 // The transform of a codebook [K, channels, 3, 3] as [F, K, channels].

@@ -5,6 +5,9 @@ namespace {
 
 static_assert(Patches::kNone == Tiling::kApart);  // unless it is by columns, each tile has a panel of its own
 
+// Of a vector of inputs that lies in another processor's cache, in multiply-adds of a vector.
+constexpr double kReadCost = 70;
+
 // Lanes are lost where tiles end with an image: more than one in so many cost more than they save.
 constexpr int64_t kLanesPerLost = 32;
 
@@ -23,20 +26,24 @@ bool better_in_place(const Patches& patches, const Tiling& unfolded, int64_t pla
 }  // namespace
 
 Panels::Panels(const ConvGeometry& geometry, const WeightOrder& order, const KernelTable& kernels, const Tile& tile,
-               int64_t outputs, int threads)
-    : Panels(geometry, order, kernels, tile, outputs, threads, by_image(geometry, kernels)) {}
+               int64_t outputs, double decode_cost, int threads)
+    : Panels(geometry, order, kernels, tile, outputs,
+             {.decode = decode_cost,
+              .repeat = kReadCost * static_cast<double>(geometry.stride_y * geometry.stride_x) /
+                        static_cast<double>(order.kernel_rows * order.kernel_columns * outputs)},
+             threads, by_image(geometry, kernels)) {}
 
 Panels::Panels(const ConvGeometry& geometry, const WeightOrder& order, const KernelTable& kernels, const Tile& tile,
-               int64_t outputs, int threads, bool by_image)
+               int64_t outputs, const SideCosts& costs, int threads, bool by_image)
     : groups(geometry.groups),
       plane(geometry.plane()),
       patches(geometry, order, &kernels, by_image && Patches::apply_by_columns(geometry, order)),
       in_place(false),
       tiling(kernels, tile, groups * (by_image ? geometry.images : 1), outputs,
-             by_image ? geometry.out_plane() : geometry.pixels(), patches.rows(), threads, patches.behind()) {
+             by_image ? geometry.out_plane() : geometry.pixels(), patches.rows(), threads, costs, patches.behind()) {
   if (by_image && better_in_place(patches, tiling, plane)) {
     in_place = true;
-    tiling = Tiling(kernels, tile, tiling.groups, outputs, tiling.count, patches.rows(), threads, 0);
+    tiling = Tiling(kernels, tile, tiling.groups, outputs, tiling.count, patches.rows(), threads, costs, 0);
   }
   rows = patches.offsets(in_place ? plane : tiling.pitch);
 }

@@ -10,9 +10,10 @@
 namespace pyquant {
 
 struct Panels {
-  // For `outputs` of each group, with the kernels' `tile`; channels hold values of four bytes.
+  // For `outputs` of each group, with the kernels' `tile`; channels hold values of four bytes. To decode a weight for a
+  // block of tiles takes as long as `decode_cost` multiply-adds of a vector.
   Panels(const ConvGeometry& geometry, const WeightOrder& order, const KernelTable& kernels, const Tile& tile,
-         int64_t outputs, int threads);
+         int64_t outputs, double decode_cost, int threads);
 
   // Run multiply(work, scratch) for all outputs. The groups of the work are unit()s.
   template <typename Multiply>
@@ -43,7 +44,7 @@ struct Panels {
 
  private:
   Panels(const ConvGeometry& geometry, const WeightOrder& order, const KernelTable& kernels, const Tile& tile,
-         int64_t outputs, int threads, bool by_image);
+         int64_t outputs, const SideCosts& costs, int threads, bool by_image);
 };
 
 }  // namespace pyquant

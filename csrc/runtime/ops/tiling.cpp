@@ -12,10 +12,16 @@ constexpr int64_t kUnitsPerThread = 4;
 // Tiles narrower than so many vectors are bound by the loads of weights: better fewer tiles and shared panels.
 constexpr int64_t kFewestVectors = 2;
 
+// Of a tile, whatever its width: to find weights and write sums.
+constexpr double kTileCost = 0.3;
+
+// Of a thread's products, what inputs may cost that other threads read too.
+constexpr double kMostRepeated = 0.1;
+
 }  // namespace
 
 Tiling::Tiling(const KernelTable& kernels, const Tile& tile, int64_t groups_, int64_t outputs_, int64_t count_,
-               int64_t rows_, int threads, int64_t behind_)
+               int64_t rows_, int threads, const SideCosts& costs, int64_t behind_)
     : groups(groups_),
       outputs(outputs_),
       tile_rows(tile.rows),
@@ -31,12 +37,18 @@ Tiling::Tiling(const KernelTable& kernels, const Tile& tile, int64_t groups_, in
   const bool groups_suffice = groups >= kUnitsPerThread * threads || groups % threads == 0;
   if (!groups_suffice) {
     const int64_t tiles_for_all = round_up(num_tiles, threads);
-    if (grains * grain >= kFewestVectors * lanes * tiles_for_all) {
+    const bool suffices = grains * grain >= kFewestVectors * lanes * tiles_for_all;
+    const auto cost = [&](double vectors, int64_t tiles) {
+      return vectors + kTileCost * static_cast<double>(tiles) + costs.decode;
+    };
+    const double own = static_cast<double>(ceil_div(grains, threads) * grain) / static_cast<double>(lanes);
+    const double split = cost(lane_vectors(), num_tiles) / threads + costs.repeat * lane_vectors();
+    if (suffices && cost(own, tiles_for_all / threads) <= split) {
       num_tiles = tiles_for_all;
       takers = threads;
     } else {
-      shared = true;
       ranges = std::min<int64_t>(threads, row_tiles());
+      shared = costs.repeat * threads > kMostRepeated;
     }
   }
   const int64_t widest = grain * ceil_div(grains, num_tiles);

@@ -3,8 +3,9 @@
 // First the inputs of tiles of lanes are laid out as panels, then outputs are computed, tile_rows at a time, from
 // these. What lies in the lanes is pixels, or Winograd's m x m pixels.
 //
-// Where there are lanes enough, each thread takes tiles of its own and keeps their panels. Where there are not, the
-// panels of all tiles are shared: threads make them together, and then take ranges of outputs.
+// Where there are lanes enough, each thread takes tiles of its own and keeps their panels. Where there are not, or
+// where one thread would have more of them than another, threads take ranges of outputs. Each makes the panels for
+// itself where that is little work; else they are shared: threads make them together first.
 //
 // A tile has a panel of its own, or the tiles of a block have one together, each its lanes of it: so that inputs can be
 // read by several tiles.
@@ -21,11 +22,17 @@ namespace pyquant {
 // Finding a weight in a codebook for one tile, in vector multiply-adds.
 constexpr double kFindCost = 0.1;
 
+// What work costs besides multiplying, in multiply-adds of a vector for each weight.
+struct SideCosts {
+  double decode;  // for each block of tiles
+  double repeat;  // for each vector of lanes, that another thread reads their inputs too
+};
+
 struct Tiling {
   // For `outputs` of each group on `count` lanes; panels have `rows` rows. Those of blocks have `behind` lanes more
   // than their tiles have; where it is kApart, each tile has its own.
   Tiling(const KernelTable& kernels, const Tile& tile, int64_t groups, int64_t outputs, int64_t count, int64_t rows,
-         int threads, int64_t behind = kApart);
+         int threads, const SideCosts& costs, int64_t behind = kApart);
   static constexpr int64_t kApart = -1;
 
   // Lanes [begin(tile), begin(tile + 1)) are those of a tile: a multiple of the grain, but for the last.
@@ -72,7 +79,7 @@ struct Tiling {
   int64_t num_blocks;
   int64_t pitch;  // of a panel: the most lanes that one has, in whole vectors
   bool shared = false;
-  int64_t ranges = 1;  // of outputs; 1 unless shared
+  int64_t ranges = 1;  // of outputs
 };
 
 // Some of a group's outputs for some of its tiles.
@@ -104,10 +111,12 @@ void run_tiled(const Tiling& t, const RunState& state, const Prepare& prepare, c
   const int64_t floats = t.panel_floats();
   const bool prepares = in_place == nullptr;
   if (!t.shared) {
-    state.pool->parallel_for(t.groups * t.num_blocks, [&](int64_t unit, int worker) {
-      const int64_t group = unit / t.num_blocks;
-      const int64_t first = t.first_tile(unit % t.num_blocks);
-      const int64_t last = t.first_tile(unit % t.num_blocks + 1);
+    state.pool->parallel_for(t.groups * t.num_blocks * t.ranges, [&](int64_t unit, int worker) {
+      const int64_t range = unit % t.ranges;
+      const int64_t block = unit / t.ranges % t.num_blocks;
+      const int64_t group = unit / t.ranges / t.num_blocks;
+      const int64_t first = t.first_tile(block);
+      const int64_t last = t.first_tile(block + 1);
       float* const panels = state.scratch[worker];
       float* const rest = panels + t.own_panel_floats();
       const int64_t step = t.joined() ? last - first : 1;
@@ -119,8 +128,8 @@ void run_tiled(const Tiling& t, const RunState& state, const Prepare& prepare, c
       multiply(TiledWork{.group = group,
                          .first_tile = first,
                          .last_tile = last,
-                         .first_output = 0,
-                         .last_output = t.outputs,
+                         .first_output = t.first_output(range),
+                         .last_output = t.first_output(range + 1),
                          .panels = prepares ? panels : in_place + group * group_pitch,
                          .first_lane = prepares ? t.begin(first) : 0},
                rest);
