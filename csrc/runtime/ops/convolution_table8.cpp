@@ -6,7 +6,6 @@
 // Blocks of 4, 8.. channels take quads of channels as they are. For spatial blocks, quads of channels are turned into
 // quads of taps: each channel of a block has its taps, four to a quad.
 #include <algorithm>
-#include <functional>
 #include <limits>
 #include <vector>
 
@@ -72,36 +71,35 @@ struct Unit {
 // How the work is shared out: every thread has the same number of vectors of pixels. Of the few that are left, it has a
 // range of outputs, for which the tables are built again.
 struct Shares {
-  Shares(const Convolution& c, int threads)
-      : pixels(c.geometry.pixels()),
+  Shares(const Convolution& c, int threads_)
+      : threads(threads_),
+        pixels(c.geometry.pixels()),
         outputs(c.weight->outputs),
         tile(c.kernels->table8_pixels),
         own_pixels(std::min(ceil_div(pixels, 2 * c.kernels->lanes) / threads * 2 * c.kernels->lanes, pixels)),
         left_pixels(std::max<int64_t>(pixels - threads * own_pixels, 0)),
         left_outputs(std::min(round_up(ceil_div(outputs, threads), kRangeMultiple), outputs)) {}
 
+  // In the order of the threads that are to take them.
   std::vector<Unit> units() const {
     std::vector<Unit> units;
-    const int64_t begin_left = pixels - left_pixels;
-    for (int64_t begin = 0; begin < begin_left; begin += own_pixels) {
-      const int64_t end = std::min(begin + own_pixels, begin_left);
-      for (int64_t p = begin; p < end; p += tile) {
+    for (int64_t thread = 0; thread < threads; ++thread) {
+      const int64_t end = std::min((thread + 1) * own_pixels, pixels);
+      for (int64_t p = thread * own_pixels; p < end; p += tile) {
         units.push_back({.pixel = p, .pixels = std::min(tile, end - p), .output = 0, .outputs = outputs});
       }
-    }
-    for (int64_t p = begin_left; p < pixels; p += tile) {
-      for (int64_t o = 0; o < outputs; o += left_outputs) {
+      const int64_t output = thread * left_outputs;
+      for (int64_t p = pixels - left_pixels; p < pixels && output < outputs; p += tile) {
         units.push_back({.pixel = p,
                          .pixels = std::min(tile, pixels - p),
-                         .output = o,
-                         .outputs = std::min(left_outputs, outputs - o)});
+                         .output = output,
+                         .outputs = std::min(left_outputs, outputs - output)});
       }
     }
-    // Whoever is ready takes the next: the largest first, so that all end together.
-    std::ranges::stable_sort(units, std::greater{}, [](const Unit& unit) { return unit.pixels * unit.outputs; });
     return units;
   }
 
+  int64_t threads;
   int64_t pixels;
   int64_t outputs;
   int64_t tile;

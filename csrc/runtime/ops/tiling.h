@@ -112,9 +112,10 @@ void run_tiled(const Tiling& t, const RunState& state, const Prepare& prepare, c
   const bool prepares = in_place == nullptr;
   if (!t.shared) {
     state.pool->parallel_for(t.groups * t.num_blocks * t.ranges, [&](int64_t unit, int worker) {
-      const int64_t range = unit % t.ranges;
-      const int64_t block = unit / t.ranges % t.num_blocks;
-      const int64_t group = unit / t.ranges / t.num_blocks;
+      // Ranges last: the share of a thread is all of one, so that it reads the same weights in each run.
+      const int64_t block = unit % t.num_blocks;
+      const int64_t group = unit / t.num_blocks % t.groups;
+      const int64_t range = unit / t.num_blocks / t.groups;
       const int64_t first = t.first_tile(block);
       const int64_t last = t.first_tile(block + 1);
       float* const panels = state.scratch[worker];
