@@ -326,9 +326,8 @@ def test_transposed_convolution_stays_in_bytes(
     shuffle = Node(op="pixel_shuffle", name="pixels", inputs=("first",), outputs=("pixels",), attributes=attributes)
     relu = Node(op="relu", name="relu", inputs=("pixels",), outputs=("relu",))
     x = rng.standard_normal((3, 8, 5, 7)).astype(np.float32)
-    check_steps_in_bytes(
-        [first, shuffle, relu, last], {**a, **b}, x, ["quantize", "conv2d+relu", "pixel_shuffle", "conv2d"]
-    )  # fmt: skip
+    steps = ["quantize", "conv2d+relu", "pixel_shuffle", "conv2d"]
+    check_steps_in_bytes([first, shuffle, relu, last], {**a, **b}, x, steps)
 
 
 def test_value_that_is_an_output_too(rng: np.random.Generator) -> None:

@@ -87,9 +87,7 @@ def test_a_value_of_which_only_the_shape_is_needed_may_be_fused(
     pool = Node(
         op="max_pool2d", name="pool", inputs=("x",), outputs=("p",), attributes={"kernel": (2, 2), "stride": (2, 2)}
     )
-    like = Node(
-        op="upsample_like", name="up", inputs=("p", "y"), outputs=("up_out",), attributes={"mode": mode}
-    )  # fmt: skip
+    like = Node(op="upsample_like", name="up", inputs=("p", "y"), outputs=("up_out",), attributes={"mode": mode})
     steps = run([conv, pool, like, node("add", "sum", "y", "up_out")], tensors, x)
     assert steps == ["max_pool2d", "upsample_like", "conv2d+add"]
 

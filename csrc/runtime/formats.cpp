@@ -13,7 +13,7 @@ bool keeps_bytes(const Node& node) {
     const auto& factor = node.attribute<std::vector<int64_t>>("factor");
     return factor.at(0) * factor.at(1) == kQuad;
   }
-  if (node.op == "upsample" || node.op == "upsample_like") return node.attribute<std::string>("mode") == "nearest";
+  if (node.op == "upsample" || node.op == "upsample_like") return is_nearest(node);
   return node.op == "max_pool2d";
 }
 

@@ -54,7 +54,7 @@ std::vector<Layer> fuse_layers(const Graph& graph, PlanContext& context) {
         layer = layers[into];
         layer.activation = *activation;
       } else if (const int64_t at = shuffler(node.inputs[0]); at != kNoLayer) {
-        Layer& before = layers[open_producer(layers[at].inputs[0])];
+        Layer& before = layers[producer[layers[at].inputs[0]]];
         before.activation = *activation;
         before.op += "+" + node.op;
         context.ranges[before.output] = context.ranges[node.output()];

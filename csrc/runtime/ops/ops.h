@@ -29,6 +29,10 @@ std::unique_ptr<Step> plan_adaptive_pool(const Layer& layer, const PlanContext& 
 // Between formats: the one of the input is the opposite of the output's.
 std::unique_ptr<Step> plan_conversion(const Layer& layer, const PlanContext& context);
 std::unique_ptr<Step> plan_upsample(const Layer& layer, const PlanContext& context);  // and upsample_like
+
+// Whether one of these copies pixels, as they are.
+bool is_nearest(const Node& node);
+
 std::unique_ptr<Step> plan_pixel_shuffle(const Layer& layer, const PlanContext& context);
 std::unique_ptr<Step> plan_proposals(const Layer& layer, const PlanContext& context);
 std::unique_ptr<Step> plan_roi_align(const Layer& layer, const PlanContext& context);

@@ -8,8 +8,6 @@
 namespace pyquant {
 namespace {
 
-bool is_nearest(const Node& node) { return node.attribute<std::string>("mode") == "nearest"; }
-
 // Source pixels per output pixel: as given, or the ratio of the sizes.
 double step_of(int64_t in, int64_t out, double factor, bool align_corners) {
   if (align_corners) return out > 1 ? static_cast<double>(in - 1) / static_cast<double>(out - 1) : 0;
@@ -134,6 +132,8 @@ class NearestStep : public Step {
 };
 
 }  // namespace
+
+bool is_nearest(const Node& node) { return node.attribute<std::string>("mode") == "nearest"; }
 
 std::unique_ptr<Step> plan_upsample(const Layer& layer, const PlanContext& context) {
   if (is_nearest(*layer.node)) return std::make_unique<NearestStep>(layer, context);
