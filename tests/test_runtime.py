@@ -203,6 +203,16 @@ def test_predict_needs_a_classifier(rng: np.random.Generator) -> None:
         Model(file).predict([np.zeros((8, 8, 3), np.uint8)])
 
 
+def test_paths_do_not_depend_on_the_batch(rng: np.random.Generator) -> None:
+    """Planes of whole vectors are tiled image by image, others all together: neither is cheaper for its images."""
+    codec = ProductConfig(block=(2, 3, 3), centroids=64)
+    node, tensors = weighted_layer(rng, (64, 64, 3, 3), codec, padding=(1, 1, 1, 1))
+    model = Model(model_file([node], tensors, (1, 64, 32, 32)), threads=1)
+    (first,) = model.profile(images(rng, 1, 64, 32, 32))["steps"]
+    (of_many,) = model.profile(images(rng, 8, 64, 32, 32))["steps"]
+    assert first["kernel"] == of_many["kernel"]
+
+
 def test_profile(classifier: ModelFile, rng: np.random.Generator) -> None:
     steps = Model(classifier).profile(images(rng, 1, 3, 16, 16))["steps"]
     assert [step["name"] for step in steps] == ["conv", "pool", "fc"]

@@ -35,6 +35,9 @@ struct Panels {
     return {.group = tiling_group % groups, .first_pixel = tiling_group / groups * tiling.count};
   }
 
+  // Images whose pixels are tiled by themselves; 1 where those of all are tiled together.
+  int64_t images_apart() const { return tiling.groups / groups; }
+
   int64_t groups;
   int64_t plane;
   Patches patches;
