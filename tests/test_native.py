@@ -35,7 +35,7 @@ def sources_for(machine: str) -> list[str]:
     """Return the files that CMakeLists.txt builds for a processor, without the bindings."""
     names = re.search(r"pybind11_add_module\(_core MODULE([^)]+)\)", CMAKE)[1].split()
     for machines, own in re.findall(
-        r'PROCESSOR MATCHES "\^\((.+)\)\$"\)\s+target_sources\(_core PRIVATE ([^)]+)', CMAKE
+        r'PROCESSOR MATCHES "\^\((.+)\)\$"\)\s+target_sources\(_core PRIVATE\s+([^)]+)', CMAKE
     ):
         names += own.split() if machine in machines.split("|") else []
     return [name for name in names if not name.startswith("csrc/bindings/")]
@@ -84,6 +84,7 @@ def aarch64(tmp_path_factory: pytest.TempPathFactory) -> Objects:
 @pytest.mark.parametrize(
     ("machine", "source", "option"),
     [
+        ("x86_64", "csrc/kernels/amx.cpp", "-mamx-int8"),
         ("x86_64", "csrc/kernels/avx2.cpp", "-mfma"),
         ("x86_64", "csrc/kernels/avx512.cpp", "-mavx512bw"),
         ("x86_64", "csrc/kernels/avx512vnni.cpp", "-mavx512vnni"),

@@ -218,7 +218,8 @@ def test_profile(classifier: ModelFile, rng: np.random.Generator) -> None:
     assert [step["name"] for step in steps] == ["conv", "pool", "fc"]
     assert all(set(step) == {"name", "op", "kernel", "candidates", "ms", "share", "gmacs", "of_peak"} for step in steps)
     assert sum(step["share"] for step in steps) == pytest.approx(1)
-    assert [step["candidates"] for step in steps] == [
+    # A unit for matrices not all processors have.
+    assert [[kernel for kernel in step["candidates"] if kernel != "matrix"] for step in steps] == [
         ["direct", "winograd2", "winograd4", "table"],
         [],
         ["direct", "table", "dot"],

@@ -91,7 +91,7 @@ def check_layer(file: ModelFile, x: Floats) -> None:
     low, high = 1.01 * min(float(expected.min()), 0), 1.01 * max(float(expected.max()), 0)
     as_bytes = writing_bytes(file, x, low, high)
     step = (high - low) / 255
-    for kernel in {"direct8", "table8", "sparse8"} & set(candidates(file, x)):
+    for kernel in {"direct8", "matrix8", "table8", "sparse8"} & set(candidates(file, x, isa="reference")):
         # Entries of tables are rounded to 16 bits.
         error = 0.02 * most if kernel == "table8" else 0
         first = run(as_bytes, x, isa="reference", kernel=kernel)
@@ -122,9 +122,9 @@ def writing_bytes(file: ModelFile, x: Floats, low: float, high: float) -> ModelF
     return replace(file, network=network.with_activation_ranges(np.array(ranges, np.float32)))
 
 
-def candidates(file: ModelFile, *inputs: Floats) -> list[str]:
+def candidates(file: ModelFile, *inputs: Floats, isa: str | None = None) -> list[str]:
     """Return the kernels that the network's first layer with a weight could have."""
-    steps = Model(file, precision="fast").profile(*inputs)["steps"]
+    steps = Model(file, precision="fast", isa=isa).profile(*inputs)["steps"]
     return next(step["candidates"] for step in steps if step["candidates"])
 
 
@@ -263,10 +263,10 @@ def test_network(calibrated: bool, rng: np.random.Generator) -> None:
         ranges = [(min(v.min(), 0), max(v.max(), 0)) for v in values_of(file, x).values()]
         file = replace(file, network=file.network.with_activation_ranges(np.array(ranges, np.float32)))
     steps = Model(file, precision="fast").profile(x)["steps"]
-    assert sum(step["kernel"] in ("direct8", "table8") for step in steps) >= 4
+    assert sum(step["kernel"] in ("direct8", "matrix8", "table8") for step in steps) >= 4
     first = run(file, x, isa="reference", threads=1)
     assert np.abs(first - exact).max() <= 0.1 * np.abs(exact).max()
-    for kernel, isa, threads in product(("direct8", "table8", "direct"), ISAS, (1, 2)):
+    for kernel, isa, threads in product(("direct8", "matrix8", "table8", "direct"), ISAS, (1, 2)):
         got = run(file, x, isa=isa, kernel=kernel, threads=threads)
         assert np.abs(got - exact).max() <= 0.1 * np.abs(exact).max(), (kernel, isa, threads)
     # A run does not change the next one.

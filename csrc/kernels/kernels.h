@@ -13,6 +13,8 @@
 //   table     table_build() multiplies the codebook with the d panel rows of a block: table [K][P]; table_sum() adds,
 //             for each output, the table row that its code names. d multiply-adds become one load-and-add.
 //   sparse    where most weights are zero: sparse_sum() adds the panel rows of the others, each times its weight.
+//   matrix    where a processor has a unit that multiplies tiles of matrices of short numbers: weights are decoded, and
+//             multiplied some rows of a panel at a time. Floats are split into pieces that are as short.
 //   dot       where there are few pixels, each with its inputs side by side: decode_rows() writes the weights of some
 //             outputs, dot_rows() multiplies, and the lanes are inputs.
 //
@@ -130,6 +132,35 @@ using SparseSumFn = void (*)(const Sparse<float>* weights, const int32_t* begin,
                              int64_t outputs, int64_t pixels, bool accumulate) noexcept;
 constexpr int64_t kSparsePixels = 64;
 
+// Floats as sums of pieces of eight bits, which bfloat16 holds exactly: three are all of a float. A pair of pieces, of
+// neighbouring rows, is one word, the first in its lower half:
+//   out[i * piece_pitch + k * out_pitch + p] = the i-th pieces of in[2 * k][p] and in[2 * k + 1][p]
+// for i < kPieces, k < rows / 2 and p < pixels. The second piece of an infinity or a NaN is a NaN.
+//   in   [rows, in_pitch], rows are even; whole vectors are read
+//   out  [kPieces, .., out_pitch]         whole vectors are written
+using SplitFn = void (*)(const float* in, int64_t in_pitch, int64_t rows, int64_t pixels, uint32_t* out,
+                         int64_t out_pitch, int64_t piece_pitch) noexcept;
+constexpr int64_t kPieces = 3;
+
+// out[r][p] = sum over k < 2 * kMatrixWords * steps of weight[r][k] * input[k][p] for r < rows and p < pixels, of which
+// the products of pieces are added that together have the size of 2^-16 and more: w0 x0, w0 x1, w1 x0, w0 x2, w1 x1
+// and, where weights have three pieces, w2 x0. The next ones are smaller than what fp32 rounds off. Numbers below
+// 2^-126 count as zero; an infinite input, whose other pieces are none, makes a NaN.
+//   weights  [weight_pieces, weights_piece] pairs, each [tile rows, weights_pitch]: all rows may be read
+//   inputs   [kPieces, inputs_piece] pairs, each [steps * kMatrixWords, inputs_pitch]: whole vectors are read
+//   out      [tile rows, out_pitch]   all of them may be written, whole vectors of each
+using MatrixTileFn = void (*)(const uint32_t* weights, int64_t weights_pitch, int64_t weights_piece,
+                              int64_t weight_pieces, const uint32_t* inputs, int64_t inputs_pitch, int64_t inputs_piece,
+                              int64_t steps, float* out, int64_t out_pitch, int64_t rows, int64_t pixels) noexcept;
+constexpr int64_t kMatrixWords = 16;  // rows of a panel, in values of four bytes, that a step multiplies
+
+// out[r][j * dim + i] = codebook[codes[r][j] + i] for rows r < rows, blocks j < blocks and i < dim, of values of four
+// bytes, whatever they mean.
+//   codes  [rows, code_pitch]: where centroids begin, so that K * dim <= 2^16
+//   out    [rows, out_pitch]   nothing behind the blocks of a row is written
+using DecodeWordsFn = void (*)(const uint16_t* codes, int64_t code_pitch, const uint32_t* codebook, int64_t dim,
+                               uint32_t* out, int64_t out_pitch, int64_t rows, int64_t blocks) noexcept;
+
 // out[r][p] = min(max(in[r][p] * scale[r] + bias[r] + residual[r][p], low), high) for r < rows, p < count; NaN stays
 // NaN.
 //   in        [rows, in_pitch]
@@ -145,6 +176,15 @@ using GemmTile8Fn = void (*)(const uint16_t* at, const uint32_t* codebook, int64
                              const uint32_t* panel, const int32_t* rows, int32_t* out, int64_t out_pitch,
                              int64_t pixels) noexcept;
 
+// out[r][p] = sum over s < steps, k < kMatrixWords of weights[r][s * kMatrixWords + k] · panel[at[s] + k * panel_pitch
+// + p], products of quads, for r < rows and p < pixels.
+//   weights  [tile rows, weights_pitch]    1 <= rows <= tile rows: all of them may be read
+//   at       [steps]: where the first row of each step begins
+//   panel    1 <= pixels <= tile pixels of each row; whole vectors are read
+//   out      [tile rows, out_pitch]        all of them may be written, whole vectors of each
+using MatrixTile8Fn = void (*)(const uint32_t* weights, int64_t weights_pitch, const uint32_t* panel,
+                               int64_t panel_pitch, const int32_t* at, int64_t steps, int32_t* out, int64_t out_pitch,
+                               int64_t rows, int64_t pixels) noexcept;
 // Decode blocks that are one or two channels deep into quads of four channels: for rows r < rows, quads q < quads and
 // taps t < taps
 //   out[r][q][t] = the bytes of spread[codes[r][n * q + i]][t], shifted by 32 / n * i bits, for i < n, or-ed
@@ -155,6 +195,16 @@ using GemmTile8Fn = void (*)(const uint16_t* at, const uint32_t* codebook, int64
 using DecodeQuadsFn = void (*)(const uint16_t* codes, int64_t code_pitch, const uint32_t* spread, int64_t taps,
                                int64_t n, uint32_t* out, int64_t rows, int64_t quads) noexcept;
 constexpr int64_t kSpreadTaps = 16;
+
+// The same for the rows of a matrix, in which rows of the kernel may lie apart: for rows r < rows, quads q < quads,
+// y < kernel_rows and x < columns
+//   out[r * out_pitch + begin[y] + q * quad_pitch + x] = the same of spread[codes[r][n * q + i]][y][x]
+//   spread  [K, width], each [kernel_rows, columns rounded up to kSpreadColumns], and that rounded up to kSpreadTaps
+// Rows of the kernel, and quads behind them, do not overlap and lie in this order; nothing else is written.
+using DecodeRunsFn = void (*)(const uint16_t* codes, int64_t code_pitch, const uint32_t* spread, int64_t kernel_rows,
+                              int64_t columns, int64_t n, const int32_t* begin, int64_t quad_pitch, uint32_t* out,
+                              int64_t out_pitch, int64_t rows, int64_t quads) noexcept;
+constexpr int64_t kSpreadColumns = 4;
 
 // Turn quads of channels into quads of taps: byte i of out[c * groups + g][p] is byte c of in[4 * g + i][p], for
 // c < 4 and g < groups = taps / 4, rounded up; 0 where 4 * g + i >= taps.
@@ -223,6 +273,23 @@ struct Tile {
   double step_cost;      // of multiplying a vector with a weight or a quad, in fp32 multiply-adds
 };
 
+// A unit that multiplies matrices of short numbers: `8` stands for quads of bytes, what has none for floats in pieces.
+// A thread calls begin() before it multiplies and end() behind.
+struct MatrixKernels {
+  // Whether there is one. Where there is not, nothing else is of use.
+  bool exists() const { return tile.rows > 0; }
+
+  void (*begin)() noexcept;
+  void (*end)() noexcept;
+  DecodeWordsFn decode_words;
+  Tile tile;
+  SplitFn split;
+  MatrixTileFn multiply;
+  Tile tile8;
+  MatrixTile8Fn multiply8;
+  DecodeRunsFn decode_runs;
+};
+
 struct KernelTable {
   // How many times as long as elsewhere, relative to multiply-adds, tables take where units are as wide as vectors: for
   // loads and stores are not faster there.
@@ -245,6 +312,7 @@ struct KernelTable {
   TableSumFn table_sum;
   SparseSumFn sparse_sum;
   FinishTileFn finish_tile;
+  MatrixKernels matrix;
   GemmTile8Fn gemm_tile8;
   DecodeQuadsFn decode_quads;
   TurnQuadsFn turn_quads;

@@ -1,5 +1,7 @@
 #include "kernels/reference.h"
 
+#include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "kernels/winograd.h"
@@ -150,6 +152,54 @@ void finish_tile_reference(const float* in, int64_t in_pitch, const float* scale
   }
 }
 
+void decode_words_reference(const uint16_t* codes, int64_t code_pitch, const uint32_t* codebook, int64_t dim,
+                            uint32_t* out, int64_t out_pitch, int64_t rows, int64_t blocks) noexcept {
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t j = 0; j < blocks; ++j) {
+      std::copy_n(codebook + codes[r * code_pitch + j], dim, out + r * out_pitch + j * dim);
+    }
+  }
+}
+
+void split_reference(const float* in, int64_t in_pitch, int64_t rows, int64_t pixels, uint32_t* out, int64_t out_pitch,
+                     int64_t piece_pitch) noexcept {
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t p = 0; p < pixels; ++p) {
+      float rest = in[r * in_pitch + p];
+      for (int64_t i = 0; i < kPieces; ++i) {
+        const uint32_t half = std::bit_cast<uint32_t>(rest) >> 16;
+        rest -= std::bit_cast<float>(half << 16);
+        uint32_t& pair = out[i * piece_pitch + r / 2 * out_pitch + p];
+        pair = r % 2 == 0 ? half : pair | half << 16;
+      }
+    }
+  }
+}
+
+void matrix_tile_reference(const uint32_t* weights, int64_t weights_pitch, int64_t weights_piece, int64_t weight_pieces,
+                           const uint32_t* inputs, int64_t inputs_pitch, int64_t inputs_piece, int64_t steps,
+                           float* out, int64_t out_pitch, int64_t rows, int64_t pixels) noexcept {
+  const auto value = [](uint32_t pair, int64_t half) {
+    return std::bit_cast<float>(half == 0 ? pair << 16 : pair & 0xffff0000);
+  };
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t p = 0; p < pixels; ++p) {
+      float sum = 0;
+      for (int64_t k = 0; k < 2 * kMatrixWords * steps; ++k) {
+        for (int64_t i = 0; i < weight_pieces; ++i) {
+          const float weight = value(weights[i * weights_piece + r * weights_pitch + k / 2], k % 2);
+          for (int64_t j = 0; i + j < kPieces; ++j) {
+            sum += weight * value(inputs[j * inputs_piece + k / 2 * inputs_pitch + p], k % 2);
+          }
+        }
+      }
+      out[r * out_pitch + p] = sum;
+    }
+  }
+}
+
+void nothing() noexcept {}
+
 // Independent sums, so that not the latency of one addition is measured.
 int64_t peak_reference(int64_t steps, float* sink) noexcept {
   constexpr int64_t kSums = 8;
@@ -179,6 +229,12 @@ KernelTable reference_kernels() {
   table.table_sum = &table_sum_reference;
   table.sparse_sum = &sparse_sum_reference;
   table.finish_tile = &finish_tile_reference;
+  table.matrix.begin = &nothing;
+  table.matrix.end = &nothing;
+  table.matrix.decode_words = &decode_words_reference;
+  table.matrix.tile = table.tile;
+  table.matrix.split = &split_reference;
+  table.matrix.multiply = &matrix_tile_reference;
   table.peak = &peak_reference;
   return table;
 }

@@ -45,6 +45,21 @@ void gemm_tile8_reference(const uint16_t* at, const uint32_t* codebook, int64_t 
   }
 }
 
+void matrix_tile8_reference(const uint32_t* weights, int64_t weights_pitch, const uint32_t* panel, int64_t panel_pitch,
+                            const int32_t* at, int64_t steps, int32_t* out, int64_t out_pitch, int64_t rows,
+                            int64_t pixels) noexcept {
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t p = 0; p < pixels; ++p) {
+      int32_t sum = 0;
+      for (int64_t k = 0; k < steps * kMatrixWords; ++k) {
+        const int64_t row = at[k / kMatrixWords] + k % kMatrixWords * panel_pitch;
+        sum += dot(weights[r * weights_pitch + k], panel[row + p]);
+      }
+      out[r * out_pitch + p] = sum;
+    }
+  }
+}
+
 void sparse_sum8_reference(const Sparse<uint32_t>* weights, const int32_t* begin, const uint32_t* panel, int32_t* sums,
                            int64_t outputs, int64_t pixels, bool accumulate) noexcept {
   for (int64_t o = 0; o < outputs; ++o) {
@@ -65,6 +80,26 @@ void decode_quads_reference(const uint16_t* codes, int64_t code_pitch, const uin
         uint32_t quad = 0;
         for (int64_t i = 0; i < n; ++i) quad |= spread[codes[r * code_pitch + n * q + i] * width + t] << (32 / n * i);
         out[(r * quads + q) * taps + t] = quad;
+      }
+    }
+  }
+}
+
+void decode_runs_reference(const uint16_t* codes, int64_t code_pitch, const uint32_t* spread, int64_t kernel_rows,
+                           int64_t columns, int64_t n, const int32_t* begin, int64_t quad_pitch, uint32_t* out,
+                           int64_t out_pitch, int64_t rows, int64_t quads) noexcept {
+  const int64_t row_width = round_up(columns, kSpreadColumns);
+  const int64_t width = round_up(kernel_rows * row_width, kSpreadTaps);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t q = 0; q < quads; ++q) {
+      for (int64_t y = 0; y < kernel_rows; ++y) {
+        for (int64_t x = 0; x < columns; ++x) {
+          uint32_t quad = 0;
+          for (int64_t i = 0; i < n; ++i) {
+            quad |= spread[codes[r * code_pitch + n * q + i] * width + y * row_width + x] << (32 / n * i);
+          }
+          out[r * out_pitch + begin[y] + q * quad_pitch + x] = quad;
+        }
       }
     }
   }
@@ -162,6 +197,9 @@ KernelTable with_reference_bytes(KernelTable table) {
   table.tile8 = {.rows = kTileRows, .pixels = 16, .least_vectors = 1, .step_cost = 1};
   table.table8_pixels = kTableColumns;
   table.gemm_tile8 = &gemm_tile8_reference;
+  table.matrix.tile8 = table.tile8;
+  table.matrix.multiply8 = &matrix_tile8_reference;
+  table.matrix.decode_runs = &decode_runs_reference;
   table.decode_quads = &decode_quads_reference;
   table.turn_quads = &turn_quads_reference;
   table.table_build8 = &table_build8_reference;

@@ -11,6 +11,7 @@
 #include "kernels/reference.h"
 
 #if defined(__x86_64__)
+#include "kernels/amx.h"
 #include "kernels/avx2.h"
 #include "kernels/avx512.h"
 #include "kernels/avx512vnni.h"
@@ -43,6 +44,7 @@ constexpr InstructionSet kInstructionSets[] = {
     {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }, &improve_with_avx2},
     {"avx512", &runs_avx512, &improve_with_avx512},
     {"avx512vnni", [] { return runs_avx512() && __builtin_cpu_supports("avx512vnni"); }, &improve_with_avx512vnni},
+    {"amx", [] { return runs_avx512() && __builtin_cpu_supports("avx512vnni") && runs_amx(); }, &improve_with_amx},
 #elif defined(__aarch64__)
     {"neon", [] { return true; }, &improve_with_neon},
 #endif
@@ -63,11 +65,12 @@ double best_rate(const Work& work, std::chrono::microseconds time) {
 }
 
 constexpr std::chrono::milliseconds kPeakTime{20};
+constexpr int64_t kPeakDepth = 64;  // of the tiles that are multiplied
 
 // The rate at which tiles of `pixels` pixels are multiplied, all in the first-level cache, in values of four bytes.
 template <typename Input, typename Sum, typename Multiply>
 double tile_rate(Multiply multiply, const Tile& tile, int64_t pixels, std::chrono::microseconds time) {
-  constexpr int64_t kDepth = 64, kTurns = 100;
+  constexpr int64_t kDepth = kPeakDepth, kTurns = 100;
   AlignedBuffer<Input> weights(tile.rows * kDepth), panel(tile.pixels * kDepth);
   AlignedBuffer<Sum> sums(tile.rows * tile.pixels);
   const std::vector<int32_t> rows = rows_apart(kDepth, tile.pixels);
@@ -81,6 +84,20 @@ double tile_rate(Multiply multiply, const Tile& tile, int64_t pixels, std::chron
         return kTurns * tile.rows * pixels * kDepth;
       },
       time);
+}
+
+// The same of a unit that multiplies matrices.
+double matrix_rate(const MatrixKernels& unit, std::chrono::microseconds time) {
+  const std::vector<int32_t> steps = rows_apart(kPeakDepth / kMatrixWords, kMatrixWords * unit.tile8.pixels);
+  const auto multiply = [&](const void*, const uint32_t* weights, int64_t depth, int64_t, const uint32_t* panel,
+                            const int32_t*, int32_t* sums, int64_t pitch, int64_t pixels) {
+    unit.multiply8(weights, depth, panel, pitch, steps.data(), static_cast<int64_t>(steps.size()), sums, pitch,
+                   unit.tile8.rows, pixels);
+  };
+  unit.begin();
+  const double rate = tile_rate<uint32_t, int32_t>(multiply, unit.tile8, unit.tile8.pixels, time);
+  unit.end();
+  return rate;
 }
 
 // Processors differ in how wide their units are: some take twice as long for a vector as for half of one, others as
@@ -143,6 +160,7 @@ double measure_peak(const KernelTable& kernels) {
 }
 
 double measure_peak8(const KernelTable& kernels) {
+  if (const MatrixKernels& unit = kernels.matrix; unit.exists()) return kQuad * matrix_rate(unit, kPeakTime);
   return kQuad * tile_rate<uint32_t, int32_t>(kernels.gemm_tile8, kernels.tile8, kernels.tile8.pixels, kPeakTime);
 }
 

@@ -354,6 +354,7 @@ struct VectorKernels {
     table.sparse_sum = &VectorSparse<Floats>::sum;
     table.finish_tile = &finish_tile;
     table.peak = &peak;
+    table.matrix.tile.rows = 0;  // the reference's is no unit
     return table;
   }
 };

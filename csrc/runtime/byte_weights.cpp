@@ -109,17 +109,32 @@ AlignedBuffer<uint32_t> centroid_quads(const AlignedBuffer<float>& codebook) {
   return quads;
 }
 
-AlignedBuffer<uint32_t> spread_quads(const AlignedBuffer<float>& codebook, int64_t channels, int64_t taps) {
-  const int64_t width = round_up(taps, kSpreadTaps);
-  const int64_t centroids = codebook.size() / (channels * taps);
+AlignedBuffer<uint32_t> spread_quads(const AlignedBuffer<float>& codebook, const Block& block, int64_t row_multiple) {
+  const int64_t taps = block.rows * block.columns;
+  const int64_t row_width = round_up(block.columns, row_multiple);
+  const int64_t width = round_up(block.rows * row_width, kSpreadTaps);
+  const int64_t centroids = codebook.size() / block.dim();
   AlignedBuffer<uint32_t> quads((centroids + 1) * width);
   std::fill_n(quads.data(), quads.size(), 0u);
   for (int64_t k = 0; k < centroids; ++k) {
     for (int64_t tap = 0; tap < taps; ++tap) {
-      quads[k * width + tap] = quad_of(codebook.data() + k * channels * taps + tap, channels, taps);
+      quads[k * width + tap / block.columns * row_width + tap % block.columns] =
+          quad_of(codebook.data() + k * block.dim() + tap, block.channels, taps);
     }
   }
   return quads;
+}
+
+AlignedBuffer<uint16_t> spread_codes(const Weight& weight) {
+  const int64_t blocks = weight.blocks_per_row();
+  const int64_t pitch = ceil_div(weight.channels, kQuad) * (kQuad / weight.block.channels);
+  const auto zero = static_cast<uint16_t>(joint_centroids(weight));
+  const AlignedBuffer<uint16_t> joint = joint_codes(weight, 1, 1, 1);
+  AlignedBuffer<uint16_t> codes(weight.outputs * pitch);
+  for (int64_t o = 0; o < weight.outputs; ++o) {
+    for (int64_t j = 0; j < pitch; ++j) codes[o * pitch + j] = j < blocks ? joint[o * blocks + j] : zero;
+  }
+  return codes;
 }
 
 }  // namespace pyquant

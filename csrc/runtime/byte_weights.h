@@ -50,7 +50,13 @@ std::vector<int64_t> row_sums(const Weight& weight, const AlignedBuffer<float>& 
 // Centroids [K, d] as quads [K, d / 4].
 AlignedBuffer<uint32_t> centroid_quads(const AlignedBuffer<float>& codebook);
 
-// Centroids [K, channels, taps] as decode_quads() wants them, and one more centroid, all zero.
-AlignedBuffer<uint32_t> spread_quads(const AlignedBuffer<float>& codebook, int64_t channels, int64_t taps);
+// Centroids [K, channels, kernel_rows, columns] as decode_quads() wants them, or, with rows rounded up to a multiple of
+// `row_multiple` columns, MatrixKernels::decode_runs(); and one more centroid, all zero.
+AlignedBuffer<uint32_t> spread_quads(const AlignedBuffer<float>& codebook, const Block& block,
+                                     int64_t row_multiple = 1);
+
+// Joint codes [O, quads of channels * blocks of a quad] of these centroids; behind the last block of a row, of the one
+// that is zero.
+AlignedBuffer<uint16_t> spread_codes(const Weight& weight);
 
 }  // namespace pyquant

@@ -11,13 +11,13 @@ constexpr int64_t kMostFound = 1 << 16;
 // A joint codebook should stay in the first- or second-level cache beside the inputs that it is multiplied with.
 constexpr int64_t kMostJointCentroids = 1024;
 
+}  // namespace
+
 int64_t joint_centroids(const Weight& weight) {
   int64_t centroids = weight.centroids;
   for (int64_t m = 1; m < weight.codebooks; ++m) centroids = checked_multiply(centroids, weight.centroids);
   return centroids;
 }
-
-}  // namespace
 
 bool has_joint_codebook(const Weight& weight) {
   if (weight.is_dense() || joint_centroids(weight) * weight.block.dim() > kMostFound) return false;

@@ -7,6 +7,9 @@
 
 namespace pyquant {
 
+// How many centroids there are of a joint codebook, which has every combination of centroids of the weight's codebooks.
+int64_t joint_centroids(const Weight& weight);
+
 // Whether a coded weight has a joint codebook that gemm_tile can read: every combination of the centroids of its
 // codebooks, of which one alone stays as it is, is a centroid of it.
 bool has_joint_codebook(const Weight& weight);

@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <tuple>
 #include <utility>
 
@@ -21,18 +22,20 @@ class KeptWeights {
   template <typename T>
   using Values = std::shared_ptr<const AlignedBuffer<T>>;
 
-  // The `size` values that decode(values) writes, which it does once for each weight and type; null where they are
-  // larger than what is left of the budget.
+  // The `size` values that decode(values) writes, which it does once for each weight, type and order of the values,
+  // whose name is any; null where they are larger than what is left of the budget.
   template <typename T, typename Decode>
-  Values<T> get(const std::shared_ptr<const Weight>& weight, int64_t size, const Decode& decode) {
+  Values<T> get(const std::shared_ptr<const Weight>& weight, const std::string& order, int64_t size,
+                const Decode& decode) {
     const std::lock_guard lock(mutex_);
-    const auto found = of<T>().find(weight);
+    const auto key = std::pair(weight, order);
+    const auto found = of<T>().find(key);
     if (found != of<T>().end()) return found->second;
     if (size > (budget_bytes_ - bytes_) / static_cast<int64_t>(sizeof(T))) return nullptr;
     AlignedBuffer<T> values(size);
     decode(values.data());
     bytes_ += size * static_cast<int64_t>(sizeof(T));
-    return of<T>()[weight] = std::make_shared<const AlignedBuffer<T>>(std::move(values));
+    return of<T>()[key] = std::make_shared<const AlignedBuffer<T>>(std::move(values));
   }
 
   int64_t bytes() {
@@ -42,7 +45,7 @@ class KeptWeights {
 
  private:
   template <typename T>
-  using Map = std::map<std::shared_ptr<const Weight>, Values<T>>;
+  using Map = std::map<std::pair<std::shared_ptr<const Weight>, std::string>, Values<T>>;
 
   template <typename T>
   Map<T>& of() {

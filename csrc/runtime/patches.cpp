@@ -47,6 +47,7 @@ Patches::Patches(const ConvGeometry& geometry, const WeightOrder& order, const K
     places_.push_back({.row = k, .lane = 0});
   });
   rows_ = order.depth();
+  runs_ = {{.first = 0, .count = rows_, .lane = 0}};
   // Where a pixel's only input is the pixel itself, rows need not be told apart: a plane is one long row.
   const ConvGeometry& g = geometry;
   if (order.kernel_rows == 1 && order.kernel_columns == 1 && g.stride_y == 1 && g.stride_x == 1 && g.pad_top == 0 &&
@@ -66,15 +67,30 @@ void Patches::add_taps(const WeightOrder& order, int64_t y) {
 void Patches::unfold_columns(const WeightOrder& order) {
   const std::vector<int64_t> residues = row_residues(geometry_, order);
   for (const int64_t residue : residues) add_taps(order, residue);
-  const auto taps = static_cast<int64_t>(taps_.size());
-  rows_ = order.channels * taps;
-  for (int64_t row = 0; row < rows_; ++row) taps_[row % taps].rows.push_back({.row = row, .channel = row / taps});
+  // All channels of a residue lie together.
+  const auto row_of = [&](int64_t residue, int64_t c, int64_t x) {
+    return (residue * order.channels + c) * order.kernel_columns + x;
+  };
+  rows_ = order.channels * static_cast<int64_t>(taps_.size());
+  for (size_t tap = 0; tap < taps_.size(); ++tap) {
+    const auto residue = static_cast<int64_t>(tap) / order.kernel_columns;
+    const auto x = static_cast<int64_t>(tap) % order.kernel_columns;
+    for (int64_t c = 0; c < order.channels; ++c) {
+      taps_[tap].rows.push_back({.row = row_of(residue, c, x), .channel = c});
+    }
+  }
+  const auto residue_of = [&](int64_t y) {
+    return std::find(residues.begin(), residues.end(), y * geometry_.dilation_y % geometry_.stride_y) -
+           residues.begin();
+  };
+  const auto lane_of = [&](int64_t y) { return y * geometry_.dilation_y / geometry_.stride_y * geometry_.out_width; };
   for_weights(order, [&](int64_t c, int64_t y, int64_t x) {
-    const int64_t down = y * geometry_.dilation_y;
-    const auto residue = std::find(residues.begin(), residues.end(), down % geometry_.stride_y) - residues.begin();
-    places_.push_back({.row = c * taps + residue * order.kernel_columns + x,
-                       .lane = down / geometry_.stride_y * geometry_.out_width});
+    places_.push_back({.row = row_of(residue_of(y), c, x), .lane = lane_of(y)});
   });
+  for (int64_t y = 0; y < order.kernel_rows; ++y) {
+    runs_.push_back(
+        {.first = row_of(residue_of(y), 0, 0), .count = order.channels * order.kernel_columns, .lane = lane_of(y)});
+  }
   const int64_t most_rows = (order.kernel_rows - 1) * geometry_.dilation_y / geometry_.stride_y;
   behind_ = most_rows * geometry_.out_width;
   geometry_.out_height += most_rows;
@@ -88,6 +104,18 @@ bool Patches::apply_by_columns(const ConvGeometry& geometry, const WeightOrder& 
 std::vector<int32_t> Patches::offsets(int64_t pitch) const {
   std::vector<int32_t> result;
   for (const Place& place : places_) result.push_back(static_cast<int32_t>(place.row * pitch + place.lane));
+  return result;
+}
+
+std::vector<Patches::RunPlace> Patches::run_places() const {
+  std::vector<RunPlace> result;
+  for (const Place& place : places_) {
+    const auto holds = [&](const Run& run) {
+      return run.lane == place.lane && run.first <= place.row && place.row < run.first + run.count;
+    };
+    const auto run = std::find_if(runs_.begin(), runs_.end(), holds);
+    result.push_back({.run = run - runs_.begin(), .row = place.row - run->first});
+  }
   return result;
 }
 

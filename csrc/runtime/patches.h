@@ -45,12 +45,28 @@ class Patches {
   // Rows of a panel: the weight's depth, unless it is by columns.
   int64_t rows() const { return rows_; }
 
+  // Pixels of an image.
+  int64_t out_plane() const { return geometry_.out_plane(); }
+
   // By columns, lanes behind those of the pixels that have inputs too.
   int64_t behind() const { return behind_; }
   static constexpr int64_t kNone = -1;  // not by columns
 
   // Where the inputs of each weight of a row begin in a panel whose rows are `pitch` values apart.
   std::vector<int32_t> offsets(int64_t pitch) const;
+
+  // Neighbouring rows of a panel that all of one row of the kernel find its inputs in, `lane` lanes further on.
+  struct Run {
+    int64_t first, count, lane;
+  };
+  // By columns, one for each row of the kernel; else all rows.
+  const std::vector<Run>& runs() const { return runs_; }
+
+  // The number of the run that the k-th weight of a row finds its inputs in, and which of its rows they are.
+  struct RunPlace {
+    int64_t run, row;
+  };
+  std::vector<RunPlace> run_places() const;
 
   // Whether the rows of a panel of all pixels of an image are the input as it lies in memory.
   bool are_input() const { return are_input_; }
@@ -88,7 +104,8 @@ class Patches {
   int64_t behind_ = kNone;
   bool are_input_ = false;
   std::vector<Tap> taps_;
-  std::vector<Place> places_;      // of each weight of a row
+  std::vector<Place> places_;  // of each weight of a row
+  std::vector<Run> runs_;
   std::vector<PanelRow> padding_;  // the rows of padded tail blocks
 };
 

@@ -16,5 +16,6 @@ struct KernelTest {
 
 std::span<const KernelTest> float_kernel_tests();
 std::span<const KernelTest> integer_kernel_tests();
+std::span<const KernelTest> matrix_kernel_tests();
 
 }  // namespace pyquant

@@ -118,4 +118,13 @@ void ByteConvolution::finish_bytes(const int32_t* tile, int64_t pitch, int64_t o
   }
 }
 
+void ByteConvolution::expect(int64_t output, int64_t rows, int64_t pixel, int64_t count, const RunState& state) const {
+  if (!writes_bytes_) return c.expect(output, rows, pixel, count, state);
+  const int64_t plane = c.geometry.out_plane();
+  const int64_t row = pixel / plane * ceil_div(c.weight->outputs, kQuad) + output / kQuad;
+  const int64_t at = row * plane + pixel % plane;
+  expect_rows<true>(state.quads(c.output) + at, plane, ceil_div(rows, kQuad), count);
+  if (c.residual >= 0) expect_rows<false>(state.quads(c.residual) + at, plane, ceil_div(rows, kQuad), count);
+}
+
 }  // namespace pyquant

@@ -33,6 +33,9 @@ class ByteConvolution {
   void finish(const int32_t* tile, int64_t pitch, int64_t output, int64_t rows, int64_t pixel, int64_t count,
               const float* epilogue, const RunState& state, float* scratch) const;
 
+  // As Convolution::expect().
+  void expect(int64_t output, int64_t rows, int64_t pixel, int64_t count, const RunState& state) const;
+
   Convolution c;
 
  private:

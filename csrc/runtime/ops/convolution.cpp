@@ -41,9 +41,9 @@ ConvGeometry geometry_of(const Layer& layer, const PlanContext& context) {
 }
 
 // The first always applies.
-std::array<Path, 9> all_paths() {
-  return {direct_path(), winograd2_path(), winograd4_path(), table_path(),  sparse_path(),
-          dot_path(),    direct8_path(),   table8_path(),    sparse8_path()};
+std::array<Path, 11> all_paths() {
+  return {direct_path(), winograd2_path(), winograd4_path(), table_path(),  sparse_path(), matrix_path(),
+          dot_path(),    direct8_path(),   matrix8_path(),   table8_path(), sparse8_path()};
 }
 
 struct Choice {
@@ -111,6 +111,13 @@ void Convolution::finish(const float* tile, int64_t pitch, const float* row_scal
     pixel += run;
     count -= run;
   }
+}
+
+void Convolution::expect(int64_t output, int64_t rows, int64_t pixel, int64_t count, const RunState& state) const {
+  const int64_t plane = geometry.out_plane();
+  const int64_t at = (pixel / plane * weight->outputs + output) * plane + pixel % plane;
+  expect_rows<true>(state.values[this->output] + at, plane, rows, count);
+  if (residual >= 0) expect_rows<false>(state.values[residual] + at, plane, rows, count);
 }
 
 void Convolution::decode(int64_t first_output, int64_t rows, float* weights, int64_t pitch) const {

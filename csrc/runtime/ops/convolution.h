@@ -24,6 +24,9 @@ struct Convolution {
   void finish(const float* tile, int64_t pitch, const float* row_scale, const float* row_bias, int64_t output,
               int64_t rows, int64_t pixel, int64_t count, const RunState& state) const;
 
+  // Ask for the memory that finish() will read and write: rows lie pages apart, so that processors do not foresee it.
+  void expect(int64_t output, int64_t rows, int64_t pixel, int64_t count, const RunState& state) const;
+
   // Write the weights of outputs [first_output, first_output + rows) of a coded layer as a matrix [rows, pitch].
   void decode(int64_t first_output, int64_t rows, float* weights, int64_t pitch) const;
 
@@ -39,6 +42,16 @@ struct Convolution {
   ValueId residual;  // -1: none
 };
 
+// Ask for rows of `count` values of four bytes, to be written or read.
+template <bool written>
+void expect_rows(const void* first, int64_t pitch, int64_t rows, int64_t count) {
+  constexpr int64_t kLine = 16;  // values
+  const auto* const values = static_cast<const uint32_t*>(first);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t p = 0; p < count; p += kLine) __builtin_prefetch(values + r * pitch + p, written ? 1 : 0);
+  }
+}
+
 // A way to compute a convolution.
 struct Path {
   const char* kernel;  // its name in `profile`
@@ -53,8 +66,10 @@ Path winograd2_path();
 Path winograd4_path();
 Path table_path();
 Path sparse_path();
+Path matrix_path();
 Path dot_path();
 Path direct8_path();
+Path matrix8_path();
 Path table8_path();
 Path sparse8_path();
 

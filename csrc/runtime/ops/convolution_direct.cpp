@@ -32,7 +32,7 @@ class DirectStep : public Step {
       return;
     }
     if (!weight.is_dense()) {
-      kept_ = context.kept->get<float>(c_.weight, weight.outputs * weight.depth(),
+      kept_ = context.kept->get<float>(c_.weight, kernel(), weight.outputs * weight.depth(),
                                        [&](float* rows) { c_.decode(0, weight.outputs, rows, weight.depth()); });
     }
     weights_floats_ = round_up(t_.tile_rows * weight.depth() + kSlackBytes / 4, 16);

@@ -41,9 +41,10 @@ class Direct8Step : public Step {
       quads_ = centroid_quads(joint);
       at_ = joint_codes(weight, b_.c.geometry.groups, t_.tile_rows, order_.block.dim());
     } else {
-      quads_ = spread_quads(joint, weight.block.channels, taps());
-      take_spread_codes();
-      kept_ = context.kept->get<uint32_t>(b_.c.weight, weight.outputs * order_.depth(),
+      quads_ = spread_quads(joint, weight.block);
+      row_codes_ = spread_codes(weight);
+      code_pitch_ = order_.channels * blocks_per_quad();
+      kept_ = context.kept->get<uint32_t>(b_.c.weight, kernel(), weight.outputs * order_.depth(),
                                           [&](uint32_t* rows) { decode(0, weight.outputs, rows); });
     }
   }
@@ -81,21 +82,6 @@ class Direct8Step : public Step {
     return round_up(t_.tile_rows * order_.depth() + kSlackBytes / 4, 16);
   }
   int64_t sums_quads() const { return t_.tile_rows * b_.c.kernels->tile8.pixels; }
-
-  // Joint codes [O, quads of channels * blocks_per_quad()], those behind the last block of the centroid that is zero.
-  void take_spread_codes() {
-    const Weight& weight = *b_.c.weight;
-    const int64_t blocks = weight.blocks_per_row();
-    const auto zero = static_cast<uint16_t>(quads_.size() / round_up(taps(), kSpreadTaps) - 1);
-    const AlignedBuffer<uint16_t> joint = joint_codes(weight, 1, 1, 1);
-    code_pitch_ = order_.channels * blocks_per_quad();
-    row_codes_ = AlignedBuffer<uint16_t>(weight.outputs * code_pitch_);
-    for (int64_t o = 0; o < weight.outputs; ++o) {
-      for (int64_t j = 0; j < code_pitch_; ++j) {
-        row_codes_[o * code_pitch_ + j] = j < blocks ? joint[o * blocks + j] : zero;
-      }
-    }
-  }
 
   void multiply(const TiledWork& work, const RunState& state, float* scratch) const {
     const KernelTable& kernels = *b_.c.kernels;

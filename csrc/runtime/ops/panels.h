@@ -9,11 +9,19 @@
 
 namespace pyquant {
 
+// How a kernel reads panels.
+struct Reading {
+  int64_t rows = 1;        // at once: of each run, up to the next multiple of so many
+  int64_t alignment = 1;   // of rows, in lanes; where it is more than 1, reading others takes longer
+  bool by_columns = true;  // whether rows of the kernel may have their inputs in the same rows
+  bool in_pieces = false;  // as SplitFn writes them: kPieces rows for each two, which are never the input as it lies
+};
+
 struct Panels {
   // For `outputs` of each group, with the kernels' `tile`; channels hold values of four bytes. To decode a weight for a
   // block of tiles takes as long as `decode_cost` multiply-adds of a vector.
   Panels(const ConvGeometry& geometry, const WeightOrder& order, const KernelTable& kernels, const Tile& tile,
-         int64_t outputs, double decode_cost, int threads);
+         int64_t outputs, double decode_cost, int threads, const Reading& reading = {});
 
   // Run multiply(work, scratch) for all outputs. The groups of the work are unit()s.
   template <typename Multiply>
@@ -35,8 +43,14 @@ struct Panels {
     return {.group = tiling_group % groups, .first_pixel = tiling_group / groups * tiling.count};
   }
 
+  // Whether the groups of the tiling, which are unit()s, are those of one image each.
+  bool are_of_one_image() const { return tiling.count == patches.out_plane(); }
+
   // Images whose pixels are tiled by themselves; 1 where those of all are tiled together.
   int64_t images_apart() const { return tiling.groups / groups; }
+
+  // How far the rows of a panel lie apart.
+  int64_t row_pitch() const { return in_place ? plane : tiling.pitch; }
 
   int64_t groups;
   int64_t plane;
@@ -47,7 +61,7 @@ struct Panels {
 
  private:
   Panels(const ConvGeometry& geometry, const WeightOrder& order, const KernelTable& kernels, const Tile& tile,
-         int64_t outputs, const SideCosts& costs, int threads, bool by_image);
+         int64_t outputs, const SideCosts& costs, int threads, const Reading& reading, bool by_image);
 };
 
 }  // namespace pyquant

@@ -1,0 +1,144 @@
+// The matrix path in integers: weights are decoded, and multiplied with panels of quads some rows at a time.
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+#include "runtime/coded_rows.h"
+#include "runtime/matrix_weights.h"
+#include "runtime/ops/byte_convolution.h"
+#include "runtime/ops/panels.h"
+
+namespace pyquant {
+namespace {
+
+// Of a quad, in vector multiply-adds.
+double decode_cost(const Convolution& c, QuadSource source) {
+  switch (source) {
+    case QuadSource::kCentroid:
+      return 1.2 / static_cast<double>(c.weight->block.channels / kQuad);
+    case QuadSource::kSpread:
+      return 1.0;
+    default:
+      return 0.0;
+  }
+}
+
+// By columns, most rows are read across cache lines, which takes as long as to lay out panels for so many outputs.
+constexpr int64_t kFewOutputs = 192;
+
+Panels panels_of(const Convolution& c, const WeightOrder& order, QuadSource source, int threads) {
+  const bool by_columns = source != QuadSource::kCentroid && c.group_outputs() <= kFewOutputs;
+  return Panels(in_quads(c.geometry), order, *c.kernels, c.kernels->matrix.tile8, c.group_outputs(),
+                decode_cost(c, source), threads,
+                {.rows = kMatrixWords, .alignment = c.kernels->lanes, .by_columns = by_columns});
+}
+
+class Matrix8Step : public Step {
+ public:
+  Matrix8Step(const Layer& layer, const Convolution& convolution, const PlanContext& context)
+      : Step(layer.node->name, layer.op, "matrix8"),
+        source_(quad_source(*convolution.weight, convolution.geometry.groups)),
+        b_(convolution, context),
+        panels_(panels_of(convolution, quad_order(*convolution.weight, source_), source_, context.threads)),
+        weights_(*convolution.weight, source_, panels_.patches, *b_.c.kernels),
+        steps_(weights_.steps(panels_.row_pitch())) {
+    const Weight& weight = *b_.c.weight;
+    if (source_ == QuadSource::kDense) {
+      AlignedBuffer<uint32_t> rows(all_rows_size());
+      write_all(b_.take_dense_rows(), rows.data());
+      rows_ = std::make_shared<const AlignedBuffer<uint32_t>>(std::move(rows));
+      return;
+    }
+    const ByteCodebooks bytes = byte_codebooks(weight);
+    const AlignedBuffer<float> joint = joint_codebook(weight, bytes.values);
+    b_.weight_scale.assign(weight.outputs, bytes.scale);
+    b_.weight_sums = row_sums(weight, bytes.values);
+    quads_ = source_ == QuadSource::kCentroid ? centroid_quads(joint)
+                                              : spread_quads(joint, weight.block, weights_.spread_multiple());
+    rows_ = context.kept->get<uint32_t>(b_.c.weight, kernel() + (weights_.spread_multiple() > 1 ? " by columns" : ""),
+                                        all_rows_size(), [&](uint32_t* rows) { write_all(quads_, rows); });
+  }
+
+  int64_t scratch_floats() const override {
+    return t_.own_panel_floats() + decoded_quads() + sums_quads() + b_.finish_floats(unit_.tile8.pixels);
+  }
+
+  int64_t shared_floats() const override { return t_.shared_floats() + b_.epilogue_floats(); }
+
+  void run(const RunState& state) const override {
+    b_.write_epilogue(0, state, epilogue(state));
+    const uint32_t outside = state.quantization[b_.c.input].zeros();
+    panels_.run(state, state.values[b_.c.input], outside,
+                [&](const TiledWork& work, float* scratch) { multiply(work, state, scratch); });
+  }
+
+ private:
+  float* epilogue(const RunState& state) const { return state.shared + t_.shared_floats(); }
+
+  int64_t decoded_quads() const { return rows_ != nullptr ? 0 : t_.tile_rows * weights_.pitch(); }
+  int64_t sums_quads() const { return t_.tile_rows * unit_.tile8.pixels; }
+
+  // Behind the last row there is memory for a whole tile of them.
+  int64_t all_rows_size() const { return round_up(b_.c.weight->outputs, t_.tile_rows) * weights_.pitch(); }
+  void write_all(const AlignedBuffer<uint32_t>& quads, uint32_t* rows) const {
+    weights_.write(0, b_.c.weight->outputs, quads.data(), rows);
+  }
+
+  void multiply(const TiledWork& work, const RunState& state, float* scratch) const {
+    const Panels::Unit unit = panels_.unit(work.group);
+    auto* const decoded = reinterpret_cast<uint32_t*>(scratch);
+    auto* const sums = reinterpret_cast<int32_t*>(scratch + decoded_quads());
+    float* const rest = scratch + decoded_quads() + sums_quads();
+    const int64_t pitch = unit_.tile8.pixels;
+    unit_.begin();
+    for (int64_t row = work.first_output; row < work.last_output; row += t_.tile_rows) {
+      const int64_t output = unit.group * t_.outputs + row;
+      const int64_t count = std::min(t_.tile_rows, work.last_output - row);
+      if (rows_ == nullptr) weights_.write(output, count, quads_.data(), decoded);
+      const uint32_t* const rows = rows_ != nullptr ? rows_->data() + output * weights_.pitch() : decoded;
+      for (int64_t tile = work.first_tile; tile < work.last_tile; ++tile) {
+        b_.expect(output, count, unit.first_pixel + t_.begin(tile), t_.lanes_of(tile), state);
+        const auto* const panel = reinterpret_cast<const uint32_t*>(work.panel(t_, tile));
+        unit_.multiply8(rows, weights_.pitch(), panel, panels_.row_pitch(), steps_.data(),
+                        static_cast<int64_t>(steps_.size()), sums, pitch, count, t_.lanes_of(tile));
+        b_.finish(sums, pitch, output, count, unit.first_pixel + t_.begin(tile), t_.lanes_of(tile), epilogue(state),
+                  state, rest);
+      }
+    }
+    unit_.end();
+  }
+
+  QuadSource source_;
+  ByteConvolution b_;
+  Panels panels_;
+  MatrixWeights weights_;
+  std::vector<int32_t> steps_;
+  const Tiling& t_ = panels_.tiling;
+  const MatrixKernels& unit_ = b_.c.kernels->matrix;
+  AlignedBuffer<uint32_t> quads_;                        // of a codebook
+  std::shared_ptr<const AlignedBuffer<uint32_t>> rows_;  // [O, weights_.pitch()]; null: decoded in each run
+};
+
+double cost(const Convolution& c, int threads) {
+  const MatrixKernels& unit = c.kernels->matrix;
+  const QuadSource source = quad_source(*c.weight, c.geometry.groups);
+  if (!unit.exists() || source == QuadSource::kNone) return std::numeric_limits<double>::infinity();
+  const WeightOrder order = quad_order(*c.weight, source);
+  const Panels panels = panels_of(c, order, source, threads);
+  const Tiling& t = panels.tiling;
+  int64_t quads = 0;
+  for (const Patches::Run& run : panels.patches.runs()) quads += round_up(run.count, kMatrixWords);
+  const double multiplied = unit.tile8.step_cost * t.vectors(false);
+  const double decoded = decode_cost(c, source) * static_cast<double>(t.num_blocks);
+  return static_cast<double>(panels.images_apart() * c.weight->outputs * quads) * (multiplied + decoded) / threads;
+}
+
+std::unique_ptr<Step> make(const Layer& layer, const Convolution& convolution, const PlanContext& context) {
+  return std::make_unique<Matrix8Step>(layer, convolution, context);
+}
+
+}  // namespace
+
+Path matrix8_path() { return {.kernel = "matrix8", .reads = Format::kBytes, .cost = &cost, .make = &make}; }
+
+}  // namespace pyquant
