@@ -261,18 +261,18 @@ int64_t decode_pairs_3x3(const uint16_t* codes, const uint32_t* spread, const in
 
 template <int64_t n>
 void decode_row_of_runs(const uint16_t* codes, const uint32_t* spread, int64_t kernel_rows, int64_t columns,
-                        const int32_t* begin, int64_t quad_pitch, uint32_t* out, int64_t quads) noexcept {
-  const bool is_3x3 = kernel_rows == 3 && columns == 3 && quad_pitch == 3;
+                        const int32_t* begin, uint32_t* out, int64_t quads) noexcept {
+  const bool is_3x3 = kernel_rows == 3 && columns == 3;
   int64_t q = is_3x3 ? decode_pairs_3x3<n>(codes, spread, begin, out, quads) : 0;
-  for (; q < quads; ++q) decode_quad<n>(codes + n * q, spread, kernel_rows, columns, begin, out + q * quad_pitch);
+  for (; q < quads; ++q) decode_quad<n>(codes + n * q, spread, kernel_rows, columns, begin, out + q * columns);
 }
 
 void decode_runs(const uint16_t* codes, int64_t code_pitch, const uint32_t* spread, int64_t kernel_rows,
-                 int64_t columns, int64_t n, const int32_t* begin, int64_t quad_pitch, uint32_t* out, int64_t out_pitch,
-                 int64_t rows, int64_t quads) noexcept {
+                 int64_t columns, int64_t n, const int32_t* begin, uint32_t* out, int64_t out_pitch, int64_t rows,
+                 int64_t quads) noexcept {
   const auto decode = n == 2 ? &decode_row_of_runs<2> : &decode_row_of_runs<4>;
   for (int64_t r = 0; r < rows; ++r, codes += code_pitch, out += out_pitch) {
-    decode(codes, spread, kernel_rows, columns, begin, quad_pitch, out, quads);
+    decode(codes, spread, kernel_rows, columns, begin, out, quads);
   }
 }
 

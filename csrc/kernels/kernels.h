@@ -198,12 +198,12 @@ constexpr int64_t kSpreadTaps = 16;
 
 // The same for the rows of a matrix, in which rows of the kernel may lie apart: for rows r < rows, quads q < quads,
 // y < kernel_rows and x < columns
-//   out[r * out_pitch + begin[y] + q * quad_pitch + x] = the same of spread[codes[r][n * q + i]][y][x]
+//   out[r * out_pitch + begin[y] + q * columns + x] = the same of spread[codes[r][n * q + i]][y][x]
 //   spread  [K, width], each [kernel_rows, columns rounded up to kSpreadColumns], and that rounded up to kSpreadTaps
 // Rows of the kernel, and quads behind them, do not overlap and lie in this order; nothing else is written.
 using DecodeRunsFn = void (*)(const uint16_t* codes, int64_t code_pitch, const uint32_t* spread, int64_t kernel_rows,
-                              int64_t columns, int64_t n, const int32_t* begin, int64_t quad_pitch, uint32_t* out,
-                              int64_t out_pitch, int64_t rows, int64_t quads) noexcept;
+                              int64_t columns, int64_t n, const int32_t* begin, uint32_t* out, int64_t out_pitch,
+                              int64_t rows, int64_t quads) noexcept;
 constexpr int64_t kSpreadColumns = 4;
 
 // Turn quads of channels into quads of taps: byte i of out[c * groups + g][p] is byte c of in[4 * g + i][p], for

@@ -86,8 +86,8 @@ void decode_quads_reference(const uint16_t* codes, int64_t code_pitch, const uin
 }
 
 void decode_runs_reference(const uint16_t* codes, int64_t code_pitch, const uint32_t* spread, int64_t kernel_rows,
-                           int64_t columns, int64_t n, const int32_t* begin, int64_t quad_pitch, uint32_t* out,
-                           int64_t out_pitch, int64_t rows, int64_t quads) noexcept {
+                           int64_t columns, int64_t n, const int32_t* begin, uint32_t* out, int64_t out_pitch,
+                           int64_t rows, int64_t quads) noexcept {
   const int64_t row_width = round_up(columns, kSpreadColumns);
   const int64_t width = round_up(kernel_rows * row_width, kSpreadTaps);
   for (int64_t r = 0; r < rows; ++r) {
@@ -98,7 +98,7 @@ void decode_runs_reference(const uint16_t* codes, int64_t code_pitch, const uint
           for (int64_t i = 0; i < n; ++i) {
             quad |= spread[codes[r * code_pitch + n * q + i] * width + y * row_width + x] << (32 / n * i);
           }
-          out[r * out_pitch + begin[y] + q * quad_pitch + x] = quad;
+          out[r * out_pitch + begin[y] + q * columns + x] = quad;
         }
       }
     }

@@ -70,18 +70,18 @@ constexpr int64_t kPeakDepth = 64;  // of the tiles that are multiplied
 // The rate at which tiles of `pixels` pixels are multiplied, all in the first-level cache, in values of four bytes.
 template <typename Input, typename Sum, typename Multiply>
 double tile_rate(Multiply multiply, const Tile& tile, int64_t pixels, std::chrono::microseconds time) {
-  constexpr int64_t kDepth = kPeakDepth, kTurns = 100;
-  AlignedBuffer<Input> weights(tile.rows * kDepth), panel(tile.pixels * kDepth);
+  constexpr int64_t kTurns = 100;
+  AlignedBuffer<Input> weights(tile.rows * kPeakDepth), panel(tile.pixels * kPeakDepth);
   AlignedBuffer<Sum> sums(tile.rows * tile.pixels);
-  const std::vector<int32_t> rows = rows_apart(kDepth, tile.pixels);
+  const std::vector<int32_t> rows = rows_apart(kPeakDepth, tile.pixels);
   std::fill_n(weights.data(), weights.size(), Input{0});
   std::fill_n(panel.data(), panel.size(), Input{0});
   return best_rate(
       [&] {
         for (int64_t i = 0; i < kTurns; ++i) {
-          multiply(nullptr, weights.data(), kDepth, 1, panel.data(), rows.data(), sums.data(), tile.pixels, pixels);
+          multiply(nullptr, weights.data(), kPeakDepth, 1, panel.data(), rows.data(), sums.data(), tile.pixels, pixels);
         }
-        return kTurns * tile.rows * pixels * kDepth;
+        return kTurns * tile.rows * pixels * kPeakDepth;
       },
       time);
 }

@@ -7,10 +7,17 @@
 
 namespace pyquant {
 
+int64_t matrix_pitch(const Patches& patches) {
+  int64_t pitch = 0;
+  for (const Patches::Run& run : patches.runs()) pitch += round_up(run.count, kMatrixWords);
+  return pitch;
+}
+
 MatrixWeights::MatrixWeights(const Weight& weight, QuadSource source, const Patches& patches,
                              const KernelTable& kernels)
     : source_(source),
       kernels_(&kernels),
+      pitch_(matrix_pitch(patches)),
       kernel_rows_(weight.kernel_rows),
       kernel_columns_(weight.kernel_columns),
       blocks_per_quad_(kQuad / std::min(weight.block.channels, kQuad)) {
@@ -19,21 +26,20 @@ MatrixWeights::MatrixWeights(const Weight& weight, QuadSource source, const Patc
   depth_ = order.depth();
   dim_ = order.block.dim();
   for (const Patches::Run& run : patches.runs()) {
-    runs_.push_back({.begin = pitch_, .end = pitch_ + run.count, .first_row = run.first, .lane = run.lane});
-    pitch_ += round_up(run.count, kMatrixWords);
+    const int64_t begin = runs_.empty() ? 0 : round_up(runs_.back().end, kMatrixWords);
+    runs_.push_back({.begin = begin, .end = begin + run.count, .first_row = run.first, .lane = run.lane});
   }
-  for (const Patches::RunPlace& place : patches.run_places()) {
+  for (const Patches::Place& place : patches.places()) {
     places_.push_back(static_cast<int32_t>(runs_[place.run].begin + place.row));
   }
   rows_lie_together_ = runs_.size() == 1;
   if (source == QuadSource::kCentroid) {
     codes_ = joint_codes(weight, 1, 1, dim_);
-    codes_pitch_ = order.blocks_per_row();
   } else if (source == QuadSource::kSpread) {
     for (int64_t y = 0; y < kernel_rows_; ++y) row_begins_.push_back(places_[y * kernel_columns_]);
     codes_ = spread_codes(weight);
-    codes_pitch_ = channels_ * blocks_per_quad_;
   }
+  codes_pitch_ = codes_.size() / weight.outputs;
 }
 
 std::vector<int32_t> MatrixWeights::steps(int64_t panel_pitch) const {
@@ -57,7 +63,7 @@ void MatrixWeights::write(int64_t output, int64_t count, const uint32_t* quads, 
     }
   } else if (!rows_lie_together_) {
     unit.decode_runs(codes, codes_pitch_, quads, kernel_rows_, kernel_columns_, blocks_per_quad_, row_begins_.data(),
-                     kernel_columns_, rows, pitch_, count, channels_);
+                     rows, pitch_, count, channels_);
   } else {
     for (int64_t r = 0; r < count; ++r) {
       kernels_->decode_quads(codes + r * codes_pitch_, codes_pitch_, quads, kernel_rows_ * kernel_columns_,

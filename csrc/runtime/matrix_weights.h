@@ -9,13 +9,15 @@
 
 namespace pyquant {
 
+// Values between the beginnings of two rows, of which each run of a panel's rows takes whole steps.
+int64_t matrix_pitch(const Patches& patches);
+
 class MatrixWeights {
  public:
-  // Of a weight from quads [O, depth], all of them, or from codes, which are decoded with centroids. Each run of the
-  // panel's rows takes whole steps of a row, the quads behind it are zero.
+  // Of a weight from quads [O, depth], all of them, or from codes, which are decoded with centroids. Quads behind a run
+  // are zero.
   MatrixWeights(const Weight& weight, QuadSource source, const Patches& patches, const KernelTable& kernels);
 
-  // Values between the beginnings of two rows.
   int64_t pitch() const { return pitch_; }
 
   // Where each step of a row finds its inputs in a panel whose rows are `panel_pitch` values apart.
@@ -36,11 +38,11 @@ class MatrixWeights {
 
   QuadSource source_;
   const KernelTable* kernels_;
+  int64_t pitch_;
   int64_t depth_;
   int64_t dim_;  // quads of a centroid
   int64_t channels_, kernel_rows_, kernel_columns_;
   int64_t blocks_per_quad_;
-  int64_t pitch_ = 0;
   std::vector<Run> runs_;
   std::vector<int32_t> places_;      // in a row of the matrix, of each quad of a row of the weight
   bool rows_lie_together_ = false;   // of the kernel, and the next channel's behind

@@ -44,7 +44,7 @@ Patches::Patches(const ConvGeometry& geometry, const WeightOrder& order, const K
     const bool inside = c < order.channels && y < order.kernel_rows && x < order.kernel_columns;
     std::vector<PanelRow>& rows = inside ? taps_[y * order.kernel_columns + x].rows : padding_;
     rows.push_back({.row = k, .channel = inside ? c : 0});
-    places_.push_back({.row = k, .lane = 0});
+    places_.push_back({.run = 0, .row = k});
   });
   rows_ = order.depth();
   runs_ = {{.first = 0, .count = rows_, .lane = 0}};
@@ -79,17 +79,13 @@ void Patches::unfold_columns(const WeightOrder& order) {
       taps_[tap].rows.push_back({.row = row_of(residue, c, x), .channel = c});
     }
   }
-  const auto residue_of = [&](int64_t y) {
-    return std::find(residues.begin(), residues.end(), y * geometry_.dilation_y % geometry_.stride_y) -
-           residues.begin();
-  };
-  const auto lane_of = [&](int64_t y) { return y * geometry_.dilation_y / geometry_.stride_y * geometry_.out_width; };
-  for_weights(order, [&](int64_t c, int64_t y, int64_t x) {
-    places_.push_back({.row = row_of(residue_of(y), c, x), .lane = lane_of(y)});
-  });
+  for_weights(order, [&](int64_t c, int64_t y, int64_t x) { places_.push_back({.run = y, .row = row_of(0, c, x)}); });
   for (int64_t y = 0; y < order.kernel_rows; ++y) {
-    runs_.push_back(
-        {.first = row_of(residue_of(y), 0, 0), .count = order.channels * order.kernel_columns, .lane = lane_of(y)});
+    const int64_t down = y * geometry_.dilation_y;
+    const auto residue = std::find(residues.begin(), residues.end(), down % geometry_.stride_y) - residues.begin();
+    runs_.push_back({.first = row_of(residue, 0, 0),
+                     .count = order.channels * order.kernel_columns,
+                     .lane = down / geometry_.stride_y * geometry_.out_width});
   }
   const int64_t most_rows = (order.kernel_rows - 1) * geometry_.dilation_y / geometry_.stride_y;
   behind_ = most_rows * geometry_.out_width;
@@ -103,18 +99,9 @@ bool Patches::apply_by_columns(const ConvGeometry& geometry, const WeightOrder& 
 
 std::vector<int32_t> Patches::offsets(int64_t pitch) const {
   std::vector<int32_t> result;
-  for (const Place& place : places_) result.push_back(static_cast<int32_t>(place.row * pitch + place.lane));
-  return result;
-}
-
-std::vector<Patches::RunPlace> Patches::run_places() const {
-  std::vector<RunPlace> result;
   for (const Place& place : places_) {
-    const auto holds = [&](const Run& run) {
-      return run.lane == place.lane && run.first <= place.row && place.row < run.first + run.count;
-    };
-    const auto run = std::find_if(runs_.begin(), runs_.end(), holds);
-    result.push_back({.run = run - runs_.begin(), .row = place.row - run->first});
+    const Run& run = runs_[place.run];
+    result.push_back(static_cast<int32_t>((run.first + place.row) * pitch + run.lane));
   }
   return result;
 }

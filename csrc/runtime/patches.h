@@ -45,9 +45,6 @@ class Patches {
   // Rows of a panel: the weight's depth, unless it is by columns.
   int64_t rows() const { return rows_; }
 
-  // Pixels of an image.
-  int64_t out_plane() const { return geometry_.out_plane(); }
-
   // By columns, lanes behind those of the pixels that have inputs too.
   int64_t behind() const { return behind_; }
   static constexpr int64_t kNone = -1;  // not by columns
@@ -62,11 +59,11 @@ class Patches {
   // By columns, one for each row of the kernel; else all rows.
   const std::vector<Run>& runs() const { return runs_; }
 
-  // The number of the run that the k-th weight of a row finds its inputs in, and which of its rows they are.
-  struct RunPlace {
+  // Where each weight of a row finds the input of the first pixel: in which row of which run.
+  struct Place {
     int64_t run, row;
   };
-  std::vector<RunPlace> run_places() const;
+  const std::vector<Place>& places() const { return places_; }
 
   // Whether the rows of a panel of all pixels of an image are the input as it lies in memory.
   bool are_input() const { return are_input_; }
@@ -83,11 +80,6 @@ class Patches {
   struct Tap {
     int64_t y, x;
     std::vector<PanelRow> rows;
-  };
-
-  // Where a weight finds the input of the first pixel.
-  struct Place {
-    int64_t row, lane;
   };
 
   // One for each column of the kernel, for the row that lies `y` rows down.

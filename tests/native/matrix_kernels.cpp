@@ -175,15 +175,14 @@ void test_decode_runs(const KernelTable& tested, const KernelTable& reference, R
           const Guarded<uint16_t> codes = random.codes(kRows, n * quads, n * quads + 2, kCentroids);
           Guarded<uint32_t> spread = random.array<uint32_t>(kCentroids * width);
           for (int64_t i = 0; i < spread.size(); ++i) spread[i] &= n == 2 ? 0xffff : 0xff;
-          // Rows of the kernel apart, with a gap between them, or together, and the next quad's behind.
-          const int64_t quad_pitch = apart ? columns : kernel_rows * columns;
-          const int64_t row_pitch = apart ? quads * columns + 2 : columns;
+          // Rows of the kernel with a gap between them, or without.
+          const int64_t row_pitch = quads * columns + (apart ? 2 : 0);
           std::vector<int32_t> begin = rows_apart(kernel_rows, row_pitch);
-          const int64_t size = (kernel_rows - 1) * row_pitch + (quads - 1) * quad_pitch + columns;
+          const int64_t size = (kernel_rows - 1) * row_pitch + quads * columns;
           const auto decode = [&](const KernelTable& kernels) {
             Guarded<uint32_t> out(kRows * size, kUnsetOutput, kExact);
             kernels.matrix.decode_runs(codes.data(), n * quads + 2, spread.data(), kernel_rows, columns, n,
-                                       begin.data(), quad_pitch, out.data(), size, kRows, quads);
+                                       begin.data(), out.data(), size, kRows, quads);
             return out;
           };
           // What lies in the gaps is unset in both.

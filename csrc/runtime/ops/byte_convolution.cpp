@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "runtime/coded_rows.h"
+
 namespace pyquant {
 namespace {
 
@@ -32,6 +34,13 @@ AlignedBuffer<uint32_t> ByteConvolution::take_dense_rows() {
     weight_sums.push_back(row.sum);
   }
   return quads;
+}
+
+AlignedBuffer<float> ByteConvolution::take_codebook() {
+  const ByteCodebooks bytes = byte_codebooks(*c.weight);
+  weight_scale.assign(c.weight->outputs, bytes.scale);
+  weight_sums = row_sums(*c.weight, bytes.values);
+  return joint_codebook(*c.weight, bytes.values);
 }
 
 int64_t ByteConvolution::epilogue_floats() const { return 2 * padded_outputs() + kNumCommon; }

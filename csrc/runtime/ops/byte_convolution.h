@@ -22,6 +22,9 @@ class ByteConvolution {
   // Return the quads [O, depth] of a dense weight, in quad_order(), and take up their scales and sums.
   AlignedBuffer<uint32_t> take_dense_rows();
 
+  // Return the joint codebook of a coded weight, in whole numbers, and take up their scale and sums.
+  AlignedBuffer<float> take_codebook();
+
   // What a run multiplies sums with, and adds to them: written by write_epilogue(), read by finish(). Sums are to be
   // multiplied by 2^shift.
   int64_t epilogue_floats() const;

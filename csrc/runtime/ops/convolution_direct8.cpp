@@ -6,8 +6,7 @@
 #include <limits>
 
 #include "runtime/coded_rows.h"
-#include "runtime/ops/byte_convolution.h"
-#include "runtime/ops/panels.h"
+#include "runtime/ops/byte_panel_step.h"
 
 namespace pyquant {
 namespace {
@@ -15,35 +14,31 @@ namespace {
 // Of a quad, in vector multiply-adds.
 double decode_cost(QuadSource source) { return source == QuadSource::kSpread ? 0.5 : 0.0; }
 
-Panels panels_of(const Convolution& c, const WeightOrder& order, QuadSource source, int threads) {
-  return Panels(in_quads(c.geometry), order, *c.kernels, c.kernels->tile8, c.group_outputs(), decode_cost(source),
-                threads);
+Panels panels_of(const Convolution& c, int threads) {
+  const QuadSource source = quad_source(*c.weight, c.geometry.groups);
+  return Panels(in_quads(c.geometry), quad_order(*c.weight, source), *c.kernels, c.kernels->tile8, c.group_outputs(),
+                decode_cost(source), threads);
 }
 
-class Direct8Step : public Step {
+class Direct8Step : public BytePanelStep {
  public:
   Direct8Step(const Layer& layer, const Convolution& convolution, const PlanContext& context)
-      : Step(layer.node->name, layer.op, "direct8"),
+      : BytePanelStep(layer, "direct8", convolution, context, panels_of(convolution, context.threads)),
         source_(quad_source(*convolution.weight, convolution.geometry.groups)),
-        order_(quad_order(*convolution.weight, source_)),
-        b_(convolution, context),
-        panels_(panels_of(convolution, order_, source_, context.threads)) {
+        order_(quad_order(*convolution.weight, source_)) {
     const Weight& weight = *b_.c.weight;
     if (source_ == QuadSource::kDense) {
       quads_ = b_.take_dense_rows();
       return;
     }
-    const ByteCodebooks bytes = byte_codebooks(weight);
-    const AlignedBuffer<float> joint = joint_codebook(weight, bytes.values);
-    b_.weight_scale.assign(weight.outputs, bytes.scale);
-    b_.weight_sums = row_sums(weight, bytes.values);
+    const AlignedBuffer<float> joint = b_.take_codebook();
     if (source_ == QuadSource::kCentroid) {
       quads_ = centroid_quads(joint);
       at_ = joint_codes(weight, b_.c.geometry.groups, t_.tile_rows, order_.block.dim());
     } else {
       quads_ = spread_quads(joint, weight.block);
       row_codes_ = spread_codes(weight);
-      code_pitch_ = order_.channels * blocks_per_quad();
+      code_pitch_ = row_codes_.size() / weight.outputs;
       kept_ = context.kept->get<uint32_t>(b_.c.weight, kernel(), weight.outputs * order_.depth(),
                                           [&](uint32_t* rows) { decode(0, weight.outputs, rows); });
     }
@@ -51,15 +46,6 @@ class Direct8Step : public Step {
 
   int64_t scratch_floats() const override {
     return t_.own_panel_floats() + decoded_quads() + sums_quads() + b_.finish_floats(b_.c.kernels->tile8.pixels);
-  }
-
-  int64_t shared_floats() const override { return t_.shared_floats() + b_.epilogue_floats(); }
-
-  void run(const RunState& state) const override {
-    b_.write_epilogue(0, state, epilogue(state));
-    const uint32_t outside = state.quantization[b_.c.input].zeros();
-    panels_.run(state, state.values[b_.c.input], outside,
-                [&](const TiledWork& work, float* scratch) { multiply(work, state, scratch); });
   }
 
  private:
@@ -71,8 +57,6 @@ class Direct8Step : public Step {
     int64_t blocks;
   };
 
-  float* epilogue(const RunState& state) const { return state.shared + t_.shared_floats(); }
-
   int64_t taps() const { return b_.c.weight->kernel_rows * b_.c.weight->kernel_columns; }
   int64_t blocks_per_quad() const { return kQuad / b_.c.weight->block.channels; }
 
@@ -83,7 +67,7 @@ class Direct8Step : public Step {
   }
   int64_t sums_quads() const { return t_.tile_rows * b_.c.kernels->tile8.pixels; }
 
-  void multiply(const TiledWork& work, const RunState& state, float* scratch) const {
+  void multiply(const TiledWork& work, const RunState& state, float* scratch) const override {
     const KernelTable& kernels = *b_.c.kernels;
     const Panels::Unit unit = panels_.unit(work.group);
     auto* const decoded = reinterpret_cast<uint32_t*>(scratch);
@@ -133,9 +117,6 @@ class Direct8Step : public Step {
 
   QuadSource source_;
   WeightOrder order_;
-  ByteConvolution b_;
-  Panels panels_;
-  const Tiling& t_ = panels_.tiling;
   AlignedBuffer<uint32_t> quads_;      // of a dense weight's rows, or of a codebook
   AlignedBuffer<uint16_t> at_;         // of centroids: where those of the rows of a tile begin
   AlignedBuffer<uint16_t> row_codes_;  // as decode_quads() takes them
@@ -147,7 +128,7 @@ double cost(const Convolution& c, int threads) {
   const QuadSource source = quad_source(*c.weight, c.geometry.groups);
   if (source == QuadSource::kNone) return std::numeric_limits<double>::infinity();
   const WeightOrder order = quad_order(*c.weight, source);
-  const Panels panels = panels_of(c, order, source, threads);
+  const Panels panels = panels_of(c, threads);
   const Tiling& t = panels.tiling;
   const double decoded = decode_cost(source) * static_cast<double>(t.num_blocks);
   const auto quads = static_cast<double>(panels.images_apart() * c.weight->outputs * order.depth());

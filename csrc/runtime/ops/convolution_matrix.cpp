@@ -84,7 +84,7 @@ class MatrixStep : public Step {
     const int64_t begin = part.part * pairs() / part.parts, end = (part.part + 1) * pairs() / part.parts;
     const float* rows = scratch;
     int64_t pitch = t_.pitch;
-    if (panels_.patches.are_input() && panels_.are_of_one_image()) {
+    if (panels_.are_input()) {
       rows = input + part.group * panels_.patches.rows() * panels_.plane + part.first;
       pitch = panels_.plane;
     } else {

@@ -5,8 +5,7 @@
 
 #include "runtime/coded_rows.h"
 #include "runtime/matrix_weights.h"
-#include "runtime/ops/byte_convolution.h"
-#include "runtime/ops/panels.h"
+#include "runtime/ops/byte_panel_step.h"
 
 namespace pyquant {
 namespace {
@@ -26,21 +25,20 @@ double decode_cost(const Convolution& c, QuadSource source) {
 // By columns, most rows are read across cache lines, which takes as long as to lay out panels for so many outputs.
 constexpr int64_t kFewOutputs = 192;
 
-Panels panels_of(const Convolution& c, const WeightOrder& order, QuadSource source, int threads) {
+Panels panels_of(const Convolution& c, int threads) {
+  const QuadSource source = quad_source(*c.weight, c.geometry.groups);
   const bool by_columns = source != QuadSource::kCentroid && c.group_outputs() <= kFewOutputs;
-  return Panels(in_quads(c.geometry), order, *c.kernels, c.kernels->matrix.tile8, c.group_outputs(),
-                decode_cost(c, source), threads,
+  return Panels(in_quads(c.geometry), quad_order(*c.weight, source), *c.kernels, c.kernels->matrix.tile8,
+                c.group_outputs(), decode_cost(c, source), threads,
                 {.rows = kMatrixWords, .alignment = c.kernels->lanes, .by_columns = by_columns});
 }
 
-class Matrix8Step : public Step {
+class Matrix8Step : public BytePanelStep {
  public:
   Matrix8Step(const Layer& layer, const Convolution& convolution, const PlanContext& context)
-      : Step(layer.node->name, layer.op, "matrix8"),
+      : BytePanelStep(layer, "matrix8", convolution, context, panels_of(convolution, context.threads)),
         source_(quad_source(*convolution.weight, convolution.geometry.groups)),
-        b_(convolution, context),
-        panels_(panels_of(convolution, quad_order(*convolution.weight, source_), source_, context.threads)),
-        weights_(*convolution.weight, source_, panels_.patches, *b_.c.kernels),
+        weights_(*convolution.weight, source_, panels_.patches, *convolution.kernels),
         steps_(weights_.steps(panels_.row_pitch())) {
     const Weight& weight = *b_.c.weight;
     if (source_ == QuadSource::kDense) {
@@ -49,10 +47,7 @@ class Matrix8Step : public Step {
       rows_ = std::make_shared<const AlignedBuffer<uint32_t>>(std::move(rows));
       return;
     }
-    const ByteCodebooks bytes = byte_codebooks(weight);
-    const AlignedBuffer<float> joint = joint_codebook(weight, bytes.values);
-    b_.weight_scale.assign(weight.outputs, bytes.scale);
-    b_.weight_sums = row_sums(weight, bytes.values);
+    const AlignedBuffer<float> joint = b_.take_codebook();
     quads_ = source_ == QuadSource::kCentroid ? centroid_quads(joint)
                                               : spread_quads(joint, weight.block, weights_.spread_multiple());
     rows_ = context.kept->get<uint32_t>(b_.c.weight, kernel() + (weights_.spread_multiple() > 1 ? " by columns" : ""),
@@ -63,18 +58,7 @@ class Matrix8Step : public Step {
     return t_.own_panel_floats() + decoded_quads() + sums_quads() + b_.finish_floats(unit_.tile8.pixels);
   }
 
-  int64_t shared_floats() const override { return t_.shared_floats() + b_.epilogue_floats(); }
-
-  void run(const RunState& state) const override {
-    b_.write_epilogue(0, state, epilogue(state));
-    const uint32_t outside = state.quantization[b_.c.input].zeros();
-    panels_.run(state, state.values[b_.c.input], outside,
-                [&](const TiledWork& work, float* scratch) { multiply(work, state, scratch); });
-  }
-
  private:
-  float* epilogue(const RunState& state) const { return state.shared + t_.shared_floats(); }
-
   int64_t decoded_quads() const { return rows_ != nullptr ? 0 : t_.tile_rows * weights_.pitch(); }
   int64_t sums_quads() const { return t_.tile_rows * unit_.tile8.pixels; }
 
@@ -84,7 +68,7 @@ class Matrix8Step : public Step {
     weights_.write(0, b_.c.weight->outputs, quads.data(), rows);
   }
 
-  void multiply(const TiledWork& work, const RunState& state, float* scratch) const {
+  void multiply(const TiledWork& work, const RunState& state, float* scratch) const override {
     const Panels::Unit unit = panels_.unit(work.group);
     auto* const decoded = reinterpret_cast<uint32_t*>(scratch);
     auto* const sums = reinterpret_cast<int32_t*>(scratch + decoded_quads());
@@ -109,25 +93,20 @@ class Matrix8Step : public Step {
   }
 
   QuadSource source_;
-  ByteConvolution b_;
-  Panels panels_;
   MatrixWeights weights_;
   std::vector<int32_t> steps_;
-  const Tiling& t_ = panels_.tiling;
   const MatrixKernels& unit_ = b_.c.kernels->matrix;
-  AlignedBuffer<uint32_t> quads_;                        // of a codebook
-  std::shared_ptr<const AlignedBuffer<uint32_t>> rows_;  // [O, weights_.pitch()]; null: decoded in each run
+  AlignedBuffer<uint32_t> quads_;       // of a codebook
+  KeptWeights::Values<uint32_t> rows_;  // [O, weights_.pitch()]; null: decoded in each run
 };
 
 double cost(const Convolution& c, int threads) {
   const MatrixKernels& unit = c.kernels->matrix;
   const QuadSource source = quad_source(*c.weight, c.geometry.groups);
   if (!unit.exists() || source == QuadSource::kNone) return std::numeric_limits<double>::infinity();
-  const WeightOrder order = quad_order(*c.weight, source);
-  const Panels panels = panels_of(c, order, source, threads);
+  const Panels panels = panels_of(c, threads);
   const Tiling& t = panels.tiling;
-  int64_t quads = 0;
-  for (const Patches::Run& run : panels.patches.runs()) quads += round_up(run.count, kMatrixWords);
+  const int64_t quads = matrix_pitch(panels.patches);
   const double multiplied = unit.tile8.step_cost * t.vectors(false);
   const double decoded = decode_cost(c, source) * static_cast<double>(t.num_blocks);
   return static_cast<double>(panels.images_apart() * c.weight->outputs * quads) * (multiplied + decoded) / threads;

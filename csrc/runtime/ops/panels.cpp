@@ -22,8 +22,8 @@ bool by_image(const ConvGeometry& g, const KernelTable& kernels) {
 // Rows of the input lie further apart than those of a panel, which only pays where they are read a few times.
 bool better_in_place(const Patches& patches, const Tiling& unfolded, int64_t plane, const Reading& reading) {
   constexpr int64_t kMostReads = 16;
-  return patches.are_input() && !reading.in_pieces && unfolded.rows == patches.rows() &&
-         plane % reading.alignment == 0 && (plane <= unfolded.pitch || unfolded.row_tiles() <= kMostReads);
+  return patches.are_input() && unfolded.rows == patches.rows() && plane % reading.alignment == 0 &&
+         (plane <= unfolded.pitch || unfolded.row_tiles() <= kMostReads);
 }
 
 // The rows of a panel, with those behind the last that are read together with it.

@@ -43,8 +43,8 @@ struct Panels {
     return {.group = tiling_group % groups, .first_pixel = tiling_group / groups * tiling.count};
   }
 
-  // Whether the groups of the tiling, which are unit()s, are those of one image each.
-  bool are_of_one_image() const { return tiling.count == patches.out_plane(); }
+  // Whether the rows of a unit()'s panel, of all its pixels, are the input as it lies in memory.
+  bool are_input() const { return patches.are_input() && tiling.count == plane; }
 
   // Images whose pixels are tiled by themselves; 1 where those of all are tiled together.
   int64_t images_apart() const { return tiling.groups / groups; }
