@@ -68,16 +68,27 @@ def test_gemm_tile8_of_the_largest_bytes(isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("taps", [1, 4, 9, 16, 17, 49])
-@pytest.mark.parametrize("n", [2, 4])
-def test_decode_quads(isa: str, taps: int, n: int, rng: np.random.Generator) -> None:
-    channels = 4 // n
-    spread = np.zeros((11, -(-taps // 16) * 16), np.uint32)
-    bytes_ = rng.integers(0, 256, size=(11, taps, channels))
-    spread[:, :taps] = as_quads(np.concatenate([bytes_, np.zeros((11, taps, 4 - channels), np.int64)], axis=2))
-    codes = rng.integers(11, size=(5, 7 * n)).astype(np.uint16)
-    expected = bytes_[codes].reshape(5, 7, n, taps, channels).transpose(0, 1, 3, 2, 4).reshape(5, 7, taps, 4)
-    got = _core.decode_quads(codes, spread, taps, n, isa=isa)
+@pytest.mark.parametrize("kernel", [(1, 1), (1, 3), (1, 9), (3, 3), (2, 5), (1, 17), (7, 7)])
+@pytest.mark.parametrize("channels", [1, 2, 4, 12])
+@pytest.mark.parametrize("codebooks", [1, 3])
+def test_decode_quads(
+    isa: str, kernel: tuple[int, int], channels: int, codebooks: int, rng: np.random.Generator
+) -> None:
+    rows, columns = kernel
+    n, positions = max(1, 4 // channels), 5
+    most = 128 if codebooks == 1 else 127 * 128 // codebooks  # of several codebooks, in parts
+    numbers = rng.integers(-most, most, size=(codebooks, 11, channels, rows, columns))
+    codes = rng.integers(11, size=(codebooks, 6, positions * n)).astype(np.uint16)
+    found = sum(numbers[m][codes[m]] for m in range(codebooks))
+    if codebooks > 1:
+        found = (found + 64) // 128
+    expected = found.reshape(6, -1, 4, rows, columns).transpose(0, 3, 1, 4, 2) % 256
+    # Rows of a centroid are rounded up to fours, and all of them to sixteens.
+    values = np.pad(numbers, [(0, 0)] * 4 + [(0, -columns % 4 if rows * columns > 1 else 0)]).reshape(
+        codebooks, 11, channels, -1
+    )
+    values = np.pad(values, [(0, 0)] * 3 + [(0, -values.shape[3] % 16 if values.shape[3] > 4 else 0)])
+    got = _core.decode_quads(codes, values.astype(np.int16), rows, columns, isa=isa)
     np.testing.assert_array_equal(got, as_quads(expected))
 
 

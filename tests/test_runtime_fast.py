@@ -12,6 +12,7 @@ from test_runtime_layers import CONVOLUTIONS, POINTWISE, pointwise_layers
 
 from pyquant import _core, reference
 from pyquant.codecs import DenseConfig, ProductConfig, ScalarConfig, SparseConfig
+from pyquant.codecs.product import weight_from_blocks
 from pyquant.errors import ConfigError
 from pyquant.file import ModelFile
 from pyquant.graph import Graph, Network, Node, Weight
@@ -45,13 +46,19 @@ def weights_as_bytes(network: Network, weight: Weight) -> NDArray[np.float64]:
         scale = np.abs(rows).max(axis=tuple(range(1, rows.ndim)), keepdims=True) / 127
         scale[scale == 0] = 1
         return np.rint(rows / scale) * scale
-    codebook = network.codebook(weight).astype(np.float64)
-    joint = sum(book[np.array(codes)] for book, codes in zip(codebook, _combinations(codec), strict=True))
-    most = max(np.abs(codebook).max(), np.abs(joint).max() if codec.centroids**codec.codebooks <= 1024 else 0)
-    scale = most / (127 - codec.codebooks // 2)
-    rounded = (np.rint(codebook / scale) * scale).astype(np.float32)
-    tensors = {weight.tensor("codes"): network.tensors[weight.tensor("codes")], weight.tensor("codebook"): rounded}
-    return Network(graph=network.graph, tensors=tensors).weight(weight).astype(np.float64)
+    codebook, codes = network.codebook(weight).astype(np.float64), network.codes(weight)
+    sums = _sums(codebook, codes)
+    if codec.codebooks == 1 or codec.centroids**codec.codebooks <= 1024:  # what any sum of centroids is rounded to
+        scale = np.abs(_sums(codebook, _combinations(codec)) if codec.codebooks > 1 else codebook).max() / 127
+        rounded = np.rint(sums / scale)
+    else:  # each codebook is rounded to parts, 128 of a step, and their sum once more
+        scale = max(np.abs(codebook).max(), np.abs(sums).max()) / (127 - codec.codebooks / 256)
+        rounded = np.floor((_sums(np.rint(codebook / scale * 128), codes) + 64) / 128)
+    return weight_from_blocks((rounded * scale).astype(np.float32), weight.shape, codec.block).astype(np.float64)
+
+
+def _sums(codebook: NDArray[np.float64], codes: Any) -> NDArray[np.float64]:
+    return np.sum([book[np.array(indices)] for book, indices in zip(codebook, codes, strict=True)], axis=0)
 
 
 def _combinations(codec: ProductConfig) -> list[tuple[int, ...]]:
@@ -160,6 +167,42 @@ def test_integer_kernels_of_codebooks(case: Any, rng: np.random.Generator) -> No
     x = rng.uniform(-1, 3, size=(2, shape[1], *plane)).astype(np.float32)
     file = model_file([node], tensors, x.shape)
     assert {"direct8", "table8"} <= set(candidates(file, x))
+    check_layer(file, x)
+
+
+# Other shapes of blocks, and sums of centroids that are too many to be made beforehand.
+DECODED: list[tuple[tuple[int, int, int, int], Any, int, int, dict[str, Any], tuple[int, int]]] = [
+    ((20, 12, 3, 3), (1, 1, 3), 16, 1, {"padding": (1, 1, 1, 1)}, (13, 9)),
+    ((9, 7, 3, 3), (1, 1, 1), 300, 1, {"padding": (1, 1, 1, 1)}, (14, 14)),
+    ((9, 10, 1, 1), (1, 1, 1), 16, 1, {}, (9, 9)),
+    ((11, 10, 1, 1), (2, 1, 1), 40, 1, {"stride": (2, 2)}, (9, 9)),
+    ((12, 9, 3, 3), (2, 1, 1), 16, 1, {"padding": (1, 1, 1, 1)}, (7, 11)),
+    ((7, 6, 3, 3), (2, 2, 3), 16, 1, {"padding": (1, 1, 1, 1)}, (9, 9)),
+    ((14, 12, 3, 3), (4, 3, 3), 32, 1, {"padding": (1, 1, 1, 1)}, (15, 15)),
+    ((6, 12, 3, 3), (8, 3, 3), 16, 1, {"padding": (1, 1, 1, 1), "stride": (2, 2)}, (15, 15)),
+    ((6, 13, 3, 3), (4, 1, 3), 16, 1, {"padding": (1, 1, 1, 1)}, (8, 8)),
+    ((18, 20, 1, 1), (4, 1, 1), 64, 2, {}, (10, 10)),
+    ((18, 20, 1, 1), (8, 1, 1), 16, 3, {}, (10, 10)),
+    ((18, 20, 1, 1), (2, 1, 1), 16, 4, {}, (10, 10)),
+    ((10, 9, 3, 3), (1, 3, 3), 64, 2, {"padding": (1, 1, 1, 1)}, (12, 12)),
+    ((10, 9, 3, 3), (2, 3, 3), 256, 3, {"padding": (1, 1, 1, 1)}, (12, 12)),
+    ((10, 12, 3, 3), (4, 3, 3), 128, 2, {"padding": (1, 1, 1, 1)}, (12, 12)),
+    ((8, 4, 3, 3), (2, 3, 3), 64, 2, {"padding": (1, 1, 1, 1), "groups": 2}, (12, 12)),
+    ((8, 4, 1, 1), (8, 1, 1), 16, 1, {"groups": 2}, (12, 12)),
+    ((8, 4, 1, 1), (4, 1, 1), 64, 2, {"groups": 2}, (12, 12)),
+    ((6, 8, 3, 3), (1, 3, 3), 65535, 1, {"padding": (1, 1, 1, 1)}, (7, 7)),
+]
+
+
+@pytest.mark.parametrize("case", DECODED, ids=str)
+def test_integer_kernels_of_other_blocks(case: Any, rng: np.random.Generator) -> None:
+    shape, block, centroids, codebooks, attributes, plane = case
+    node, tensors = weighted_layer(
+        rng, shape, ProductConfig(block=block, centroids=centroids, codebooks=codebooks), **attributes
+    )
+    x = rng.uniform(-1, 3, size=(2, shape[1] * attributes.get("groups", 1), *plane)).astype(np.float32)
+    file = model_file([node], tensors, x.shape)
+    assert "direct8" in candidates(file, x)
     check_layer(file, x)
 
 

@@ -30,7 +30,13 @@ def bytes_of(outputs: int, inputs: int, precision: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("precision", "kernel", "codec"), [("exact", "direct", ADDITIVE), ("fast", "direct8", SPATIAL)]
+    ("precision", "kernel", "codec"),
+    [
+        ("exact", "direct", ADDITIVE),
+        ("exact", "winograd4", ADDITIVE),
+        ("fast", "direct8", SPATIAL),
+        ("fast", "direct8", ADDITIVE),
+    ],
 )
 @pytest.mark.parametrize("threads", [1, 2])
 def test_outputs_do_not_depend_on_the_budget(

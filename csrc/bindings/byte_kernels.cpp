@@ -29,17 +29,30 @@ void register_byte_kernels(py::module_& m) {
 
   m.def(
       "decode_quads",
-      [](const Array<uint16_t>& codes, const Array<uint32_t>& spread, int64_t taps, int64_t n, const std::string& isa) {
-        const int64_t rows = codes.shape(0), quads = codes.shape(1) / n;
-        const AlignedBuffer<uint32_t> centroids = copied(spread);
-        AlignedBuffer<uint32_t> out(rows * quads * taps);
-        select_kernels(isa).decode_quads(codes.data(), codes.shape(1), centroids.data(), taps, n, out.data(), rows,
-                                         quads);
-        return to_array(out, {rows, quads, taps});
+      [](const Array<uint16_t>& codes, const Array<int16_t>& values, int64_t rows, int64_t columns,
+         const std::string& isa) {
+        const AlignedBuffer<int16_t> parts = copied(values);
+        AlignedBuffer<int8_t> bytes(parts.size());
+        for (int64_t i = 0; i < parts.size(); ++i) bytes[i] = static_cast<int8_t>(parts[i]);
+        const ByteCentroids centroids{.bytes = bytes.data(),
+                                      .parts = parts.data(),
+                                      .codebooks = codes.shape(0),
+                                      .centroids = values.shape(1),
+                                      .channels = values.shape(2),
+                                      .rows = rows,
+                                      .columns = columns};
+        const int64_t outputs = codes.shape(1), positions = codes.shape(2) / centroids.n();
+        const int64_t row_pitch = positions * centroids.quads() * columns;
+        const std::vector<int32_t> begin = rows_apart(rows, row_pitch);
+        AlignedBuffer<uint32_t> out(outputs * rows * row_pitch);
+        select_kernels(isa).decode_quads(centroids, codes.data(), outputs * codes.shape(2), codes.shape(2),
+                                         begin.data(), out.data(), rows * row_pitch, outputs, positions);
+        return to_array(out, {outputs, rows, positions * centroids.quads(), columns});
       },
-      "codes"_a, "spread"_a, "taps"_a, "n"_a, "isa"_a,
-      "Quads [rows, quads, taps] put together of n centroids each of spread [K, width], named by codes [rows, quads * "
-      "n].");
+      "codes"_a, "values"_a, "rows"_a, "columns"_a, "isa"_a,
+      "Quads [O, rows, quads, columns] of codes [M, O, J] and values [M, K, channels, width] that lie as "
+      "decode_quads() "
+      "wants them: bytes, or parts of bytes where M is more than 1.");
 
   m.def(
       "turn_quads",

@@ -103,14 +103,13 @@ void register_kernels(py::module_& m) {
       "decode_rows",
       [](const Array<uint16_t>& codes, const Array<float>& codebook, const std::string& isa) {
         const int64_t books = codes.shape(0), rows = codes.shape(1), blocks = codes.shape(2);
-        const int64_t centroids = codebook.shape(1), dim = codebook.shape(2);
-        const AlignedBuffer<float> centroid_values = copied(codebook);
+        const int64_t dim = codebook.shape(2);
+        const AlignedBuffer<float> values = copied(codebook);
+        const Codebooks codebooks{
+            .values = values.data(), .codebooks = books, .centroids = codebook.shape(1), .dim = dim};
         AlignedBuffer<float> out(rows * blocks * dim);
-        for (int64_t book = 0; book < books; ++book) {
-          select_kernels(isa).decode_rows(codes.data() + book * rows * blocks, blocks,
-                                          centroid_values.data() + book * centroids * dim, dim, out.data(),
-                                          blocks * dim, rows, blocks, book > 0);
-        }
+        select_kernels(isa).decode_rows(codebooks, codes.data(), rows * blocks, blocks, out.data(), blocks * dim, rows,
+                                        blocks);
         return to_array(out, {rows, blocks * dim});
       },
       "codes"_a, "codebook"_a, "isa"_a, "Weights [O, J * d] of codes [M, O, J] and codebooks [M, K, d].");

@@ -16,8 +16,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include "base/sizes.h"
-
 namespace pyquant {
 namespace {
 
@@ -209,73 +207,6 @@ void decode_words(const uint16_t* codes, int64_t code_pitch, const uint32_t* cod
   }
 }
 
-// Sixteen quads of n centroids of a spread codebook.
-template <int64_t n>
-__m512i joined(const uint16_t* codes, const uint32_t* spread, int64_t width) {
-  __m512i quads = _mm512_loadu_si512(spread + codes[0] * width);
-  const auto add = [&]<int i>() {
-    quads = _mm512_or_si512(quads, _mm512_slli_epi32(_mm512_loadu_si512(spread + codes[i] * width), 32 / n * i));
-  };
-  add.template operator()<1>();
-  if constexpr (n == 4) add.template operator()<2>(), add.template operator()<3>();
-  return quads;
-}
-
-// One quad after the other, and of each the rows of the kernel, by vectors of four.
-template <int64_t n>
-void decode_quad(const uint16_t* codes, const uint32_t* spread, int64_t kernel_rows, int64_t columns,
-                 const int32_t* begin, uint32_t* out) noexcept {
-  const int64_t row_width = round_up(columns, kSpreadColumns);
-  const int64_t size = kernel_rows * row_width, width = round_up(size, kSpreadTaps);
-  for (int64_t at = 0; at < size; at += kSide) {
-    alignas(64) uint32_t quads[kSide];
-    _mm512_store_si512(quads, joined<n>(codes, spread + at, width));
-    for (int64_t i = at; i < std::min(at + kSide, size); i += kSpreadColumns) {
-      const int64_t count = std::min(kSpreadColumns, columns - i % row_width);
-      std::copy_n(quads + i - at, count, out + begin[i / row_width] + i % row_width);
-    }
-  }
-}
-
-// Kernels of 3 x 3, two quads at a time: three quads of each at each row. Two more are written than these six, which
-// what is written next overwrites, where there is more in the row of the kernel.
-template <int64_t n>
-int64_t decode_pairs_3x3(const uint16_t* codes, const uint32_t* spread, const int32_t* begin, uint32_t* out,
-                         int64_t quads) noexcept {
-  constexpr int64_t kWidth = 16, kColumns = 3;
-  const __m512i first_rows = _mm512_setr_epi32(0, 1, 2, 16, 17, 18, 0, 0, 4, 5, 6, 20, 21, 22, 0, 0);
-  const __m512i last_row = _mm512_setr_epi32(8, 9, 10, 24, 25, 26, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
-  const auto store = [&](int64_t y, int64_t q, __m256i six) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + begin[y] + q * kColumns), six);
-  };
-  int64_t q = 0;
-  for (; q + 3 <= quads; q += 2) {
-    const __m512i a = joined<n>(codes + n * q, spread, kWidth), b = joined<n>(codes + n * (q + 1), spread, kWidth);
-    const __m512i first = _mm512_permutex2var_epi32(a, first_rows, b);
-    store(0, q, _mm512_castsi512_si256(first));
-    store(1, q, _mm512_extracti64x4_epi64(first, 1));
-    store(2, q, _mm512_castsi512_si256(_mm512_permutex2var_epi32(a, last_row, b)));
-  }
-  return q;
-}
-
-template <int64_t n>
-void decode_row_of_runs(const uint16_t* codes, const uint32_t* spread, int64_t kernel_rows, int64_t columns,
-                        const int32_t* begin, uint32_t* out, int64_t quads) noexcept {
-  const bool is_3x3 = kernel_rows == 3 && columns == 3;
-  int64_t q = is_3x3 ? decode_pairs_3x3<n>(codes, spread, begin, out, quads) : 0;
-  for (; q < quads; ++q) decode_quad<n>(codes + n * q, spread, kernel_rows, columns, begin, out + q * columns);
-}
-
-void decode_runs(const uint16_t* codes, int64_t code_pitch, const uint32_t* spread, int64_t kernel_rows,
-                 int64_t columns, int64_t n, const int32_t* begin, uint32_t* out, int64_t out_pitch, int64_t rows,
-                 int64_t quads) noexcept {
-  const auto decode = n == 2 ? &decode_row_of_runs<2> : &decode_row_of_runs<4>;
-  for (int64_t r = 0; r < rows; ++r, codes += code_pitch, out += out_pitch) {
-    decode(codes, spread, kernel_rows, columns, begin, out, quads);
-  }
-}
-
 }  // namespace
 
 bool runs_amx() {
@@ -299,8 +230,7 @@ KernelTable improve_with_amx(KernelTable table) {
                   .split = &split,
                   .multiply = &matrix_tile,
                   .tile8 = kTile,
-                  .multiply8 = &matrix_tile8,
-                  .decode_runs = &decode_runs};
+                  .multiply8 = &matrix_tile8};
   table.matrix.tile.step_cost = 0.4;
   table.matrix.tile8.step_cost = 0.16;
   return table;

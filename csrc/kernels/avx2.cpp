@@ -8,6 +8,7 @@
 
 #include <immintrin.h>
 
+#include "kernels/bytes16_x86.h"
 #include "kernels/vector_bytes.h"
 #include "kernels/vector_kernels.h"
 
@@ -65,6 +66,7 @@ struct Avx2 {
   static void store_half(float* p, Half v) { _mm_storeu_ps(p, v); }
   static Half multiply_add(Half a, Half b, Half c) { return _mm_fmadd_ps(a, b, c); }
 
+  using Decoder = VectorQuads<X86Bytes16>;
   using Int = __m256i;
   using HalfInt = __m128i;
   struct Inputs {  // bytes 0 and 2 of each quad as 16 bits, and bytes 1 and 3

@@ -3,13 +3,83 @@
 // vpdpbusd adds the four products of a quad in one instruction, exactly. Register tile as for floats.
 #include "kernels/avx512vnni.h"
 
+#include "kernels/bytes16_x86.h"
 #include "kernels/vector_avx512.h"
 #include "kernels/vector_bytes.h"
 
 namespace pyquant {
 namespace {
 
+// Four vectors of 16 bytes in one register, and of parts in two: of the first two channels, and of the others.
+struct Avx512Lanes {
+  using Lanes = __m512i;
+  struct Parts {
+    __m512i first, last;
+  };
+
+  static __m256i load_half(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+  static __m512i halves(const void* p, const void* q) {
+    return _mm512_inserti64x4(_mm512_castsi256_si512(load_half(p)), load_half(q), 1);
+  }
+
+  template <int64_t n>
+  static Lanes load(const int8_t* const (&places)[n]) {
+    if constexpr (n == 1) {
+      return _mm512_loadu_si512(places[0]);
+    } else if constexpr (n == 2) {
+      return halves(places[0], places[1]);
+    } else {
+      Lanes lanes = _mm512_castsi128_si512(X86Bytes16::load(places[0]));
+      lanes = _mm512_inserti32x4(lanes, X86Bytes16::load(places[1]), 1);
+      lanes = _mm512_inserti32x4(lanes, X86Bytes16::load(places[2]), 2);
+      return _mm512_inserti32x4(lanes, X86Bytes16::load(places[3]), 3);
+    }
+  }
+  template <int64_t n>
+  static Parts load(const int16_t* const (&places)[n]) {
+    if constexpr (n == 1) {
+      return {_mm512_loadu_si512(places[0]), _mm512_loadu_si512(places[0] + 2 * kTapsOfVector)};
+    } else if constexpr (n == 2) {
+      return {_mm512_loadu_si512(places[0]), _mm512_loadu_si512(places[1])};
+    } else {
+      return {halves(places[0], places[1]), halves(places[2], places[3])};
+    }
+  }
+  static Parts add(Parts a, Parts b) { return {_mm512_add_epi16(a.first, b.first), _mm512_add_epi16(a.last, b.last)}; }
+
+  // Fours of taps change places with channels, from where they lie; then so do the taps in a four.
+  static Lanes turned(__m512i fours, __m512i from) {
+    const __m128i taps = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    return _mm512_shuffle_epi8(_mm512_permutexvar_epi32(from, fours), _mm512_broadcast_i32x4(taps));
+  }
+  static Lanes interleave(Lanes channels) {
+    return turned(channels, _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+  }
+  // Bytes of half a channel of each register come to lie side by side.
+  static Lanes interleave(Parts parts) {
+    const auto shifted = [](__m512i sum) {
+      return _mm512_srai_epi16(_mm512_add_epi16(sum, _mm512_set1_epi16(kPart / 2)), kPartBits);
+    };
+    const __m512i bytes = _mm512_packs_epi16(shifted(parts.first), shifted(parts.last));
+    return turned(bytes, _mm512_setr_epi32(0, 8, 2, 10, 1, 9, 3, 11, 4, 12, 6, 14, 5, 13, 7, 15));
+  }
+  static __m128i lane(Lanes lanes, int64_t k) {
+    switch (k) {
+      case 0:
+        return _mm512_castsi512_si128(lanes);
+      case 1:
+        return _mm512_extracti32x4_epi32(lanes, 1);
+      case 2:
+        return _mm512_extracti32x4_epi32(lanes, 2);
+      default:
+        return _mm512_extracti32x4_epi32(lanes, 3);
+    }
+  }
+  static void store(uint32_t* p, Lanes lanes, int64_t) { _mm512_storeu_si512(p, lanes); }
+};
+
 struct Avx512Vnni : Avx512 {
+  using Decoder = VectorQuads<X86Bytes16, Avx512Lanes>;
   using Int = __m512i;
   using HalfInt = __m256i;
   using Inputs = Int;

@@ -8,8 +8,7 @@
 // outputs:
 //
 //   direct    gemm_tile() multiplies: it finds each weight in the codebook, by way of its block's code.
-//   winograd  the same for each frequency of F(2x2, 3x3) or F(4x4, 3x3), with the codebook transformed instead of
-//             the weights.
+//   winograd  the same for each frequency of F(2x2, 3x3) or F(4x4, 3x3), with a transformed codebook or weights.
 //   table     table_build() multiplies the codebook with the d panel rows of a block: table [K][P]; table_sum() adds,
 //             for each output, the table row that its code names. d multiply-adds become one load-and-add.
 //   sparse    where most weights are zero: sparse_sum() adds the panel rows of the others, each times its weight.
@@ -64,12 +63,19 @@ using PackRowsFn = void (*)(const PanelRun* runs, int64_t num_runs, int64_t step
 using GemmTileFn = void (*)(const uint16_t* at, const float* codebook, int64_t dim, int64_t blocks, const float* panel,
                             const int32_t* rows, float* out, int64_t out_pitch, int64_t pixels) noexcept;
 
-// out[r][j * dim ..] = codebook[codes[r][j]] for rows r < rows and blocks j < blocks; added to out if `accumulate`.
-//   codes     [rows, code_pitch], each < K
-//   codebook  [K, dim]
-//   out       [rows, out_pitch], rows in ascending order may be written beyond their blocks * dim values
-using DecodeRowsFn = void (*)(const uint16_t* codes, int64_t code_pitch, const float* codebook, int64_t dim, float* out,
-                              int64_t out_pitch, int64_t rows, int64_t blocks, bool accumulate) noexcept;
+struct Codebooks {
+  const float* values;  // [codebooks, centroids, dim]
+  int64_t codebooks;    // M
+  int64_t centroids;    // K
+  int64_t dim;          // d
+};
+
+// out[r][j * dim ..] = sum over m < M of codebook m's centroid codes[m][r][j], in this order, for rows r < rows and
+// blocks j < blocks.
+//   codes  [M, codes_step], each [rows, code_pitch], each < K
+//   out    [rows, out_pitch], rows in ascending order may be written beyond their blocks * dim values
+using DecodeRowsFn = void (*)(const Codebooks& codebooks, const uint16_t* codes, int64_t codes_step, int64_t code_pitch,
+                              float* out, int64_t out_pitch, int64_t rows, int64_t blocks) noexcept;
 
 // out[r][c] = sum over k < depth of a[r][k] * x[c][k], for r < rows, c < columns.
 //   a    [rows, a_pitch]
@@ -93,9 +99,15 @@ using WinogradInputFn = void (*)(const float* lines, const float* next_lines, in
 using WinogradOutputFn = void (*)(const float* in, int64_t in_pitch, int64_t tiles, float* lines,
                                   int64_t line_pitch) noexcept;
 
+// And its weights: out[f][c] = (weights · g · weightsᵀ)[f] of the kernel g of each channel c < channels.
+//   in   [channels, 3, 3]
+//   out  [(m + 2)², out_pitch]   nothing behind the channels is written
+using WinogradWeightsFn = void (*)(const float* in, int64_t channels, float* out, int64_t out_pitch) noexcept;
+
 struct WinogradKernels {
   WinogradInputFn input;
   WinogradOutputFn output;
+  WinogradWeightsFn weights;
 };
 
 // table[k][p] = sum over i < dim of codebook[k][i] * panel[i][p], in order of i.
@@ -185,26 +197,41 @@ using GemmTile8Fn = void (*)(const uint16_t* at, const uint32_t* codebook, int64
 using MatrixTile8Fn = void (*)(const uint32_t* weights, int64_t weights_pitch, const uint32_t* panel,
                                int64_t panel_pitch, const int32_t* at, int64_t steps, int32_t* out, int64_t out_pitch,
                                int64_t rows, int64_t pixels) noexcept;
-// Decode blocks that are one or two channels deep into quads of four channels: for rows r < rows, quads q < quads and
-// taps t < taps
-//   out[r][q][t] = the bytes of spread[codes[r][n * q + i]][t], shifted by 32 / n * i bits, for i < n, or-ed
-//   codes   [rows, code_pitch], each < K
-//   spread  [K, width], width the taps rounded up to kSpreadTaps   bytes of a block's channels at a tap, the rest zero
-//   out     [rows, quads, taps]   less than kSpreadTaps values behind the last are written
-// n is 4 blocks of one channel or 2 of two.
-using DecodeQuadsFn = void (*)(const uint16_t* codes, int64_t code_pitch, const uint32_t* spread, int64_t taps,
-                               int64_t n, uint32_t* out, int64_t rows, int64_t quads) noexcept;
-constexpr int64_t kSpreadTaps = 16;
 
-// The same for the rows of a matrix, in which rows of the kernel may lie apart: for rows r < rows, quads q < quads,
-// y < kernel_rows and x < columns
-//   out[r * out_pitch + begin[y] + q * columns + x] = the same of spread[codes[r][n * q + i]][y][x]
-//   spread  [K, width], each [kernel_rows, columns rounded up to kSpreadColumns], and that rounded up to kSpreadTaps
-// Rows of the kernel, and quads behind them, do not overlap and lie in this order; nothing else is written.
-using DecodeRunsFn = void (*)(const uint16_t* codes, int64_t code_pitch, const uint32_t* spread, int64_t kernel_rows,
-                              int64_t columns, int64_t n, const int32_t* begin, uint32_t* out, int64_t out_pitch,
-                              int64_t rows, int64_t quads) noexcept;
-constexpr int64_t kSpreadColumns = 4;
+// Codebooks whose centroids become quads of four channels: n of one or two channels are put together, or one of 4, 8..
+// channels has quads of its own. A byte is that of one codebook, or what a sum over several is rounded to: these hold
+// parts of bytes, of which kPart are one, so that a sum is not rounded M times.
+struct ByteCentroids {
+  // [codebooks, centroids, channels, width()]: rows of taps, each row_width() apart, with anything between them
+  const int8_t* bytes;   // of one codebook
+  const int16_t* parts;  // of several
+  int64_t codebooks;     // M
+  int64_t centroids;     // K
+  int64_t channels;
+  int64_t rows;
+  int64_t columns;
+
+  constexpr int64_t n() const { return channels < kQuad ? kQuad / channels : 1; }
+  constexpr int64_t quads() const { return channels < kQuad ? 1 : channels / kQuad; }  // at each tap
+  constexpr int64_t row_width() const { return rows * columns == 1 ? 1 : (columns + 3) / 4 * 4; }
+  constexpr int64_t width() const {
+    return rows * row_width() <= 4 ? row_width() : (rows * row_width() + 15) / 16 * 16;
+  }
+};
+
+// Decode blocks to quads: for o < outputs, positions p < positions,
+// q < quads(), y < rows and x < columns,
+//   byte i of out[o * out_pitch + begin[y] + (p * quads() + q) * columns + x]
+//     = the byte, at row y and column x, of channel 4 * q + i of the centroids codes[m][o][n() * p ..], of which the
+//       channels of one come behind those of the one before; of several codebooks their sum over m < M, divided by
+//       kPart and rounded, halves upwards, which must fit.
+//   codes  [M, codes_step], each [outputs, code_pitch], each < K
+// Nothing else is written.
+constexpr int kPartBits = 7;
+constexpr int kPart = 1 << kPartBits;
+using DecodeQuadsFn = void (*)(const ByteCentroids& centroids, const uint16_t* codes, int64_t codes_step,
+                               int64_t code_pitch, const int32_t* begin, uint32_t* out, int64_t out_pitch,
+                               int64_t outputs, int64_t positions) noexcept;
 
 // Turn quads of channels into quads of taps: byte i of out[c * groups + g][p] is byte c of in[4 * g + i][p], for
 // c < 4 and g < groups = taps / 4, rounded up; 0 where 4 * g + i >= taps.
@@ -287,7 +314,6 @@ struct MatrixKernels {
   MatrixTileFn multiply;
   Tile tile8;
   MatrixTile8Fn multiply8;
-  DecodeRunsFn decode_runs;
 };
 
 struct KernelTable {

@@ -23,7 +23,36 @@
 namespace pyquant {
 namespace {
 
+struct NeonBytes16 {
+  using Bytes = uint8x16_t;
+  static Bytes load(const void* p) { return vld1q_u8(static_cast<const uint8_t*>(p)); }
+  static Bytes load_half(const void* p) { return vcombine_u8(vld1_u8(static_cast<const uint8_t*>(p)), vdup_n_u8(0)); }
+  static Bytes load_four(const void* p) {
+    uint32_t four;
+    std::memcpy(&four, p, sizeof four);
+    return vreinterpretq_u8_u32(vsetq_lane_u32(four, vdupq_n_u32(0), 0));
+  }
+  static Bytes add_parts(Bytes a, Bytes b) {
+    return vreinterpretq_u8_s16(vaddq_s16(vreinterpretq_s16_u8(a), vreinterpretq_s16_u8(b)));
+  }
+  static Bytes rounded(Bytes a, Bytes b) {
+    return vreinterpretq_u8_s8(vcombine_s8(vrshrn_n_s16(vreinterpretq_s16_u8(a), kPartBits),
+                                           vrshrn_n_s16(vreinterpretq_s16_u8(b), kPartBits)));
+  }
+  static Bytes low(Bytes a, Bytes b) { return vzip1q_u8(a, b); }
+  static Bytes high(Bytes a, Bytes b) { return vzip2q_u8(a, b); }
+  static Bytes low_pairs(Bytes a, Bytes b) {
+    return vreinterpretq_u8_u16(vzip1q_u16(vreinterpretq_u16_u8(a), vreinterpretq_u16_u8(b)));
+  }
+  static Bytes high_pairs(Bytes a, Bytes b) {
+    return vreinterpretq_u8_u16(vzip2q_u16(vreinterpretq_u16_u8(a), vreinterpretq_u16_u8(b)));
+  }
+  static void store(uint32_t* p, Bytes quads) { vst1q_u8(reinterpret_cast<uint8_t*>(p), quads); }
+  static void store_first(uint32_t* p, int64_t count, Bytes quads) { std::memcpy(p, &quads, count * sizeof *p); }
+};
+
 struct Neon {
+  using Decoder = VectorQuads<NeonBytes16>;
   using Float = float32x4_t;
   using Half = float32x2_t;
   struct Pair {

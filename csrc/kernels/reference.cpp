@@ -42,13 +42,17 @@ void gemm_tile_reference(const uint16_t* at, const float* codebook, int64_t dim,
   }
 }
 
-void decode_rows_reference(const uint16_t* codes, int64_t code_pitch, const float* codebook, int64_t dim, float* out,
-                           int64_t out_pitch, int64_t rows, int64_t blocks, bool accumulate) noexcept {
+void decode_rows_reference(const Codebooks& codebooks, const uint16_t* codes, int64_t codes_step, int64_t code_pitch,
+                           float* out, int64_t out_pitch, int64_t rows, int64_t blocks) noexcept {
+  const int64_t dim = codebooks.dim;
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t j = 0; j < blocks; ++j) {
-      const float* centroid = codebook + codes[r * code_pitch + j] * dim;
-      float* block = out + r * out_pitch + j * dim;
-      for (int64_t i = 0; i < dim; ++i) block[i] = accumulate ? block[i] + centroid[i] : centroid[i];
+      float* const block = out + r * out_pitch + j * dim;
+      std::fill_n(block, dim, 0.0f);
+      for (int64_t m = 0; m < codebooks.codebooks; ++m) {
+        const int64_t centroid = m * codebooks.centroids + codes[m * codes_step + r * code_pitch + j];
+        for (int64_t i = 0; i < dim; ++i) block[i] += codebooks.values[centroid * dim + i];
+      }
     }
   }
 }
@@ -100,8 +104,23 @@ void winograd_output_reference(const float* in, int64_t in_pitch, int64_t tiles,
 }
 
 template <const WinogradMatrices& matrices>
-constexpr WinogradKernels kWinogradReference = {&winograd_input_reference<matrices>,
-                                                &winograd_output_reference<matrices>};
+void winograd_weights_reference(const float* in, int64_t channels, float* out, int64_t out_pitch) noexcept {
+  constexpr int64_t side = matrices.side();
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t f = 0; f < matrices.frequencies(); ++f) {
+      double sum = 0;
+      for (int64_t tap = 0; tap < 9; ++tap) {
+        sum += matrices.weights[f / side][tap / 3] * matrices.weights[f % side][tap % 3] * in[c * 9 + tap];
+      }
+      out[f * out_pitch + c] = static_cast<float>(sum);
+    }
+  }
+}
+
+template <const WinogradMatrices& matrices>
+constexpr WinogradKernels kWinogradReference = {.input = &winograd_input_reference<matrices>,
+                                                .output = &winograd_output_reference<matrices>,
+                                                .weights = &winograd_weights_reference<matrices>};
 
 void table_build_reference(const float* codebook, int64_t centroids, int64_t dim, const float* panel, int64_t pixels,
                            float* table) noexcept {

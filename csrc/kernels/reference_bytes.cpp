@@ -71,34 +71,31 @@ void sparse_sum8_reference(const Sparse<uint32_t>* weights, const int32_t* begin
   }
 }
 
-void decode_quads_reference(const uint16_t* codes, int64_t code_pitch, const uint32_t* spread, int64_t taps, int64_t n,
-                            uint32_t* out, int64_t rows, int64_t quads) noexcept {
-  const int64_t width = round_up(taps, kSpreadTaps);
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t q = 0; q < quads; ++q) {
-      for (int64_t t = 0; t < taps; ++t) {
-        uint32_t quad = 0;
-        for (int64_t i = 0; i < n; ++i) quad |= spread[codes[r * code_pitch + n * q + i] * width + t] << (32 / n * i);
-        out[(r * quads + q) * taps + t] = quad;
-      }
+void decode_quads_reference(const ByteCentroids& centroids, const uint16_t* codes, int64_t codes_step,
+                            int64_t code_pitch, const int32_t* begin, uint32_t* out, int64_t out_pitch, int64_t rows,
+                            int64_t groups) noexcept {
+  const int64_t quads = centroids.quads(), width = centroids.width();
+  const auto byte = [&](int64_t r, int64_t g, int64_t channel, int64_t tap) {
+    int32_t sum = kPart / 2;
+    for (int64_t m = 0; m < centroids.codebooks; ++m) {
+      const int64_t block = g * centroids.n() + channel / centroids.channels;
+      const int64_t centroid = m * centroids.centroids + codes[m * codes_step + r * code_pitch + block];
+      const int64_t at = (centroid * centroids.channels + channel % centroids.channels) * width + tap;
+      sum += centroids.codebooks == 1 ? kPart * centroids.bytes[at] : centroids.parts[at];
     }
-  }
-}
-
-void decode_runs_reference(const uint16_t* codes, int64_t code_pitch, const uint32_t* spread, int64_t kernel_rows,
-                           int64_t columns, int64_t n, const int32_t* begin, uint32_t* out, int64_t out_pitch,
-                           int64_t rows, int64_t quads) noexcept {
-  const int64_t row_width = round_up(columns, kSpreadColumns);
-  const int64_t width = round_up(kernel_rows * row_width, kSpreadTaps);
+    return static_cast<uint32_t>(sum >> kPartBits) & 0xff;
+  };
   for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t q = 0; q < quads; ++q) {
-      for (int64_t y = 0; y < kernel_rows; ++y) {
-        for (int64_t x = 0; x < columns; ++x) {
-          uint32_t quad = 0;
-          for (int64_t i = 0; i < n; ++i) {
-            quad |= spread[codes[r * code_pitch + n * q + i] * width + y * row_width + x] << (32 / n * i);
+    for (int64_t g = 0; g < groups; ++g) {
+      for (int64_t q = 0; q < quads; ++q) {
+        for (int64_t y = 0; y < centroids.rows; ++y) {
+          for (int64_t x = 0; x < centroids.columns; ++x) {
+            uint32_t quad = 0;
+            for (int64_t i = 0; i < kQuad; ++i) {
+              quad |= byte(r, g, kQuad * q + i, y * centroids.row_width() + x) << (8 * i);
+            }
+            out[r * out_pitch + begin[y] + (g * quads + q) * centroids.columns + x] = quad;
           }
-          out[r * out_pitch + begin[y] + q * columns + x] = quad;
         }
       }
     }
@@ -199,7 +196,6 @@ KernelTable with_reference_bytes(KernelTable table) {
   table.gemm_tile8 = &gemm_tile8_reference;
   table.matrix.tile8 = table.tile8;
   table.matrix.multiply8 = &matrix_tile8_reference;
-  table.matrix.decode_runs = &decode_runs_reference;
   table.decode_quads = &decode_quads_reference;
   table.turn_quads = &turn_quads_reference;
   table.table_build8 = &table_build8_reference;

@@ -3,6 +3,7 @@
 // V provides what is listed there and, for integers,
 //
 //   Int, HalfInt   a vector of kLanes values of four bytes, and one of half as many
+//   Decoder        the VectorQuads of its vectors
 //   Inputs, HalfInputs, Weights   quads as dot() takes them, made by inputs() and weights()
 //   kRows8, kVectors8   the register tile
 //   kLeastVectors8      a narrower register tile is no faster
@@ -10,10 +11,10 @@
 //   kTable8Vectors      vectors of int16 per table row
 //   load_int, store_int (any alignment), load_int_first, store_int_first (the first n lanes), broadcast_int,
 //   dot(weights, inputs, sums) of each lane, exact, bit_and, bit_or, shift_left<n>, shift_right<n> (zeros come in),
-//   shift_right_signed, add_int, add_short (of int16, modulo 2^16), max_bytes, min_bytes (unsigned), broadcast_byte,
-//   byte_of(quads, i), to_quads (of four vectors of int, clamped to 0..255), pack (of two vectors, to
-//   int16 in any order), unpack (its inverse), to_float, to_int (to the nearest, halves to even), split_int,
-//   load_half_int, store_half_int, dot of halves
+//   shift_right_signed, add_int, add_short (of int16, modulo 2^16), max_bytes, min_bytes (unsigned),
+//   broadcast_byte, byte_of(quads, i), to_quads (of four vectors of int, clamped to 0..255), pack (of two
+//   vectors, to int16 in any order), unpack (its inverse), to_float, to_int (to the nearest, halves to even),
+//   split_int, load_half_int, store_half_int, dot of halves
 #pragma once
 
 #include <cstdint>
@@ -23,6 +24,7 @@
 #include "base/sizes.h"
 #include "kernels/kernels.h"
 #include "kernels/vector_gemm.h"
+#include "kernels/vector_quads.h"
 #include "kernels/vector_sparse.h"
 
 namespace pyquant {
@@ -73,33 +75,6 @@ struct ByteKernels {
     static void store(Value* p, Sums sums) { V::store_int(p, sums); }
     static void store(Value* p, HalfSums sums) { V::store_half_int(p, sums); }
   };
-
-  template <int n>
-  static void decode_blocks(const uint16_t* codes, int64_t code_pitch, const uint32_t* spread, int64_t taps,
-                            uint32_t* out, int64_t rows, int64_t quads) noexcept {
-    const int64_t width = round_up(taps, kSpreadTaps);
-    for (int64_t r = 0; r < rows; ++r, codes += code_pitch) {
-      uint32_t* to = out + r * quads * taps;
-      // What a vector writes behind a quad's taps, the next quad or row overwrites.
-      for (int64_t q = 0; q < quads; ++q, to += taps) {
-        for (int64_t t = 0; t < width; t += kLanes) {
-          Int quad = V::load_int(spread + codes[n * q] * width + t);
-          const auto add = [&]<int i>() {
-            quad =
-                V::bit_or(quad, V::template shift_left<32 / n * i>(V::load_int(spread + codes[n * q + i] * width + t)));
-          };
-          add.template operator()<1>();
-          if constexpr (n == 4) add.template operator()<2>(), add.template operator()<3>();
-          V::store_int(to + t, quad);
-        }
-      }
-    }
-  }
-
-  static void decode_quads(const uint16_t* codes, int64_t code_pitch, const uint32_t* spread, int64_t taps, int64_t n,
-                           uint32_t* out, int64_t rows, int64_t quads) noexcept {
-    (n == 2 ? &decode_blocks<2> : &decode_blocks<4>)(codes, code_pitch, spread, taps, out, rows, quads);
-  }
 
   static void turn_quads(const uint32_t* in, int64_t pitch, int64_t taps, int64_t pixels, uint32_t* out) noexcept {
     const int64_t groups = ceil_div(taps, 4);
@@ -324,7 +299,7 @@ struct ByteKernels {
                    .step_cost = V::kDotCost};
     table.table8_pixels = kTablePixels;
     table.gemm_tile8 = &VectorGemm<Quads>::tile;
-    table.decode_quads = &decode_quads;
+    table.decode_quads = &V::Decoder::decode;
     table.turn_quads = &turn_quads;
     table.table_build8 = &table_build8;
     table.table_sum8 = &table_sum8;

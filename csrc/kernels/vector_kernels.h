@@ -15,6 +15,7 @@
 // V must have internal linkage (an anonymous namespace), so that no two instruction sets share an instantiation.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <utility>
@@ -104,38 +105,76 @@ struct VectorKernels {
     static void store(Value* p, HalfSums sums) { V::store_half(p, sums); }
   };
 
-  // A centroid is copied with moves of a fixed width that may run over its end: the next block overwrites what is too
-  // much, and behind the last one lies slack.
+  // Some floats that the compiler keeps in as many registers as they take.
   template <int64_t width>
-  static void decode_blocks(const uint16_t* codes, int64_t code_pitch, const float* codebook, int64_t dim, float* out,
-                            int64_t out_pitch, int64_t rows, int64_t blocks) noexcept {
-    for (int64_t r = 0; r < rows; ++r) {
-      float* block = out + r * out_pitch;
+  struct FloatParts {
+    typedef float Vector __attribute__((vector_size(width * sizeof(float))));
+    static Vector load(const float* p) {
+      Vector v;
+      std::memcpy(&v, p, sizeof v);
+      return v;
+    }
+    static void store(float* p, Vector v) { std::memcpy(p, &v, sizeof v); }
+  };
+
+  // Centroids are added by vectors of a fixed width that may run over their end: the next block overwrites what is too
+  // much, and behind the last one lies slack. `fixed` is a dim known to the compiler, whose sums stay in registers
+  // while codebooks pass by, or 0.
+  template <int64_t fixed>
+  static void decode_blocks(const Codebooks& codebooks, const uint16_t* codes, int64_t codes_step, int64_t code_pitch,
+                            float* out, int64_t out_pitch, int64_t rows, int64_t blocks) noexcept {
+    constexpr int64_t kWidth = fixed > 0 ? std::min(kLanes, fixed <= 4 ? int64_t{4} : fixed <= 8 ? 8 : kLanes) : kLanes;
+    constexpr int64_t kWhole = fixed / kWidth, kRest = fixed % kWidth;
+    constexpr int64_t kTail = kRest <= 4 ? 4 : kRest <= 8 ? 8 : kWidth;
+    using Part = FloatParts<kWidth>;
+    using Tail = FloatParts<kTail>;
+    const int64_t dim = fixed > 0 ? fixed : codebooks.dim;
+    const int64_t step = codebooks.centroids * dim;
+    for (int64_t r = 0; r < rows; ++r, codes += code_pitch, out += out_pitch) {
+      float* block = out;
       for (int64_t j = 0; j < blocks; ++j, block += dim) {
-        const float* centroid = codebook + codes[r * code_pitch + j] * dim;
-        for (int64_t i = 0; i < dim; i += width) std::memcpy(block + i, centroid + i, width * sizeof(float));
+        const float* centroid = codebooks.values + codes[j] * dim;
+        if constexpr (fixed == 0) {
+          for (int64_t i = 0; i < dim; i += kWidth) {
+            auto sum = Part::load(centroid + i);
+            for (int64_t m = 1; m < codebooks.codebooks; ++m) {
+              sum += Part::load(codebooks.values + m * step + codes[m * codes_step + j] * dim + i);
+            }
+            Part::store(block + i, sum);
+          }
+        } else {
+          typename Part::Vector sums[kWhole + 1];
+          typename Tail::Vector tail = {};
+#pragma GCC unroll 16
+          for (int64_t v = 0; v < kWhole; ++v) sums[v] = Part::load(centroid + v * kWidth);
+          if constexpr (kRest > 0) tail = Tail::load(centroid + kWhole * kWidth);
+          for (int64_t m = 1; m < codebooks.codebooks; ++m) {
+            centroid = codebooks.values + m * step + codes[m * codes_step + j] * dim;
+#pragma GCC unroll 16
+            for (int64_t v = 0; v < kWhole; ++v) sums[v] += Part::load(centroid + v * kWidth);
+            if constexpr (kRest > 0) tail += Tail::load(centroid + kWhole * kWidth);
+          }
+#pragma GCC unroll 16
+          for (int64_t v = 0; v < kWhole; ++v) Part::store(block + v * kWidth, sums[v]);
+          if constexpr (kRest > 0) Tail::store(block + kWhole * kWidth, tail);
+        }
       }
     }
   }
 
-  static void add_blocks(const uint16_t* codes, int64_t code_pitch, const float* codebook, int64_t dim, float* out,
-                         int64_t out_pitch, int64_t rows, int64_t blocks) noexcept {
-    for (int64_t r = 0; r < rows; ++r) {
-      float* block = out + r * out_pitch;
-      for (int64_t j = 0; j < blocks; ++j, block += dim) {
-        const float* centroid = codebook + codes[r * code_pitch + j] * dim;
-        for (int64_t i = 0; i < dim; ++i) block[i] += centroid[i];
-      }
-    }
-  }
-
-  static void decode_rows(const uint16_t* codes, int64_t code_pitch, const float* codebook, int64_t dim, float* out,
-                          int64_t out_pitch, int64_t rows, int64_t blocks, bool accumulate) noexcept {
-    const auto decode = accumulate ? &add_blocks
-                        : dim <= 4 ? &decode_blocks<4>
-                        : dim <= 8 ? &decode_blocks<8>
-                                   : &decode_blocks<kLanes>;
-    decode(codes, code_pitch, codebook, dim, out, out_pitch, rows, blocks);
+  static void decode_rows(const Codebooks& codebooks, const uint16_t* codes, int64_t codes_step, int64_t code_pitch,
+                          float* out, int64_t out_pitch, int64_t rows, int64_t blocks) noexcept {
+    const int64_t dim = codebooks.dim;
+    const auto decode = dim == 1    ? &decode_blocks<1>
+                        : dim == 2  ? &decode_blocks<2>
+                        : dim == 4  ? &decode_blocks<4>
+                        : dim == 8  ? &decode_blocks<8>
+                        : dim == 9  ? &decode_blocks<9>
+                        : dim == 16 ? &decode_blocks<16>
+                        : dim == 18 ? &decode_blocks<18>
+                        : dim == 36 ? &decode_blocks<36>
+                                    : &decode_blocks<0>;
+    decode(codebooks, codes, codes_step, code_pitch, out, out_pitch, rows, blocks);
   }
 
   // Several rows at a time share the loads of x, and their sums do not wait for each other.
@@ -347,8 +386,8 @@ struct VectorKernels {
     table.gemm_tile = &VectorGemm<Floats>::tile;
     table.decode_rows = &decode_rows;
     table.dot_rows = &dot_rows;
-    table.winograd2 = {&VectorWinograd<V, 2>::input, &VectorWinograd<V, 2>::output};
-    table.winograd4 = {&VectorWinograd<V, 4>::input, &VectorWinograd<V, 4>::output};
+    table.winograd2 = VectorWinograd<V, 2>::kernels();
+    table.winograd4 = VectorWinograd<V, 4>::kernels();
     table.table_build = &table_build;
     table.table_sum = &table_sum;
     table.sparse_sum = &VectorSparse<Floats>::sum;

@@ -1,8 +1,11 @@
-// Winograd's transforms of a vector of tiles at a time, written once over a vector type `V`; see vector_kernels.h.
+// Winograd's transforms of a vector of tiles, or of channels, at a time: written once over a vector type `V`.
 #pragma once
 
+#include <algorithm>
+#include <bit>
 #include <cstdint>
 
+#include "kernels/kernels.h"
 #include "kernels/winograd.h"
 
 namespace pyquant {
@@ -124,6 +127,84 @@ struct VectorWinograd {
       }
     }
   }
+
+  // to[i * stride] = (weights · g)[i], likewise.
+  static void transform_weights(const Float (&g)[3], Float* to, int64_t stride) noexcept {
+    if constexpr (m == 2) {
+      const Float even = V::multiply(times(0.5), V::add(g[0], g[2])), odd = V::multiply(times(0.5), g[1]);
+      to[0] = g[0];
+      to[stride] = V::add(even, odd);
+      to[2 * stride] = V::subtract(even, odd);
+      to[3 * stride] = g[2];
+    } else {
+      constexpr auto& rows = kWinograd4x4.weights;
+      const auto even = [&](int row) {
+        return V::multiply_add(times(rows[row][2]), g[2], V::multiply(times(rows[row][0]), g[0]));
+      };
+      const Float even_a = even(1), odd_a = V::multiply(times(rows[1][1]), g[1]);
+      const Float even_b = even(3), odd_b = V::multiply(times(rows[3][1]), g[1]);
+      to[0] = V::multiply(times(rows[0][0]), g[0]);
+      to[stride] = V::add(even_a, odd_a);
+      to[2 * stride] = V::subtract(even_a, odd_a);
+      to[3 * stride] = V::add(even_b, odd_b);
+      to[4 * stride] = V::subtract(even_b, odd_b);
+      to[5 * stride] = g[2];
+    }
+  }
+
+  // columns[i] = in[lane * 9 + i] for lanes < count. Squares of values are turned: of all their vectors as one
+  // sequence, lanes with even numbers come before those with odd ones, so often as it takes to move the number of a row
+  // behind that of a column. The last column is collected where vectors are too short for it to be in a square.
+  static void load_columns(const float* in, int64_t count, Float (&columns)[9]) noexcept {
+    constexpr int kRounds = std::countr_zero(static_cast<uint64_t>(kLanes));
+    constexpr int64_t kEach = std::min(kLanes, int64_t{9});
+    constexpr int64_t kSquares = 9 / kLanes * kLanes;
+    for (int64_t first = 0; first < std::max(kSquares, int64_t{1}); first += kLanes) {
+      Float square[kLanes];
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < kLanes; ++i) square[i] = V::load(in + std::min(i, count - 1) * 9 + first);
+#pragma GCC unroll 4
+      for (int round = 0; round < kRounds; ++round) {
+        Float sorted[kLanes];
+#pragma GCC unroll 8
+        for (int64_t i = 0; i < kLanes / 2; ++i) {
+          const auto [even, odd] = V::split(square[2 * i], square[2 * i + 1]);
+          sorted[i] = even;
+          sorted[i + kLanes / 2] = odd;
+        }
+#pragma GCC unroll 16
+        for (int64_t i = 0; i < kLanes; ++i) square[i] = sorted[i];
+      }
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < kEach; ++i) columns[first + i] = square[i];
+    }
+    if constexpr (kSquares > 0) {
+      float last[kLanes];
+      for (int64_t i = 0; i < kLanes; ++i) last[i] = in[std::min(i, count - 1) * 9 + 8];
+      columns[8] = V::load(last);
+    }
+  }
+
+  static void weights(const float* in, int64_t channels, float* out, int64_t out_pitch) noexcept {
+    for (int64_t c = 0; c < channels; c += kLanes) {
+      const int64_t count = std::min(kLanes, channels - c);
+      Float g[9];
+      load_columns(in + 9 * c, count, g);
+      Float rows[kSide][3];
+#pragma GCC unroll 3
+      for (int64_t x = 0; x < 3; ++x) transform_weights({g[x], g[3 + x], g[6 + x]}, &rows[0][x], 3);
+      for (int64_t y = 0; y < kSide; ++y) {
+        Float frequencies[kSide];
+        transform_weights(rows[y], frequencies, 1);
+#pragma GCC unroll 6
+        for (int64_t x = 0; x < kSide; ++x) {
+          V::store_first(out + (y * kSide + x) * out_pitch + c, count, frequencies[x]);
+        }
+      }
+    }
+  }
+
+  static WinogradKernels kernels() noexcept { return {.input = &input, .output = &output, .weights = &weights}; }
 };
 
 }  // namespace pyquant

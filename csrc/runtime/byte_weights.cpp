@@ -17,8 +17,46 @@ float largest(const float* values, int64_t count) {
   return most;
 }
 
+// Of the sums of centroids that codes name together.
+float largest_sum(const Weight& weight) {
+  const int64_t dim = weight.block.dim(), blocks = weight.outputs * weight.blocks_per_row();
+  std::vector<float> sum(dim);
+  float most = 0;
+  for (int64_t j = 0; j < blocks; ++j) {
+    std::fill(sum.begin(), sum.end(), 0.0f);
+    for (int64_t m = 0; m < weight.codebooks; ++m) {
+      const float* const centroid =
+          weight.codebook.data() + (m * weight.centroids + weight.codes[m * blocks + j]) * dim;
+      for (int64_t i = 0; i < dim; ++i) sum[i] += centroid[i];
+    }
+    most = std::max(most, largest(sum.data(), dim));
+  }
+  return most;
+}
+
 // A scale by which the largest value becomes `byte`; any, where all are zero.
 float scale_for(float most, float byte) { return most > 0 ? most / byte : 1.0f; }
+
+// Of the values of each centroid [d].
+std::vector<int64_t> sums_of(const AlignedBuffer<float>& values, int64_t dim) {
+  std::vector<int64_t> sums(values.size() / dim, 0);
+  for (int64_t i = 0; i < values.size(); ++i) sums[i / dim] += static_cast<int64_t>(values[i]);
+  return sums;
+}
+
+// Add the sums of the centroids that codes [O, J] name.
+void add_row_sums(const uint16_t* codes, int64_t blocks, const int64_t* of_centroid, std::vector<int64_t>& sums) {
+  for (int64_t& sum : sums) {
+    for (int64_t j = 0; j < blocks; ++j) sum += of_centroid[*codes++];
+  }
+}
+
+// Numbers rounded to whole multiples of a scale.
+ByteCodebooks whole_numbers(const AlignedBuffer<float>& values, float scale) {
+  ByteCodebooks result{.scale = scale, .values = AlignedBuffer<float>(values.size())};
+  for (int64_t i = 0; i < values.size(); ++i) result.values[i] = std::nearbyint(values[i] / scale);
+  return result;
+}
 
 }  // namespace
 
@@ -29,20 +67,21 @@ QuadSource quad_source(const Weight& weight, int64_t groups) {
   if (groups > 1 && (weight.channels % kQuad != 0 || weight.outputs / groups % kQuad != 0)) return QuadSource::kNone;
   if (!sums_fit(weight)) return QuadSource::kNone;
   if (weight.is_dense()) return QuadSource::kDense;
-  const Block& block = weight.block;
-  if (!has_joint_codebook(weight)) return QuadSource::kNone;
-  if (block.rows == 1 && block.columns == 1 && block.channels % kQuad == 0) return QuadSource::kCentroid;
-  const bool is_whole_kernel = block.rows == weight.kernel_rows && block.columns == weight.kernel_columns;
-  return is_whole_kernel && block.channels <= 2 ? QuadSource::kSpread : QuadSource::kNone;
+  const bool has_quads = weight.block.channels % kQuad == 0;
+  if (has_quads && has_joint_codebook(weight)) return QuadSource::kCentroid;
+  // One more centroid is all zero.
+  const int64_t centroids = has_joint_codebook(weight) ? joint_centroids(weight) : weight.centroids;
+  if (centroids > UINT16_MAX) return QuadSource::kNone;
+  return has_quads || weight.block.channels <= 2 ? QuadSource::kDecoded : QuadSource::kNone;
 }
 
 WeightOrder quad_order(const Weight& weight, QuadSource source) {
   WeightOrder order{.channels = ceil_div(weight.channels, kQuad),
                     .kernel_rows = weight.kernel_rows,
-                    .kernel_columns = weight.kernel_columns};
-  order.block = source == QuadSource::kCentroid
-                    ? Block{.channels = weight.block.channels / kQuad}
-                    : Block{.channels = 1, .rows = weight.kernel_rows, .columns = weight.kernel_columns};
+                    .kernel_columns = weight.kernel_columns,
+                    .block = weight.block};
+  order.block.channels = ceil_div(weight.block.channels, kQuad);
+  if (source == QuadSource::kDense) order.block = {.rows = weight.kernel_rows, .columns = weight.kernel_columns};
   return order;
 }
 
@@ -55,16 +94,22 @@ uint32_t quad_of(const float* values, int64_t count, int64_t step) {
 }
 
 ByteCodebooks byte_codebooks(const Weight& weight) {
-  float most = largest(weight.codebook.data(), weight.codebook.size());
-  if (weight.codebooks > 1 && has_joint_codebook(weight)) {
-    const AlignedBuffer<float> joint = joint_codebook(weight, weight.codebook);
-    most = std::max(most, largest(joint.data(), joint.size()));
-  }
-  // Each of M summands is rounded by up to a half.
-  ByteCodebooks bytes{.scale = scale_for(most, kMostByte - static_cast<float>(weight.codebooks / 2)),
-                      .values = AlignedBuffer<float>(weight.codebook.size())};
-  for (int64_t i = 0; i < bytes.values.size(); ++i) bytes.values[i] = std::nearbyint(weight.codebook[i] / bytes.scale);
-  return bytes;
+  return whole_numbers(weight.codebook, scale_for(largest(weight.codebook.data(), weight.codebook.size()), kMostByte));
+}
+
+ByteCodebooks joint_byte_codebook(const Weight& weight) {
+  const AlignedBuffer<float> joint = joint_codebook(weight, weight.codebook);
+  return whole_numbers(joint, scale_for(largest(joint.data(), joint.size()), kMostByte));
+}
+
+ByteCodebooks codebooks_in_parts(const Weight& weight) {
+  const float most = std::max(largest(weight.codebook.data(), weight.codebook.size()), largest_sum(weight));
+  // Each of M summands is rounded by up to half a part.
+  const float most_byte = kMostByte - static_cast<float>(weight.codebooks) / (2 * kPart);
+  const float scale = scale_for(most, most_byte);
+  ByteCodebooks parts = whole_numbers(weight.codebook, scale / kPart);
+  parts.scale = scale;
+  return parts;
 }
 
 ByteRow write_byte_row(const Weight& weight, int64_t output, uint32_t* quads) {
@@ -87,54 +132,29 @@ ByteRow write_byte_row(const Weight& weight, int64_t output, uint32_t* quads) {
 }
 
 std::vector<int64_t> row_sums(const Weight& weight, const AlignedBuffer<float>& codebooks) {
-  const int64_t dim = weight.block.dim();
-  std::vector<int64_t> of_centroid(weight.codebooks * weight.centroids, 0);
-  for (size_t k = 0; k < of_centroid.size(); ++k) {
-    for (int64_t i = 0; i < dim; ++i) of_centroid[k] += static_cast<int64_t>(codebooks[k * dim + i]);
-  }
   std::vector<int64_t> sums(weight.outputs, 0);
-  const int64_t blocks = weight.blocks_per_row();
+  const std::vector<int64_t> of_centroid = sums_of(codebooks, weight.block.dim());
   for (int64_t m = 0; m < weight.codebooks; ++m) {
-    for (int64_t o = 0; o < weight.outputs; ++o) {
-      const uint16_t* codes = weight.codes.data() + (m * weight.outputs + o) * blocks;
-      for (int64_t j = 0; j < blocks; ++j) sums[o] += of_centroid[m * weight.centroids + codes[j]];
-    }
+    const uint16_t* const codes = weight.codes.data() + m * weight.outputs * weight.blocks_per_row();
+    add_row_sums(codes, weight.blocks_per_row(), of_centroid.data() + m * weight.centroids, sums);
   }
   return sums;
 }
 
-AlignedBuffer<uint32_t> centroid_quads(const AlignedBuffer<float>& codebook) {
-  AlignedBuffer<uint32_t> quads(codebook.size() / kQuad);
-  for (int64_t i = 0; i < quads.size(); ++i) quads[i] = quad_of(codebook.data() + kQuad * i, kQuad);
-  return quads;
+std::vector<int64_t> joint_row_sums(const Weight& weight, const AlignedBuffer<float>& joint) {
+  std::vector<int64_t> sums(weight.outputs, 0);
+  const AlignedBuffer<uint16_t> codes = joint_codes(weight, 1, 1, 1);
+  add_row_sums(codes.data(), weight.blocks_per_row(), sums_of(joint, weight.block.dim()).data(), sums);
+  return sums;
 }
 
-AlignedBuffer<uint32_t> spread_quads(const AlignedBuffer<float>& codebook, const Block& block, int64_t row_multiple) {
+AlignedBuffer<uint32_t> centroid_quads(const AlignedBuffer<float>& codebook, const Block& block) {
   const int64_t taps = block.rows * block.columns;
-  const int64_t row_width = round_up(block.columns, row_multiple);
-  const int64_t width = round_up(block.rows * row_width, kSpreadTaps);
-  const int64_t centroids = codebook.size() / block.dim();
-  AlignedBuffer<uint32_t> quads((centroids + 1) * width);
-  std::fill_n(quads.data(), quads.size(), 0u);
-  for (int64_t k = 0; k < centroids; ++k) {
-    for (int64_t tap = 0; tap < taps; ++tap) {
-      quads[k * width + tap / block.columns * row_width + tap % block.columns] =
-          quad_of(codebook.data() + k * block.dim() + tap, block.channels, taps);
-    }
+  AlignedBuffer<uint32_t> quads(codebook.size() / kQuad);
+  for (int64_t i = 0; i < quads.size(); ++i) {
+    quads[i] = quad_of(codebook.data() + i / taps * kQuad * taps + i % taps, kQuad, taps);
   }
   return quads;
-}
-
-AlignedBuffer<uint16_t> spread_codes(const Weight& weight) {
-  const int64_t blocks = weight.blocks_per_row();
-  const int64_t pitch = ceil_div(weight.channels, kQuad) * (kQuad / weight.block.channels);
-  const auto zero = static_cast<uint16_t>(joint_centroids(weight));
-  const AlignedBuffer<uint16_t> joint = joint_codes(weight, 1, 1, 1);
-  AlignedBuffer<uint16_t> codes(weight.outputs * pitch);
-  for (int64_t o = 0; o < weight.outputs; ++o) {
-    for (int64_t j = 0; j < pitch; ++j) codes[o * pitch + j] = j < blocks ? joint[o * blocks + j] : zero;
-  }
-  return codes;
 }
 
 }  // namespace pyquant

@@ -1,6 +1,6 @@
 // Weights as signed bytes: the codebooks of a coded layer share one scale, each row of a dense one has its own.
 //
-// Quads of weights meet quads of inputs, four channels of a pixel. Blocks of 4, 8.. channels are quads as they are; of
+// Quads of weights meet quads of inputs, four channels of a pixel. Blocks of 4, 8.. channels consist of quads; of
 // blocks of one or two channels, the same tap of four channels makes a quad.
 #pragma once
 
@@ -16,7 +16,7 @@ enum class QuadSource {
   kNone,      // not at all
   kDense,     // they are stored, row by row
   kCentroid,  // they are parts of centroids
-  kSpread,    // each is put together of several centroids
+  kDecoded,   // each is put together of several centroids, or a sum of some
 };
 
 QuadSource quad_source(const Weight& weight, int64_t groups);
@@ -33,9 +33,17 @@ uint32_t quad_of(const float* values, int64_t count, int64_t step = 1);
 // Whole numbers, in place of numbers that are larger by `scale`.
 struct ByteCodebooks {
   float scale = 1;
-  AlignedBuffer<float> values;  // [M, K, d], each within -127..127; so are sums of one centroid of each codebook
+  AlignedBuffer<float> values;
 };
+
+// The codebooks [M, K, d] of a weight, each number within -127..127.
 ByteCodebooks byte_codebooks(const Weight& weight);
+
+// The joint codebook [K, d] of one, likewise: sums are rounded once.
+ByteCodebooks joint_byte_codebook(const Weight& weight);
+
+// The codebooks [M, K, d] in parts, kPart for each step of the scale, so that weights are within -127..127 steps.
+ByteCodebooks codebooks_in_parts(const Weight& weight);
 
 // The bytes of a row of a dense weight, as quads in quad_order(); exact where the row has a unit.
 struct ByteRow {
@@ -44,19 +52,13 @@ struct ByteRow {
 };
 ByteRow write_byte_row(const Weight& weight, int64_t output, uint32_t* quads);
 
-// sums[o] = the sum of all weights of output o, where centroid k of codebook m has the sum of its d values.
+// sums[o] = the sum of all weights of output o, of codes [M, O, J] and codebooks [M, K, d] in whole numbers.
 std::vector<int64_t> row_sums(const Weight& weight, const AlignedBuffer<float>& codebooks);
 
-// Centroids [K, d] as quads [K, d / 4].
-AlignedBuffer<uint32_t> centroid_quads(const AlignedBuffer<float>& codebook);
+// The same of joint codes and a joint codebook.
+std::vector<int64_t> joint_row_sums(const Weight& weight, const AlignedBuffer<float>& joint);
 
-// Centroids [K, channels, kernel_rows, columns] as decode_quads() wants them, or, with rows rounded up to a multiple of
-// `row_multiple` columns, MatrixKernels::decode_runs(); and one more centroid, all zero.
-AlignedBuffer<uint32_t> spread_quads(const AlignedBuffer<float>& codebook, const Block& block,
-                                     int64_t row_multiple = 1);
-
-// Joint codes [O, quads of channels * blocks of a quad] of these centroids; behind the last block of a row, of the one
-// that is zero.
-AlignedBuffer<uint16_t> spread_codes(const Weight& weight);
+// Centroids [K, d] as quads [K, d / 4]: each in the order of quad_order().
+AlignedBuffer<uint32_t> centroid_quads(const AlignedBuffer<float>& codebook, const Block& block);
 
 }  // namespace pyquant

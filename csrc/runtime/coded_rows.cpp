@@ -15,7 +15,7 @@ constexpr int64_t kMostJointCentroids = 1024;
 
 int64_t joint_centroids(const Weight& weight) {
   int64_t centroids = weight.centroids;
-  for (int64_t m = 1; m < weight.codebooks; ++m) centroids = checked_multiply(centroids, weight.centroids);
+  for (int64_t m = 1; m < weight.codebooks && centroids <= kMostFound; ++m) centroids *= weight.centroids;
   return centroids;
 }
 

@@ -7,7 +7,11 @@
 
 namespace pyquant {
 
-// How many centroids there are of a joint codebook, which has every combination of centroids of the weight's codebooks.
+// To decode a weight by DecodeRowsFn, in vector multiply-adds; 0 of dense ones.
+inline double decode_cost(const Weight& weight) { return 0.5 * static_cast<double>(weight.codebooks); }
+
+// How many centroids there are of a joint codebook, which has every combination of centroids of the weight's codebooks;
+// where they are too many, any number that is.
 int64_t joint_centroids(const Weight& weight);
 
 // Whether a coded weight has a joint codebook that gemm_tile can read: every combination of the centroids of its

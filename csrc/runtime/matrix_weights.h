@@ -2,10 +2,12 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "runtime/byte_weights.h"
 #include "runtime/patches.h"
+#include "runtime/quad_decoder.h"
 
 namespace pyquant {
 
@@ -14,21 +16,19 @@ int64_t matrix_pitch(const Patches& patches);
 
 class MatrixWeights {
  public:
-  // Of a weight from quads [O, depth], all of them, or from codes, which are decoded with centroids. Quads behind a run
-  // are zero.
-  MatrixWeights(const Weight& weight, QuadSource source, const Patches& patches, const KernelTable& kernels);
+  // Of a weight whose quads are part of centroids, which are given, or are decoded, or of a dense one, without both.
+  MatrixWeights(const Weight& weight, QuadSource source, const Patches& patches, const KernelTable& kernels,
+                AlignedBuffer<uint32_t> centroids, std::optional<QuadDecoder> decoder);
 
   int64_t pitch() const { return pitch_; }
 
   // Where each step of a row finds its inputs in a panel whose rows are `panel_pitch` values apart.
   std::vector<int32_t> steps(int64_t panel_pitch) const;
 
-  // Write [count, pitch()], the rows of outputs from `output` on.
-  //   quads  dense: [O, depth]; else centroids as centroid_quads() returns them, or spread_quads() for this multiple
-  void write(int64_t output, int64_t count, const uint32_t* quads, uint32_t* rows) const;
-
-  // What the columns of a spread centroid's rows are rounded up to.
-  int64_t spread_multiple() const { return rows_lie_together_ ? 1 : kSpreadColumns; }
+  // Write [count, pitch()], the rows of outputs from `output` on: decoded, or put in order of a dense weight's quads
+  // [O, depth]. Quads behind a run are zero.
+  void decode(int64_t output, int64_t count, uint32_t* rows) const;
+  void arrange(const AlignedBuffer<uint32_t>& quads, int64_t count, uint32_t* rows) const;
 
  private:
   struct Run {
@@ -36,19 +36,20 @@ class MatrixWeights {
     int64_t first_row, lane;
   };
 
-  QuadSource source_;
+  void clear_behind_runs(int64_t count, uint32_t* rows) const;
+
   const KernelTable* kernels_;
   int64_t pitch_;
-  int64_t depth_;
   int64_t dim_;  // quads of a centroid
-  int64_t channels_, kernel_rows_, kernel_columns_;
-  int64_t blocks_per_quad_;
   std::vector<Run> runs_;
-  std::vector<int32_t> places_;      // in a row of the matrix, of each quad of a row of the weight
-  bool rows_lie_together_ = false;   // of the kernel, and the next channel's behind
-  std::vector<int32_t> row_begins_;  // where they do not, those of the first channel
-  int64_t codes_pitch_ = 0;
+  std::vector<int32_t> places_;  // in a row of the matrix, of each quad of a row of the weight
+  // Where quads are part of a centroid:
+  AlignedBuffer<uint32_t> centroids_;
   AlignedBuffer<uint16_t> codes_;  // [O, codes_pitch_]
+  int64_t codes_pitch_ = 0;
+  // Where they are made of several:
+  std::optional<QuadDecoder> decoder_;
+  std::vector<int32_t> row_begins_;  // of runs
 };
 
 }  // namespace pyquant

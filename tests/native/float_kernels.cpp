@@ -47,20 +47,19 @@ void test_gemm_tile(const KernelTable& tested, const KernelTable& reference, Ran
 }
 
 void test_decode_rows(const KernelTable& tested, const KernelTable& reference, Random& random) {
-  for (const int64_t dim : {1, 2, 3, 4, 5, 8, 9, 12, 16, 18, 25, 33, 49}) {
+  for (const int64_t dim : {1, 2, 3, 4, 5, 8, 9, 12, 16, 18, 25, 33, 36, 49}) {
     for (const auto& [rows, blocks] : {std::pair{1, 1}, {1, 7}, {3, 5}, {8, 16}}) {
-      for (const bool accumulate : {false, true}) {
-        begin_case({{"dim", dim}, {"rows", rows}, {"blocks", blocks}, {"accumulate", accumulate}});
+      for (const int64_t books : {1, 2, 3}) {
+        begin_case({{"dim", dim}, {"rows", rows}, {"blocks", blocks}, {"codebooks", books}});
         const int64_t code_pitch = blocks + 2;
-        const Guarded<uint16_t> codes = random.codes(rows, blocks, code_pitch, kCentroids);
-        const Guarded<float> codebook = random.array<float>(kCentroids * dim);
+        const Guarded<uint16_t> codes = random.codes(books * rows, blocks, code_pitch, kCentroids);
+        const Guarded<float> values = random.array<float>(books * kCentroids * dim);
+        const Codebooks codebooks{.values = values.data(), .codebooks = books, .centroids = kCentroids, .dim = dim};
         const Rows shape{rows, blocks * dim, blocks * dim + 3, blocks * dim + 3};
-        const Guarded<float> start = random.rows<float>(rows, shape.count, shape.pitch);
         const auto decode = [&](const KernelTable& kernels) {
           Guarded<float> out = output<float>(shape);
-          if (accumulate) copy_rows(start, shape, out);
-          kernels.decode_rows(codes.data(), code_pitch, codebook.data(), dim, out.data(), shape.pitch, rows, blocks,
-                              accumulate);
+          kernels.decode_rows(codebooks, codes.data(), rows * code_pitch, code_pitch, out.data(), shape.pitch, rows,
+                              blocks);
           return out;
         };
         expect_rows(decode(tested), shape, dense(decode(reference), rows, shape.count, shape.pitch));
@@ -129,12 +128,35 @@ void test_winograd_output(const WinogradKernels& tested, const WinogradKernels& 
   }
 }
 
+void test_winograd_weights(const WinogradKernels& tested, const WinogradKernels& reference, int64_t m, Random& random) {
+  for (const int64_t channels : kAwkward) {
+    begin_case({{"channels", channels}});
+    const Guarded<float> in = random.array<float>(channels * 9);
+    const Rows shape{(m + 2) * (m + 2), channels, channels, channels + 3};
+    const auto transform = [&](const WinogradKernels& kernels) {
+      Guarded<float> out = output<float>(shape);
+      kernels.weights(in.data(), channels, out.data(), shape.pitch);
+      return out;
+    };
+    const std::vector<float> expected = dense(transform(reference), shape.rows, channels, shape.pitch);
+    expect_rows(transform(tested), shape, expected, tolerance(expected, 9));
+  }
+}
+
 void test_winograd2_input(const KernelTable& tested, const KernelTable& reference, Random& random) {
   test_winograd_input(tested.winograd2, reference.winograd2, tested.lanes, 2, random);
 }
 
 void test_winograd2_output(const KernelTable& tested, const KernelTable& reference, Random& random) {
   test_winograd_output(tested.winograd2, reference.winograd2, tested.lanes, 2, random);
+}
+
+void test_winograd2_weights(const KernelTable& tested, const KernelTable& reference, Random& random) {
+  test_winograd_weights(tested.winograd2, reference.winograd2, 2, random);
+}
+
+void test_winograd4_weights(const KernelTable& tested, const KernelTable& reference, Random& random) {
+  test_winograd_weights(tested.winograd4, reference.winograd4, 4, random);
 }
 
 void test_winograd4_input(const KernelTable& tested, const KernelTable& reference, Random& random) {
@@ -247,6 +269,8 @@ constexpr KernelTest kTests[] = {
     {"dot_rows", &test_dot_rows},
     {"winograd2.input", &test_winograd2_input},
     {"winograd2.output", &test_winograd2_output},
+    {"winograd2.weights", &test_winograd2_weights},
+    {"winograd4.weights", &test_winograd4_weights},
     {"winograd4.input", &test_winograd4_input},
     {"winograd4.output", &test_winograd4_output},
     {"table_build", &test_table_build},

@@ -52,25 +52,58 @@ void test_gemm_tile8(const KernelTable& tested, const KernelTable& reference, Ra
 }
 
 void test_decode_quads(const KernelTable& tested, const KernelTable& reference, Random& random) {
-  constexpr int64_t kRows = 3;
-  for (const int64_t taps : {1, 3, 4, 9, 15, 16, 17, 25, 49}) {
-    for (const int64_t n : {2, 4}) {
-      for (const int64_t quads : {1, 2, 7}) {
-        begin_case({{"taps", taps}, {"n", n}, {"quads", quads}});
-        const int64_t code_pitch = n * quads + 2, width = round_up(taps, kSpreadTaps);
-        const Guarded<uint16_t> codes = random.codes(kRows, n * quads, code_pitch, kCentroids);
-        Guarded<uint32_t> spread = filled<uint32_t>(kCentroids * width, 0);
-        for (int64_t i = 0; i < spread.size(); ++i) {
-          if (i % width < taps) spread[i] = random.value<uint32_t>() & (n == 2 ? 0xffff : 0xff);
+  constexpr int64_t kRows = 2;
+  for (const auto& [rows, columns] : {std::pair<int64_t, int64_t>{1, 1},
+                                      {1, 2},
+                                      {1, 4},
+                                      {1, 9},
+                                      {1, 16},
+                                      {1, 25},
+                                      {3, 1},
+                                      {5, 1},
+                                      {5, 3},
+                                      {4, 4},
+                                      {3, 3},
+                                      {2, 4},
+                                      {5, 5},
+                                      {7, 7}}) {
+    for (const int64_t channels : {1, 2, 4, 8, 12}) {
+      for (const auto& [groups, books] : {std::pair<int64_t, int64_t>{1, 1}, {2, 1}, {7, 1}, {1, 2}, {5, 4}}) {
+        for (const bool apart : {false, true}) {
+          begin_case({{"rows", rows},
+                      {"columns", columns},
+                      {"channels", channels},
+                      {"groups", groups},
+                      {"codebooks", books},
+                      {"apart", apart}});
+          ByteCentroids centroids{.bytes = nullptr,
+                                  .parts = nullptr,
+                                  .codebooks = books,
+                                  .centroids = kCentroids,
+                                  .channels = channels,
+                                  .rows = rows,
+                                  .columns = columns};
+          const int64_t size_of_all = books * kCentroids * channels * centroids.width();
+          const Guarded<int8_t> bytes = random.array<int8_t>(size_of_all);
+          Guarded<int16_t> parts = random.array<int16_t>(size_of_all);
+          for (int64_t i = 0; i < size_of_all; ++i) parts[i] = static_cast<int16_t>(parts[i] / 2 / books);
+          if (books == 1) centroids.bytes = bytes.data();
+          if (books > 1) centroids.parts = parts.data();
+          const int64_t blocks = centroids.n() * groups, code_pitch = blocks + 2;
+          const Guarded<uint16_t> codes = random.codes(books * kRows, blocks, code_pitch, kCentroids);
+          // Rows of the kernel with a gap between them, or without.
+          const int64_t quads = groups * centroids.quads() * columns, row_pitch = quads + (apart ? 2 : 0);
+          const std::vector<int32_t> begin = rows_apart(rows, row_pitch);
+          const int64_t size = (rows - 1) * row_pitch + quads;
+          const auto decode = [&](const KernelTable& kernels) {
+            Guarded<uint32_t> out(kRows * size, kUnsetOutput, kExact);
+            kernels.decode_quads(centroids, codes.data(), kRows * code_pitch, code_pitch, begin.data(), out.data(),
+                                 size, kRows, groups);
+            return out;
+          };
+          // What lies in the gaps is unset in both.
+          expect_rows(decode(tested), {kRows, size, size, size}, dense(decode(reference), kRows, size, size));
         }
-        const int64_t size = kRows * quads * taps;
-        const Rows shape{1, size, size + kSpreadTaps - 1, size + kSpreadTaps - 1};
-        const auto decode = [&](const KernelTable& kernels) {
-          Guarded<uint32_t> out = output<uint32_t>(shape, kExact);
-          kernels.decode_quads(codes.data(), code_pitch, spread.data(), taps, n, out.data(), kRows, quads);
-          return out;
-        };
-        expect_rows(decode(tested), shape, dense(decode(reference), 1, size, shape.pitch));
       }
     }
   }

@@ -163,36 +163,6 @@ void test_decode_words(const KernelTable& tested, const KernelTable& reference, 
   }
 }
 
-void test_decode_runs(const KernelTable& tested, const KernelTable& reference, Random& random) {
-  constexpr int64_t kRows = 2;
-  for (const auto& [kernel_rows, columns] : {std::pair{1, 1}, {1, 3}, {3, 1}, {3, 3}, {2, 4}, {5, 5}, {7, 7}}) {
-    for (const int64_t n : {2, 4}) {
-      for (const int64_t quads : {1, 2, 3, 4, 7}) {
-        for (const bool apart : {false, true}) {
-          begin_case({{"rows", kernel_rows}, {"columns", columns}, {"n", n}, {"quads", quads}, {"apart", apart}});
-          const int64_t row_width = round_up(columns, kSpreadColumns);
-          const int64_t width = round_up(kernel_rows * row_width, kSpreadTaps);
-          const Guarded<uint16_t> codes = random.codes(kRows, n * quads, n * quads + 2, kCentroids);
-          Guarded<uint32_t> spread = random.array<uint32_t>(kCentroids * width);
-          for (int64_t i = 0; i < spread.size(); ++i) spread[i] &= n == 2 ? 0xffff : 0xff;
-          // Rows of the kernel with a gap between them, or without.
-          const int64_t row_pitch = quads * columns + (apart ? 2 : 0);
-          std::vector<int32_t> begin = rows_apart(kernel_rows, row_pitch);
-          const int64_t size = (kernel_rows - 1) * row_pitch + quads * columns;
-          const auto decode = [&](const KernelTable& kernels) {
-            Guarded<uint32_t> out(kRows * size, kUnsetOutput, kExact);
-            kernels.matrix.decode_runs(codes.data(), n * quads + 2, spread.data(), kernel_rows, columns, n,
-                                       begin.data(), out.data(), size, kRows, quads);
-            return out;
-          };
-          // What lies in the gaps is unset in both.
-          expect_rows(decode(tested), {kRows, size, size, size}, dense(decode(reference), kRows, size, size));
-        }
-      }
-    }
-  }
-}
-
 template <void (*test)(const KernelTable&, const KernelTable&, Random&)>
 void where_there_is_one(const KernelTable& tested, const KernelTable& reference, Random& random) {
   if (tested.matrix.exists()) test(tested, reference, random);
@@ -203,7 +173,6 @@ constexpr KernelTest kTests[] = {
     {"matrix.multiply", &where_there_is_one<&test_multiply>},
     {"matrix.multiply8", &where_there_is_one<&test_multiply8>},
     {"matrix.decode_words", &where_there_is_one<&test_decode_words>},
-    {"matrix.decode_runs", &where_there_is_one<&test_decode_runs>},
 };
 
 }  // namespace

@@ -36,11 +36,20 @@ AlignedBuffer<uint32_t> ByteConvolution::take_dense_rows() {
   return quads;
 }
 
-AlignedBuffer<float> ByteConvolution::take_codebook() {
-  const ByteCodebooks bytes = byte_codebooks(*c.weight);
-  weight_scale.assign(c.weight->outputs, bytes.scale);
-  weight_sums = row_sums(*c.weight, bytes.values);
-  return joint_codebook(*c.weight, bytes.values);
+AlignedBuffer<uint32_t> ByteConvolution::take_centroids() {
+  const ByteCodebooks joint = joint_byte_codebook(*c.weight);
+  weight_scale.assign(c.weight->outputs, joint.scale);
+  weight_sums = joint_row_sums(*c.weight, joint.values);
+  return centroid_quads(joint.values, c.weight->block);
+}
+
+QuadDecoder ByteConvolution::take_decoder(bool apart) {
+  const bool is_sum = c.weight->codebooks > 1 && !has_joint_codebook(*c.weight);
+  const ByteCodebooks codebooks = is_sum ? codebooks_in_parts(*c.weight) : joint_byte_codebook(*c.weight);
+  QuadDecoder decoder(*c.weight, codebooks.values, apart);
+  weight_scale.assign(c.weight->outputs, codebooks.scale);
+  weight_sums = decoder.row_sums(*c.kernels);
+  return decoder;
 }
 
 int64_t ByteConvolution::epilogue_floats() const { return 2 * padded_outputs() + kNumCommon; }

@@ -5,6 +5,7 @@
 
 #include "runtime/byte_weights.h"
 #include "runtime/ops/convolution.h"
+#include "runtime/quad_decoder.h"
 
 namespace pyquant {
 
@@ -22,8 +23,10 @@ class ByteConvolution {
   // Return the quads [O, depth] of a dense weight, in quad_order(), and take up their scales and sums.
   AlignedBuffer<uint32_t> take_dense_rows();
 
-  // Return the joint codebook of a coded weight, in whole numbers, and take up their scale and sums.
-  AlignedBuffer<float> take_codebook();
+  // Return the joint codebook of a coded weight as quads [K, d / 4], in quad_order(), or what decodes its quads, and
+  // take up their scale and sums.
+  AlignedBuffer<uint32_t> take_centroids();
+  QuadDecoder take_decoder(bool apart = false);
 
   // What a run multiplies sums with, and adds to them: written by write_epilogue(), read by finish(). Sums are to be
   // multiplied by 2^shift.

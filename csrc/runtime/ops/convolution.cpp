@@ -121,13 +121,18 @@ void Convolution::expect(int64_t output, int64_t rows, int64_t pixel, int64_t co
 }
 
 void Convolution::decode(int64_t first_output, int64_t rows, float* weights, int64_t pitch) const {
+  const Codebooks codebooks{.values = weight->codebook.data(),
+                            .codebooks = weight->codebooks,
+                            .centroids = weight->centroids,
+                            .dim = weight->block.dim()};
   const int64_t blocks = weight->blocks_per_row();
-  const int64_t dim = weight->block.dim();
-  for (int64_t m = 0; m < weight->codebooks; ++m) {
-    kernels->decode_rows(weight->codes.data() + (m * weight->outputs + first_output) * blocks, blocks,
-                         weight->codebook.data() + m * weight->centroids * dim, dim, weights, pitch, rows, blocks,
-                         m > 0);
-  }
+  kernels->decode_rows(codebooks, weight->codes.data() + first_output * blocks, weight->outputs * blocks, blocks,
+                       weights, pitch, rows, blocks);
+}
+
+KeptWeights::Values<float> Convolution::kept_rows(const PlanContext& context) const {
+  return context.kept->get<float>(weight, "rows", weight->outputs * weight->depth(),
+                                  [&](float* rows) { decode(0, weight->outputs, rows, weight->depth()); });
 }
 
 std::vector<std::string> kernel_names(bool fast) {

@@ -30,6 +30,9 @@ struct Convolution {
   // Write the weights of outputs [first_output, first_output + rows) of a coded layer as a matrix [rows, pitch].
   void decode(int64_t first_output, int64_t rows, float* weights, int64_t pitch) const;
 
+  // All of them, [O, depth], where there is memory to keep them, or null.
+  KeptWeights::Values<float> kept_rows(const PlanContext& context) const;
+
   const KernelTable* kernels;
   std::shared_ptr<const Weight> weight;
   ConvGeometry geometry;

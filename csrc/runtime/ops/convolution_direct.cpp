@@ -11,14 +11,11 @@
 namespace pyquant {
 namespace {
 
-// Of one weight, in vector multiply-adds.
-double decode_cost(const Weight& weight) {
-  const bool is_decoded = !weight.is_dense() && !has_joint_codebook(weight);
-  return is_decoded ? 0.3 * static_cast<double>(weight.codebooks) : 0.0;
-}
+double cost_of_rows(const Weight& weight) { return has_joint_codebook(weight) ? 0.0 : decode_cost(weight); }
 
 Panels panels_of(const Convolution& c, int threads) {
-  return Panels(c.geometry, *c.weight, *c.kernels, c.kernels->tile, c.group_outputs(), decode_cost(*c.weight), threads);
+  return Panels(c.geometry, *c.weight, *c.kernels, c.kernels->tile, c.group_outputs(), cost_of_rows(*c.weight),
+                threads);
 }
 
 class DirectStep : public Step {
@@ -31,10 +28,7 @@ class DirectStep : public Step {
       if (weight.codebooks > 1) codebook_ = joint_codebook(weight, weight.codebook);
       return;
     }
-    if (!weight.is_dense()) {
-      kept_ = context.kept->get<float>(c_.weight, kernel(), weight.outputs * weight.depth(),
-                                       [&](float* rows) { c_.decode(0, weight.outputs, rows, weight.depth()); });
-    }
+    if (!weight.is_dense()) kept_ = c_.kept_rows(context);
     weights_floats_ = round_up(t_.tile_rows * weight.depth() + kSlackBytes / 4, 16);
   }
 
@@ -112,7 +106,7 @@ class DirectStep : public Step {
 double cost(const Convolution& c, int threads) {
   const Panels panels = panels_of(c, threads);
   const Tiling& t = panels.tiling;
-  const double decoded = decode_cost(*c.weight) * static_cast<double>(t.num_blocks);
+  const double decoded = cost_of_rows(*c.weight) * static_cast<double>(t.num_blocks);
   const auto weights = static_cast<double>(panels.images_apart() * c.weight->outputs * panels.rows.size());
   return weights * (t.vectors(has_joint_codebook(*c.weight)) + decoded) / threads;
 }

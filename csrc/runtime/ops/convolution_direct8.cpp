@@ -1,9 +1,10 @@
 // The direct path in integers: panels of quads are multiplied with quads of weights, a few outputs at a time.
 //
-// Where a quad is part of a centroid, weights are read from the codebook by way of their codes. Where it is put
-// together of several, the rows of a tile are decoded first, unless memory is granted to keep them.
+// Where a quad is part of a centroid, weights are read from the codebook by way of their codes. Where it is made of
+// several, the rows of a tile are decoded first, unless memory is granted to keep them.
 #include <algorithm>
 #include <limits>
+#include <optional>
 
 #include "runtime/coded_rows.h"
 #include "runtime/ops/byte_panel_step.h"
@@ -11,13 +12,14 @@
 namespace pyquant {
 namespace {
 
-// Of a quad, in vector multiply-adds.
-double decode_cost(QuadSource source) { return source == QuadSource::kSpread ? 0.5 : 0.0; }
+double decode_cost(const Convolution& c, QuadSource source) {
+  return source == QuadSource::kDecoded ? QuadDecoder::cost(*c.weight) : 0.0;
+}
 
 Panels panels_of(const Convolution& c, int threads) {
   const QuadSource source = quad_source(*c.weight, c.geometry.groups);
   return Panels(in_quads(c.geometry), quad_order(*c.weight, source), *c.kernels, c.kernels->tile8, c.group_outputs(),
-                decode_cost(source), threads);
+                decode_cost(c, source), threads);
 }
 
 class Direct8Step : public BytePanelStep {
@@ -31,14 +33,11 @@ class Direct8Step : public BytePanelStep {
       quads_ = b_.take_dense_rows();
       return;
     }
-    const AlignedBuffer<float> joint = b_.take_codebook();
     if (source_ == QuadSource::kCentroid) {
-      quads_ = centroid_quads(joint);
+      quads_ = b_.take_centroids();
       at_ = joint_codes(weight, b_.c.geometry.groups, t_.tile_rows, order_.block.dim());
     } else {
-      quads_ = spread_quads(joint, weight.block);
-      row_codes_ = spread_codes(weight);
-      code_pitch_ = row_codes_.size() / weight.outputs;
+      decoder_ = b_.take_decoder();
       kept_ = context.kept->get<uint32_t>(b_.c.weight, kernel(), weight.outputs * order_.depth(),
                                           [&](uint32_t* rows) { decode(0, weight.outputs, rows); });
     }
@@ -57,13 +56,10 @@ class Direct8Step : public BytePanelStep {
     int64_t blocks;
   };
 
-  int64_t taps() const { return b_.c.weight->kernel_rows * b_.c.weight->kernel_columns; }
-  int64_t blocks_per_quad() const { return kQuad / b_.c.weight->block.channels; }
-
   // Of the rows of a tile that are not read where they lie.
   int64_t decoded_quads() const {
     if (source_ == QuadSource::kCentroid) return 0;
-    return round_up(t_.tile_rows * order_.depth() + kSlackBytes / 4, 16);
+    return round_up(t_.tile_rows * order_.depth(), 16);
   }
   int64_t sums_quads() const { return t_.tile_rows * b_.c.kernels->tile8.pixels; }
 
@@ -111,17 +107,15 @@ class Direct8Step : public BytePanelStep {
   }
 
   void decode(int64_t output, int64_t count, uint32_t* rows) const {
-    b_.c.kernels->decode_quads(row_codes_.data() + output * code_pitch_, code_pitch_, quads_.data(), taps(),
-                               blocks_per_quad(), rows, count, order_.channels);
+    decoder_->decode(*b_.c.kernels, output, count, &QuadDecoder::kTogether, rows, order_.depth());
   }
 
   QuadSource source_;
   WeightOrder order_;
-  AlignedBuffer<uint32_t> quads_;      // of a dense weight's rows, or of a codebook
-  AlignedBuffer<uint16_t> at_;         // of centroids: where those of the rows of a tile begin
-  AlignedBuffer<uint16_t> row_codes_;  // as decode_quads() takes them
-  int64_t code_pitch_ = 0;
-  KeptWeights::Values<uint32_t> kept_;  // of spread blocks; null: decoded in each run
+  AlignedBuffer<uint32_t> quads_;       // of a dense weight's rows, or of a codebook
+  AlignedBuffer<uint16_t> at_;          // of centroids: where those of the rows of a tile begin
+  std::optional<QuadDecoder> decoder_;  // what is decoded
+  KeptWeights::Values<uint32_t> kept_;  // of it; null: in each run
 };
 
 double cost(const Convolution& c, int threads) {
@@ -130,7 +124,7 @@ double cost(const Convolution& c, int threads) {
   const WeightOrder order = quad_order(*c.weight, source);
   const Panels panels = panels_of(c, threads);
   const Tiling& t = panels.tiling;
-  const double decoded = decode_cost(source) * static_cast<double>(t.num_blocks);
+  const double decoded = decode_cost(c, source) * static_cast<double>(t.num_blocks);
   const auto quads = static_cast<double>(panels.images_apart() * c.weight->outputs * order.depth());
   const double multiplied = c.kernels->tile8.step_cost * t.vectors(source == QuadSource::kCentroid);
   return quads * (multiplied + decoded) / threads;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "runtime/coded_rows.h"
 #include "runtime/ops/convolution.h"
 
 namespace pyquant {
@@ -13,8 +14,7 @@ namespace {
 // Outputs whose weights are decoded together: few enough to stay in the first-level cache.
 constexpr int64_t kRows = 8;
 
-// Decoding a weight of one codebook, and multiplying a vector of weights, in vector multiply-adds.
-constexpr double kDecodeCost = 0.3;
+// Multiplying a vector of weights, in vector multiply-adds.
 constexpr double kDotCost = 1.3;
 
 class DotStep : public Step {
@@ -61,9 +61,8 @@ double cost(const Convolution& c, int threads) {
   if (weight.kernel_rows != 1 || weight.kernel_columns != 1 || g.groups != 1 || g.plane() != 1 || g.out_plane() != 1) {
     return std::numeric_limits<double>::infinity();
   }
-  const double decoded = kDecodeCost * static_cast<double>(weight.codebooks);
   const double multiplied = kDotCost * static_cast<double>(g.images) / static_cast<double>(c.kernels->lanes);
-  return static_cast<double>(weight.outputs * weight.depth()) * (decoded + multiplied) / threads;
+  return static_cast<double>(weight.outputs * weight.depth()) * (decode_cost(weight) + multiplied) / threads;
 }
 
 std::unique_ptr<Step> make(const Layer& layer, const Convolution& convolution, const PlanContext&) {

@@ -1,22 +1,22 @@
 // The matrix path in integers: weights are decoded, and multiplied with panels of quads some rows at a time.
 #include <algorithm>
 #include <limits>
+#include <optional>
 #include <utility>
 
-#include "runtime/coded_rows.h"
 #include "runtime/matrix_weights.h"
 #include "runtime/ops/byte_panel_step.h"
 
 namespace pyquant {
 namespace {
 
-// Of a quad, in vector multiply-adds.
+// Of a quad, in vector multiply-adds. So many rows are decoded at once that they leave the first-level cache.
 double decode_cost(const Convolution& c, QuadSource source) {
   switch (source) {
     case QuadSource::kCentroid:
-      return 1.2 / static_cast<double>(c.weight->block.channels / kQuad);
-    case QuadSource::kSpread:
-      return 1.0;
+      return 1.2 / static_cast<double>(quad_order(*c.weight, source).block.dim());
+    case QuadSource::kDecoded:
+      return 2.0 * QuadDecoder::cost(*c.weight);
     default:
       return 0.0;
   }
@@ -25,12 +25,16 @@ double decode_cost(const Convolution& c, QuadSource source) {
 // By columns, most rows are read across cache lines, which takes as long as to lay out panels for so many outputs.
 constexpr int64_t kFewOutputs = 192;
 
+bool by_columns(const Convolution& c, QuadSource source) {
+  if (c.group_outputs() > kFewOutputs) return false;
+  return source == QuadSource::kDense || (source == QuadSource::kDecoded && QuadDecoder::come_apart(*c.weight));
+}
+
 Panels panels_of(const Convolution& c, int threads) {
   const QuadSource source = quad_source(*c.weight, c.geometry.groups);
-  const bool by_columns = source != QuadSource::kCentroid && c.group_outputs() <= kFewOutputs;
   return Panels(in_quads(c.geometry), quad_order(*c.weight, source), *c.kernels, c.kernels->matrix.tile8,
                 c.group_outputs(), decode_cost(c, source), threads,
-                {.rows = kMatrixWords, .alignment = c.kernels->lanes, .by_columns = by_columns});
+                {.rows = kMatrixWords, .alignment = c.kernels->lanes, .by_columns = by_columns(c, source)});
 }
 
 class Matrix8Step : public BytePanelStep {
@@ -38,20 +42,19 @@ class Matrix8Step : public BytePanelStep {
   Matrix8Step(const Layer& layer, const Convolution& convolution, const PlanContext& context)
       : BytePanelStep(layer, "matrix8", convolution, context, panels_of(convolution, context.threads)),
         source_(quad_source(*convolution.weight, convolution.geometry.groups)),
-        weights_(*convolution.weight, source_, panels_.patches, *convolution.kernels),
+        weights_(*convolution.weight, source_, panels_.patches, *convolution.kernels,
+                 source_ == QuadSource::kCentroid ? b_.take_centroids() : AlignedBuffer<uint32_t>(),
+                 source_ == QuadSource::kDecoded ? std::optional(b_.take_decoder(lies_apart())) : std::nullopt),
         steps_(weights_.steps(panels_.row_pitch())) {
-    const Weight& weight = *b_.c.weight;
+    const int64_t outputs = b_.c.weight->outputs;
     if (source_ == QuadSource::kDense) {
       AlignedBuffer<uint32_t> rows(all_rows_size());
-      write_all(b_.take_dense_rows(), rows.data());
+      weights_.arrange(b_.take_dense_rows(), outputs, rows.data());
       rows_ = std::make_shared<const AlignedBuffer<uint32_t>>(std::move(rows));
       return;
     }
-    const AlignedBuffer<float> joint = b_.take_codebook();
-    quads_ = source_ == QuadSource::kCentroid ? centroid_quads(joint)
-                                              : spread_quads(joint, weight.block, weights_.spread_multiple());
-    rows_ = context.kept->get<uint32_t>(b_.c.weight, kernel() + (weights_.spread_multiple() > 1 ? " by columns" : ""),
-                                        all_rows_size(), [&](uint32_t* rows) { write_all(quads_, rows); });
+    rows_ = context.kept->get<uint32_t>(b_.c.weight, kernel() + (lies_apart() ? " by columns" : ""), all_rows_size(),
+                                        [&](uint32_t* rows) { weights_.decode(0, outputs, rows); });
   }
 
   int64_t scratch_floats() const override {
@@ -59,14 +62,14 @@ class Matrix8Step : public BytePanelStep {
   }
 
  private:
+  // Whether rows of the kernel do, each with those of all channels.
+  bool lies_apart() const { return panels_.patches.runs().size() > 1; }
+
   int64_t decoded_quads() const { return rows_ != nullptr ? 0 : t_.tile_rows * weights_.pitch(); }
   int64_t sums_quads() const { return t_.tile_rows * unit_.tile8.pixels; }
 
   // Behind the last row there is memory for a whole tile of them.
   int64_t all_rows_size() const { return round_up(b_.c.weight->outputs, t_.tile_rows) * weights_.pitch(); }
-  void write_all(const AlignedBuffer<uint32_t>& quads, uint32_t* rows) const {
-    weights_.write(0, b_.c.weight->outputs, quads.data(), rows);
-  }
 
   void multiply(const TiledWork& work, const RunState& state, float* scratch) const override {
     const Panels::Unit unit = panels_.unit(work.group);
@@ -78,7 +81,7 @@ class Matrix8Step : public BytePanelStep {
     for (int64_t row = work.first_output; row < work.last_output; row += t_.tile_rows) {
       const int64_t output = unit.group * t_.outputs + row;
       const int64_t count = std::min(t_.tile_rows, work.last_output - row);
-      if (rows_ == nullptr) weights_.write(output, count, quads_.data(), decoded);
+      if (rows_ == nullptr) weights_.decode(output, count, decoded);
       const uint32_t* const rows = rows_ != nullptr ? rows_->data() + output * weights_.pitch() : decoded;
       for (int64_t tile = work.first_tile; tile < work.last_tile; ++tile) {
         b_.expect(output, count, unit.first_pixel + t_.begin(tile), t_.lanes_of(tile), state);
@@ -96,7 +99,6 @@ class Matrix8Step : public BytePanelStep {
   MatrixWeights weights_;
   std::vector<int32_t> steps_;
   const MatrixKernels& unit_ = b_.c.kernels->matrix;
-  AlignedBuffer<uint32_t> quads_;       // of a codebook
   KeptWeights::Values<uint32_t> rows_;  // [O, weights_.pitch()]; null: decoded in each run
 };
 

@@ -110,7 +110,7 @@ struct Shares {
 
 // The order of quads of channels in a panel.
 WeightOrder panel_order(const Weight& weight) {
-  return quad_order(weight, turns(weight) ? QuadSource::kSpread : QuadSource::kCentroid);
+  return quad_order(weight, turns(weight) ? QuadSource::kDense : QuadSource::kCentroid);
 }
 
 class Table8Step : public Step {

@@ -1,8 +1,9 @@
 // The Winograd path: 3x3 convolutions by F(2x2, 3x3) or F(4x4, 3x3), with 2.25 or 4 times fewer multiplications.
 //
 // Inputs of a tile of m x m outputs are transformed into (m + 2)² frequencies, each a matrix product over channels, and
-// the products back into outputs. The transform of weights is linear, so that only the codebook is transformed: the
-// codes name transformed centroids just as well.
+// the products back into outputs. The transform of weights is linear, so that codes name transformed centroids just as
+// well: a joint codebook is transformed once, and weights are read from it while they are multiplied. Other weights, a
+// few outputs at a time, are decoded where they must be, and transformed in each run.
 //
 // Dimensions: D channels of a group, tail blocks padded · F = (m + 2)² frequencies · tiles are lanes
 #include <algorithm>
@@ -31,12 +32,24 @@ constexpr Transform kTransform4{.matrices = kWinograd4x4, .input_cost = 400, .ou
 int64_t tile_rows_of(const ConvGeometry& g, int64_t m) { return ceil_div(g.out_height, m); }
 int64_t tile_columns_of(const ConvGeometry& g, int64_t m) { return ceil_div(g.out_width, m); }
 
+bool reads_codebook(const Weight& weight) {
+  return has_joint_codebook(weight) && weight.block.rows == 3 && weight.block.columns == 3;
+}
+
+// Of a kernel of 3 x 3 that is not read from a codebook, in vector multiply-adds: to decode its weights, to transform
+// them, and to write and read them where there is no room in the first-level cache.
+double kernel_cost(const Weight& weight) {
+  constexpr double kTransformCost = 24;
+  return reads_codebook(weight) ? 0.0 : kTransformCost + 9 * decode_cost(weight);
+}
+
 Tiling tiling_of(const Convolution& c, const WinogradMatrices& matrices, int threads) {
   const int64_t m = matrices.outputs;
   const int64_t tiles = c.geometry.images * tile_rows_of(c.geometry, m) * tile_columns_of(c.geometry, m);
-  const int64_t channels = c.weight->blocks_per_row() * c.weight->block.channels;
+  const int64_t channels = c.weight->depth() / 9;
   // Transforms of inputs are too much work to be done by every thread.
-  const SideCosts costs{.decode = 0, .repeat = std::numeric_limits<double>::infinity()};
+  const SideCosts costs{.decode = kernel_cost(*c.weight) / static_cast<double>(matrices.frequencies()),
+                        .repeat = std::numeric_limits<double>::infinity()};
   return Tiling(*c.kernels, c.kernels->tile, c.geometry.groups, c.group_outputs(), tiles,
                 matrices.frequencies() * channels, threads, costs);
 }
@@ -68,17 +81,22 @@ class WinogradStep : public Step {
         matrices_(matrices),
         kernels_(&matrices == &kWinograd2x2 ? c_.kernels->winograd2 : c_.kernels->winograd4),
         t_(tiling_of(convolution, matrices, context.threads)),
-        blocks_(c_.weight->blocks_per_row()),
-        channels_(blocks_ * c_.weight->block.channels),
+        channels_(c_.weight->depth() / 9),
         frequency_floats_(channels_ * t_.pitch),
         line_floats_(matrices.outputs * t_.pitch),
         rows_(rows_apart(channels_, t_.pitch)),
-        at_(joint_codes(*c_.weight, c_.geometry.groups, t_.tile_rows, c_.weight->block.channels)),
-        codebook_(transformed(joint_codebook(*c_.weight, c_.weight->codebook), matrices)) {}
+        reads_codebook_(reads_codebook(*c_.weight)) {
+    if (!reads_codebook_) {
+      if (!c_.weight->is_dense()) kept_ = c_.kept_rows(context);
+      return;
+    }
+    at_ = joint_codes(*c_.weight, c_.geometry.groups, t_.tile_rows, c_.weight->block.channels);
+    codebook_ = transformed(joint_codebook(*c_.weight, c_.weight->codebook), matrices);
+  }
 
   int64_t scratch_floats() const override {
     const int64_t lines = std::max(2 * matrices_.side(), matrices_.outputs * t_.tile_rows);
-    return t_.own_panel_floats() + product_floats() + line_floats_ * lines;
+    return t_.own_panel_floats() + product_floats() + line_floats_ * lines + weights_floats() + row_floats();
   }
 
   int64_t shared_floats() const override { return t_.shared_floats(); }
@@ -117,17 +135,60 @@ class WinogradStep : public Step {
 
   int64_t product_floats() const { return matrices_.frequencies() * t_.tile_rows * t_.pitch; }
 
+  // Of the transformed weights of a row tile, [F, tile_rows, D], and of those of a row that is decoded.
+  int64_t weights_floats() const {
+    return reads_codebook_ ? 0 : round_up(matrices_.frequencies() * t_.tile_rows * channels_, 16);
+  }
+  int64_t row_floats() const {
+    return reads_codebook_ || c_.weight->is_dense() ? 0 : c_.weight->depth() + kSlackBytes / 4;
+  }
+
+  // The weights of a row tile, as gemm_tile takes those of a frequency.
+  struct Rows {
+    const uint16_t* at;
+    const float* values;
+    int64_t frequency_floats;
+    int64_t dim;
+    int64_t blocks;
+  };
+
+  // Those of `count` outputs of a group from `row` on, written to `scratch` where they must be.
+  Rows rows_from(int64_t group, int64_t row, int64_t count, float* scratch) const {
+    const Weight& weight = *c_.weight;
+    if (reads_codebook_) {
+      const int64_t row_tile = group * t_.row_tiles() + row / t_.tile_rows, blocks = weight.blocks_per_row();
+      return {.at = at_.data() + row_tile * blocks * t_.tile_rows,
+              .values = codebook_.data(),
+              .frequency_floats = codebook_.size() / matrices_.frequencies(),
+              .dim = weight.block.channels,
+              .blocks = blocks};
+    }
+    const int64_t matrix = t_.tile_rows * channels_;
+    const AlignedBuffer<float>* const whole = weight.is_dense() ? &weight.dense : kept_.get();
+    float* const decoded = scratch + weights_floats();
+    for (int64_t r = 0; r < count; ++r) {
+      const int64_t output = group * t_.outputs + row + r;
+      if (whole == nullptr) c_.decode(output, 1, decoded, weight.depth());
+      const float* const kernels = whole == nullptr ? decoded : whole->data() + output * weight.depth();
+      kernels_.weights(kernels, channels_, scratch + r * channels_, matrix);
+    }
+    // Rows behind the last output are multiplied, too: numbers without meaning may take long.
+    for (int64_t f = 0; f < matrices_.frequencies() && count < t_.tile_rows; ++f) {
+      std::fill(scratch + f * matrix + count * channels_, scratch + (f + 1) * matrix, 0.0f);
+    }
+    return {.at = nullptr, .values = scratch, .frequency_floats = matrix, .dim = channels_, .blocks = 1};
+  }
+
   void multiply(const TiledWork& work, const RunState& state, float* scratch) const {
     float* const products = scratch;
     float* const lines = products + product_floats();
-    const int64_t codebook_floats = codebook_.size() / matrices_.frequencies();
+    float* const weights = lines + line_floats_ * matrices_.outputs * t_.tile_rows;
     for (int64_t row = work.first_output; row < work.last_output; row += t_.tile_rows) {
-      const int64_t row_tile = work.group * t_.row_tiles() + row / t_.tile_rows;
-      const uint16_t* const at = at_.data() + row_tile * blocks_ * t_.tile_rows;
+      const Rows rows = rows_from(work.group, row, std::min(t_.tile_rows, work.last_output - row), weights);
       const float* panel = work.panels;
       for (int64_t tile = work.first_tile; tile < work.last_tile; ++tile, panel += t_.panel_floats()) {
         for (int64_t f = 0; f < matrices_.frequencies(); ++f) {
-          c_.kernels->gemm_tile(at, codebook_.data() + f * codebook_floats, c_.weight->block.channels, blocks_,
+          c_.kernels->gemm_tile(rows.at, rows.values + f * rows.frequency_floats, rows.dim, rows.blocks,
                                 panel + f * frequency_floats_, rows_.data(), products + f * t_.tile_rows * t_.pitch,
                                 t_.pitch, t_.lanes_of(tile));
         }
@@ -204,21 +265,27 @@ class WinogradStep : public Step {
   const WinogradMatrices& matrices_;
   WinogradKernels kernels_;
   Tiling t_;
-  int64_t blocks_;            // J
   int64_t channels_;          // D
   int64_t frequency_floats_;  // of a panel's rows of one frequency
   int64_t line_floats_;
   std::vector<int32_t> rows_;  // where a panel's rows of one frequency begin
+  bool reads_codebook_;
+  KeptWeights::Values<float> kept_;  // null: decoded in each run, where they are
   AlignedBuffer<uint16_t> at_;
   AlignedBuffer<float> codebook_;  // [F, K, channels of a block]
 };
 
+// Whether the weights of a row are whole kernels, one for each channel: blocks are, or rows of them, or single weights.
+bool stores_kernels(const Block& block) {
+  if (block.columns == 3) return block.rows == 3 || (block.rows == 1 && block.channels == 1);
+  return block.dim() == 1;
+}
+
 bool winograd_applies(const Convolution& c) {
   const Weight& weight = *c.weight;
   const ConvGeometry& g = c.geometry;
-  return has_joint_codebook(weight) && weight.kernel_rows == 3 && weight.kernel_columns == 3 &&
-         weight.block.rows == 3 && weight.block.columns == 3 && g.stride_y == 1 && g.stride_x == 1 &&
-         g.dilation_y == 1 && g.dilation_x == 1;
+  return weight.kernel_rows == 3 && weight.kernel_columns == 3 && stores_kernels(weight.block) && g.stride_y == 1 &&
+         g.stride_x == 1 && g.dilation_y == 1 && g.dilation_x == 1;
 }
 
 double cost(const Convolution& c, const Transform& transform, int threads) {
@@ -227,8 +294,11 @@ double cost(const Convolution& c, const Transform& transform, int threads) {
   const auto outputs = static_cast<double>(c.weight->outputs);
   const auto inputs = static_cast<double>(c.geometry.channels);
   const double lane_vectors = t.lane_vectors();
-  const double products = static_cast<double>(t.rows) * outputs * t.vectors(true);
-  return (products + lane_vectors * (transform.input_cost * inputs + transform.output_cost * outputs)) / threads;
+  const double kernels = outputs * static_cast<double>(c.weight->depth() / 9);
+  const double weights = kernels * kernel_cost(*c.weight) * static_cast<double>(t.num_blocks);
+  const double products = static_cast<double>(t.rows) * outputs * t.vectors(reads_codebook(*c.weight));
+  const double transformed = lane_vectors * (transform.input_cost * inputs + transform.output_cost * outputs);
+  return (products + weights + transformed) / threads;
 }
 
 template <const Transform& transform>
