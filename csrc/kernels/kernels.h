@@ -201,6 +201,8 @@ using MatrixTile8Fn = void (*)(const uint32_t* weights, int64_t weights_pitch, c
 // Codebooks whose centroids become quads of four channels: n of one or two channels are put together, or one of 4, 8..
 // channels has quads of its own. A byte is that of one codebook, or what a sum over several is rounded to: these hold
 // parts of bytes, of which kPart are one, so that a sum is not rounded M times.
+constexpr int kPartBits = 7;
+constexpr int kPart = 1 << kPartBits;
 struct ByteCentroids {
   // [codebooks, centroids, channels, width()]: rows of taps, each row_width() apart, with anything between them
   const int8_t* bytes;   // of one codebook
@@ -219,16 +221,13 @@ struct ByteCentroids {
   }
 };
 
-// Decode blocks to quads: for o < outputs, positions p < positions,
-// q < quads(), y < rows and x < columns,
+// Decode blocks to quads: for o < outputs, p < positions, q < quads(), y < rows and x < columns,
 //   byte i of out[o * out_pitch + begin[y] + (p * quads() + q) * columns + x]
 //     = the byte, at row y and column x, of channel 4 * q + i of the centroids codes[m][o][n() * p ..], of which the
 //       channels of one come behind those of the one before; of several codebooks their sum over m < M, divided by
 //       kPart and rounded, halves upwards, which must fit.
 //   codes  [M, codes_step], each [outputs, code_pitch], each < K
 // Nothing else is written.
-constexpr int kPartBits = 7;
-constexpr int kPart = 1 << kPartBits;
 using DecodeQuadsFn = void (*)(const ByteCentroids& centroids, const uint16_t* codes, int64_t codes_step,
                                int64_t code_pitch, const int32_t* begin, uint32_t* out, int64_t out_pitch,
                                int64_t outputs, int64_t positions) noexcept;

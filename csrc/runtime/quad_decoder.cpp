@@ -8,7 +8,8 @@
 
 namespace pyquant {
 
-// What vectors of 16 taps are loaded for is shared by all quads that they make; the rest counts as half a load.
+// A load of 16 taps for each channel that is put together, and half of one for the rest, is shared by the quads of
+// them.
 double QuadDecoder::cost(const Weight& weight) {
   constexpr double kByteByByte = 10;
   constexpr int64_t kTapsOfVector = 16;
