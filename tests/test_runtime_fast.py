@@ -158,14 +158,18 @@ INTEGERS: list[tuple[tuple[int, int, int, int], Any, int, int, dict[str, Any], t
 ]
 
 
+def coded_layer(case: Any, rng: np.random.Generator) -> tuple[ModelFile, Floats]:
+    """Return the network and two inputs of such a case."""
+    shape, block, centroids, codebooks, attributes, plane = case
+    codec = ProductConfig(block=block, centroids=centroids, codebooks=codebooks)
+    node, tensors = weighted_layer(rng, shape, codec, **attributes)
+    x = rng.uniform(-1, 3, size=(2, shape[1] * attributes.get("groups", 1), *plane)).astype(np.float32)
+    return model_file([node], tensors, x.shape), x
+
+
 @pytest.mark.parametrize("case", INTEGERS, ids=str)
 def test_integer_kernels_of_codebooks(case: Any, rng: np.random.Generator) -> None:
-    shape, block, centroids, codebooks, attributes, plane = case
-    node, tensors = weighted_layer(
-        rng, shape, ProductConfig(block=block, centroids=centroids, codebooks=codebooks), **attributes
-    )
-    x = rng.uniform(-1, 3, size=(2, shape[1], *plane)).astype(np.float32)
-    file = model_file([node], tensors, x.shape)
+    file, x = coded_layer(case, rng)
     assert {"direct8", "table8"} <= set(candidates(file, x))
     check_layer(file, x)
 
@@ -196,12 +200,7 @@ DECODED: list[tuple[tuple[int, int, int, int], Any, int, int, dict[str, Any], tu
 
 @pytest.mark.parametrize("case", DECODED, ids=str)
 def test_integer_kernels_of_other_blocks(case: Any, rng: np.random.Generator) -> None:
-    shape, block, centroids, codebooks, attributes, plane = case
-    node, tensors = weighted_layer(
-        rng, shape, ProductConfig(block=block, centroids=centroids, codebooks=codebooks), **attributes
-    )
-    x = rng.uniform(-1, 3, size=(2, shape[1] * attributes.get("groups", 1), *plane)).astype(np.float32)
-    file = model_file([node], tensors, x.shape)
+    file, x = coded_layer(case, rng)
     assert "direct8" in candidates(file, x)
     check_layer(file, x)
 

@@ -11,29 +11,6 @@ namespace {
 
 constexpr float kMostByte = 127;
 
-float largest(const float* values, int64_t count) {
-  float most = 0;
-  for (int64_t i = 0; i < count; ++i) most = std::max(most, std::fabs(values[i]));
-  return most;
-}
-
-// Of the sums of centroids that codes name together.
-float largest_sum(const Weight& weight) {
-  const int64_t dim = weight.block.dim(), blocks = weight.outputs * weight.blocks_per_row();
-  std::vector<float> sum(dim);
-  float most = 0;
-  for (int64_t j = 0; j < blocks; ++j) {
-    std::fill(sum.begin(), sum.end(), 0.0f);
-    for (int64_t m = 0; m < weight.codebooks; ++m) {
-      const float* const centroid =
-          weight.codebook.data() + (m * weight.centroids + weight.codes[m * blocks + j]) * dim;
-      for (int64_t i = 0; i < dim; ++i) sum[i] += centroid[i];
-    }
-    most = std::max(most, largest(sum.data(), dim));
-  }
-  return most;
-}
-
 // A scale by which the largest value becomes `byte`; any, where all are zero.
 float scale_for(float most, float byte) { return most > 0 ? most / byte : 1.0f; }
 
@@ -59,6 +36,12 @@ ByteCodebooks whole_numbers(const AlignedBuffer<float>& values, float scale) {
 }
 
 }  // namespace
+
+float largest(const float* values, int64_t count) {
+  float most = 0;
+  for (int64_t i = 0; i < count; ++i) most = std::max(most, std::fabs(values[i]));
+  return most;
+}
 
 bool sums_fit(const Weight& weight) { return checked_multiply(weight.depth(), 128 * 255) <= INT32_MAX; }
 
@@ -102,8 +85,8 @@ ByteCodebooks joint_byte_codebook(const Weight& weight) {
   return whole_numbers(joint, scale_for(largest(joint.data(), joint.size()), kMostByte));
 }
 
-ByteCodebooks codebooks_in_parts(const Weight& weight) {
-  const float most = std::max(largest(weight.codebook.data(), weight.codebook.size()), largest_sum(weight));
+ByteCodebooks codebooks_in_parts(const Weight& weight, float largest_weight) {
+  const float most = std::max(largest(weight.codebook.data(), weight.codebook.size()), largest_weight);
   // Each of M summands is rounded by up to half a part.
   const float most_byte = kMostByte - static_cast<float>(weight.codebooks) / (2 * kPart);
   const float scale = scale_for(most, most_byte);

@@ -30,6 +30,9 @@ WeightOrder quad_order(const Weight& weight, QuadSource source);
 // Four bytes, each a whole number of -128..127, as a quad; those behind the first `count` are zero.
 uint32_t quad_of(const float* values, int64_t count, int64_t step = 1);
 
+// The largest of some numbers, without their signs.
+float largest(const float* values, int64_t count);
+
 // Whole numbers, in place of numbers that are larger by `scale`.
 struct ByteCodebooks {
   float scale = 1;
@@ -43,7 +46,7 @@ ByteCodebooks byte_codebooks(const Weight& weight);
 ByteCodebooks joint_byte_codebook(const Weight& weight);
 
 // The codebooks [M, K, d] in parts, kPart for each step of the scale, so that weights are within -127..127 steps.
-ByteCodebooks codebooks_in_parts(const Weight& weight);
+ByteCodebooks codebooks_in_parts(const Weight& weight, float largest_weight);
 
 // The bytes of a row of a dense weight, as quads in quad_order(); exact where the row has a unit.
 struct ByteRow {

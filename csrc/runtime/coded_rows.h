@@ -18,6 +18,9 @@ int64_t joint_centroids(const Weight& weight);
 // codebooks, of which one alone stays as it is, is a centroid of it.
 bool has_joint_codebook(const Weight& weight);
 
+// The codebooks of which weights are sums where they are decoded: the joint one alone, where there is one, or all.
+inline int64_t decoded_codebooks(const Weight& weight) { return has_joint_codebook(weight) ? 1 : weight.codebooks; }
+
 // The joint codebook [K, d] of such a weight, of its own codebooks [M, K, d] or of others that its codes are to name.
 AlignedBuffer<float> joint_codebook(const Weight& weight, const AlignedBuffer<float>& codebooks);
 

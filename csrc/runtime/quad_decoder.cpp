@@ -14,7 +14,7 @@ double QuadDecoder::cost(const Weight& weight) {
   constexpr double kByteByByte = 10;
   constexpr int64_t kTapsOfVector = 16;
   const Block& block = weight.block;
-  const auto codebooks = static_cast<double>(has_joint_codebook(weight) ? 1 : weight.codebooks);
+  const auto codebooks = static_cast<double>(decoded_codebooks(weight));
   if (block.dim() < kQuad && block.rows * block.columns == 1) return kByteByByte * codebooks;
   const int64_t channels = std::min(block.channels, kQuad);
   const auto loads = static_cast<double>(kQuad / channels) + 0.5;
@@ -28,7 +28,7 @@ bool QuadDecoder::come_apart(const Weight& weight) {
 
 QuadDecoder::QuadDecoder(const Weight& weight, const AlignedBuffer<float>& codebooks, bool apart) {
   const Block& block = weight.block;
-  const int64_t books = has_joint_codebook(weight) ? 1 : weight.codebooks;
+  const int64_t books = decoded_codebooks(weight);
   centroids_ = {.bytes = nullptr,
                 .parts = nullptr,
                 .codebooks = books,

@@ -43,9 +43,20 @@ AlignedBuffer<uint32_t> ByteConvolution::take_centroids() {
   return centroid_quads(joint.values, c.weight->block);
 }
 
+float ByteConvolution::largest_weight() const {
+  const int64_t depth = c.weight->depth();
+  AlignedBuffer<float> row(depth);
+  float most = 0;
+  for (int64_t o = 0; o < c.weight->outputs; ++o) {
+    c.decode(o, 1, row.data(), depth);
+    most = std::max(most, largest(row.data(), depth));
+  }
+  return most;
+}
+
 QuadDecoder ByteConvolution::take_decoder(bool apart) {
-  const bool is_sum = c.weight->codebooks > 1 && !has_joint_codebook(*c.weight);
-  const ByteCodebooks codebooks = is_sum ? codebooks_in_parts(*c.weight) : joint_byte_codebook(*c.weight);
+  const ByteCodebooks codebooks = decoded_codebooks(*c.weight) == 1 ? joint_byte_codebook(*c.weight)
+                                                                    : codebooks_in_parts(*c.weight, largest_weight());
   QuadDecoder decoder(*c.weight, codebooks.values, apart);
   weight_scale.assign(c.weight->outputs, codebooks.scale);
   weight_sums = decoder.row_sums(*c.kernels);

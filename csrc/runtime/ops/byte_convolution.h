@@ -48,6 +48,9 @@ class ByteConvolution {
   // Outputs that are converted to floats together.
   static constexpr int64_t kRows = 8;
 
+  // Of a coded weight.
+  float largest_weight() const;
+
   int64_t padded_outputs() const { return round_up(c.weight->outputs, 16); }
   void finish_bytes(const int32_t* tile, int64_t pitch, int64_t output, int64_t rows, int64_t pixel, int64_t count,
                     const float* epilogue, const RunState& state) const;
