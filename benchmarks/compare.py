@@ -4,13 +4,15 @@
 
 DATA is the folder of checkpoints and pictures (default: the variable PYQUANT_DATA). Cells are run one after another, on
 all processors; each result is written to `compare.json` at once, with the commit and the settings, and is not measured
-again. The tables are printed, and written to `compare.md` with the curve, `curve.svg`, beside it.
+again. What a cell has learnt is kept, some 100 MB, until it is trained. The tables are printed, and written to
+`compare.md` with the curve, `curve.svg`, beside it.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -18,6 +20,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
+from urllib.parse import quote
 
 import click
 import numpy as np
@@ -37,9 +40,9 @@ from pyquant.codecs import ProductConfig, codec_name
 from pyquant.compression import compress, plan
 from pyquant.file import dumps
 from pyquant.learn.calibration import from_pictures
-from pyquant.learn.methods import METHODS
+from pyquant.learn.methods import METHODS, Method
 from pyquant.module_state import norms_of
-from pyquant.report import dense_bytes
+from pyquant.report import Report, dense_bytes
 from pyquant.storage import write_whole
 
 Result = dict[str, Any]
@@ -104,19 +107,67 @@ class Bench:
 
     def _compressed(self, cell: Cell) -> Result:
         """Compress to a file and evaluate it."""
-        subject = self.subjects[cell.subject]
-        training, variant = {}, cell
+        subject, variant, training = self.subjects[cell.subject], cell, {}
+        spent = dict.fromkeys(("minutes", "processor_minutes"), 0.0)
+        work = self.folder / "job"
+        shutil.rmtree(work, ignore_errors=True)  # a cell that was stopped begins anew: its minutes count
         if cell.trained:
             variant, before = self._untrained(cell)
             if self.settings.minutes is None:
                 training = {"finetune_steps": self.settings.steps}
             else:  # what is left of the minutes when the work without training is done
                 training = {"finetune_minutes": max(0.0, self.settings.minutes - before["minutes"])}
-        kind, _, value = variant.size.partition(":")
+            if method_of(cell).training.each_layer is None:
+                self._take_up(variant, work)
+                spent = {key: before[key] for key in spent}
+        start, start_cpu = perf_counter(), process_time()
+        report = self._compress(variant, work, training)
+        minutes, processor_minutes = (perf_counter() - start) / 60, (process_time() - start_cpu) / 60
+        model = load(report.file, threads=self.settings.threads)
+        answers = subject.answers(model)
+        Path(report.file).unlink()
+        shutil.rmtree(self._learnt(variant), ignore_errors=True)
+        if self._is_to_be_trained(cell):
+            work.replace(self._learnt(cell))
+        shutil.rmtree(work, ignore_errors=True)
+        # Presets of codebooks are compared with files made for a size.
+        by_preset = variant.size.startswith("preset:") and method_of(cell).codec is ProductConfig
+        size = len(dumps(model.file, fixed_length=by_preset))
+        return {
+            **accuracy(answers.right),
+            "divergence": answers.divergence(self._dense(cell.subject)),
+            "bytes": size,
+            "ratio": report.dense_bytes / size,
+            "minutes": spent["minutes"] + minutes,
+            "processor_minutes": spent["processor_minutes"] + processor_minutes,
+            "finetune": model.file.provenance.get("finetune"),
+            "variant": variant.size,
+        }
+
+    def _take_up(self, cell: Cell, work: Path) -> None:
+        """Put a copy of what a cell has learnt into a folder, learnt once more if it was not kept."""
+        if not (learnt := self._learnt(cell)).exists():
+            self._compress(cell, work, {})
+            work.replace(learnt)
+        shutil.copytree(learnt, work)
+
+    def _learnt(self, cell: Cell) -> Path:
+        """Return the folder in which what a cell has learnt is kept until it is trained."""
+        return self.folder / f"learnt {quote(cell.key, safe=' ')}"
+
+    def _is_to_be_trained(self, cell: Cell) -> bool:
+        """Say whether a cell is one without training, and the one with it is still missing."""
+        trained = replace(cell, trained=True)
+        return trained.key not in {cell.key, *self.results} and any(
+            trained in cells for cells in self.comparison.parts().values()
+        )
+
+    def _compress(self, cell: Cell, checkpoint: Path, training: dict[str, Any]) -> Report:
+        """Make the file of a cell, for which a folder keeps what is learnt."""
+        subject, method, ingredient = self.subjects[cell.subject], method_of(cell), REDUCED.get(cell.method)
+        kind, _, value = cell.size.partition(":")
         if kind == "as":
-            kind, value = "bytes", str(self.results[self._needed(variant)[0].key]["bytes"])
-        module = subject.build()
-        method = METHODS.get(cell.method, METHODS[OURS])
+            kind, value = "bytes", str(self.results[self._needed(cell)[0].key]["bytes"])
         own = CODED if cell.method == MIXED else (codec_name(method.codec),)
         options: dict[str, Any] = {
             "preset": lambda: {"recipe": Recipe(preset=value)},
@@ -125,15 +176,12 @@ class Bench:
             "rate": lambda: {"recipe": Recipe(rules=(parse_rule(f"*=scalar:4;rate:{value}"),))},
             "rule": lambda: {"recipe": Recipe(rules=(parse_rule(f"*={value}"),))},
         }[kind]()
-        ingredient = REDUCED.get(cell.method)
         known = nullcontext() if ingredient is None else ingredient.known(cell.method)
-        out = self.folder / "cell.pqmodel"
-        start, start_cpu = perf_counter(), process_time()
         with console.progress() as progress, known:
-            report = compress(
-                module,
+            return compress(
+                subject.build(),
                 subject.calibration if ingredient is None or ingredient.calibrated else None,
-                out=out,
+                out=self.folder / "cell.pqmodel",
                 method=OURS if cell.method == MIXED else cell.method,
                 input_shape=(3, *subject.preprocessing.crop),
                 preprocessing=subject.preprocessing,
@@ -141,27 +189,11 @@ class Bench:
                 samples=self.settings.samples,
                 seed=self.settings.seed,
                 threads=self.settings.threads,
+                checkpoint=checkpoint,
                 progress=progress,
                 **options,
                 **training,
             )
-        minutes, processor_minutes = (perf_counter() - start) / 60, (process_time() - start_cpu) / 60
-        model = load(out, threads=self.settings.threads)
-        answers = subject.answers(model)
-        out.unlink()
-        # Presets of codebooks are compared with files made for a size.
-        by_preset = kind == "preset" and method.codec is ProductConfig
-        size = len(dumps(model.file, fixed_length=by_preset))
-        return {
-            **accuracy(answers.right),
-            "divergence": answers.divergence(self._dense(cell.subject)),
-            "bytes": size,
-            "ratio": report.dense_bytes / size,
-            "minutes": minutes,
-            "processor_minutes": processor_minutes,
-            "finetune": model.file.provenance.get("finetune"),
-            "variant": variant.size,
-        }
 
     def _other(self, cell: Cell) -> Result:
         """Evaluate the dense network, or quantize its weights uniformly."""
@@ -194,6 +226,11 @@ class Bench:
             subject = self.subjects[name]
             self.dense[name] = subject.answers(by_torch(subject.build()))
         return self.dense[name]
+
+
+def method_of(cell: Cell) -> Method:
+    """Return the published method that a cell is of, or ours."""
+    return METHODS.get(cell.method, METHODS[OURS])
 
 
 def accuracy(right: NDArray[np.bool_]) -> Result:

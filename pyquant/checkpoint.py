@@ -3,6 +3,7 @@
 The folder holds a lock, which dies with the process that has it, and records: safetensors files with JSON values and
 arrays, each with its own digest and written whole or not at all. The record `job` says what the job is: its network,
 calibration and settings. A job that differs in any of these is refused, so that nothing is taken for what it is not.
+Fine-tuning alone may differ: what was learnt before it serves any, and what each gave has records of its own.
 """
 
 from __future__ import annotations

@@ -79,7 +79,8 @@ def compress(
         finetune_minutes: or for how long; a timed warm-up turns it into a number of steps.
         device: where fine-tuning is done, `cpu` or `cuda`.
         checkpoint: a folder, made if it is not there, in which to save what is done: each layer once it is learnt, and
-            fine-tuning each minute. The same arguments then go on where a job was stopped, and give the same file.
+            fine-tuning each minute. The same arguments then go on where a job was stopped, and give the same file. With
+            other fine-tuning, or any where there was none, what was learnt before it is taken up.
         progress: called now and then with what is being done, how much of it is done, and of how much.
 
     Raises:

@@ -25,18 +25,16 @@ def identity(
     settings: Settings,
     asked: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return plain JSON values that are equal where, on one machine, the same file is asked for.
-
-    Threads are among them only where they matter: fine-tuning adds up in another order on others.
+    """Return plain JSON values that are equal where, on one machine, the same file is asked for, fine-tuning aside.
 
     Args:
         network: dense, as it was captured.
         norms: its batch norms by module path.
-        calibration: all inputs that are used, those of fine-tuning included; they are read to the end.
-        settings: with `threads` and `preprocessing` settled.
+        calibration: the inputs that codes and codebooks are learnt on; they are read to the end.
+        settings: with `preprocessing` settled.
         asked: the sizes asked for.
     """
-    preprocessing, tuned = settings.preprocessing, bool(settings.finetune_steps or settings.finetune_minutes)
+    preprocessing = settings.preprocessing
     classes = compact_json([[name.folder, name.name] for name in settings.classes])
     return {
         "pyquant": pyquant.__version__,
@@ -53,10 +51,24 @@ def identity(
         "input shape": list(settings.input_shape) if settings.input_shape else None,
         "preprocessing": preprocessing.to_json() if preprocessing else None,
         "classes": f"{len(settings.classes)}, digest {digest([classes.encode()])}",
-        "fine-tuning steps": settings.finetune_steps or None,
-        "fine-tuning minutes": settings.finetune_minutes or None,
-        "device": settings.device if tuned else None,
-        "threads": settings.threads if tuned else None,
+    }
+
+
+def finetuning_identity(calibration: Calibration | None, settings: Settings) -> dict[str, Any]:
+    """Return plain JSON values that are equal where the same fine-tuning of one network is asked for.
+
+    Threads are among them, since sums are added up in another order on others.
+
+    Args:
+        calibration: the inputs to train on; they are read to the end.
+        settings: with `threads` settled.
+    """
+    return {
+        "calibration": None if calibration is None else _contents(calibration),
+        "steps": settings.finetune_steps or None,
+        "minutes": settings.finetune_minutes or None,
+        "device": settings.device,
+        "threads": settings.threads,
     }
 
 

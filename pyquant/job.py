@@ -17,14 +17,15 @@ import pyquant
 from pyquant import _core, console
 from pyquant.capture import capture, capture_detector, is_detector
 from pyquant.capture.isolate import undisturbed
-from pyquant.checkpoint import NOWHERE, Checkpoint, Records
+from pyquant.checkpoint import NOWHERE, Checkpoint, Records, digest
 from pyquant.choose import Choice, dense_reasons
 from pyquant.console import Progress
+from pyquant.container import compact_json
 from pyquant.detector import DetectorPreprocessing, as_before, for_learning
 from pyquant.errors import ConfigError, InputError
 from pyquant.file import TARGET_BYTES, ModelFile, check_classes, read_model, write_model
 from pyquant.graph import Network
-from pyquant.identity import circumstances, identity
+from pyquant.identity import circumstances, finetuning_identity, identity
 from pyquant.layers import ACTIVATION_RANGES
 from pyquant.learn.calibration import Calibration, Source, from_arrays, from_pictures, is_path, is_rereadable
 from pyquant.learn.effort import Effort
@@ -153,6 +154,7 @@ class Job:
         )
         self._yardstick: Yardstick | None = None
         self._records: Records = NOWHERE
+        self._tuned_part = ""  # of the records: what fine-tuning gave, by what it was
 
     def __enter__(self) -> Job:
         return self
@@ -176,9 +178,11 @@ class Job:
         settled = replace(
             self._settings, threads=self._threads, input_shape=self._shape, preprocessing=self.preprocessing
         )
-        inputs = self._tuning_inputs or self.inputs
-        checkpoint.begin(identity(self.network, self._norms, inputs, settled, asked), circumstances())
+        checkpoint.begin(identity(self.network, self._norms, self.inputs, settled, asked), circumstances())
         self._records = self._planner.records = checkpoint
+        if self._effort:
+            tuning = compact_json(finetuning_identity(self._tuning_inputs, settled))
+            self._tuned_part = f"finetuning {digest([tuning.encode()])}"
 
     @property
     def bounds_operations(self) -> bool:
@@ -207,8 +211,11 @@ class Job:
         """
         choices = self._choices(target_bytes)
         records = self._records if target_bytes is None else self._records.part(str(target_bytes))
-        learnt, how_tuned = load_learnt(records, DONE) or self._learn(choices, records)
-        network = learnt.network.with_activation_ranges(self._ranges(learnt.network, records))
+        tuned = records.part(self._tuned_part) if self._effort else records
+        if self._method.training.each_layer is not None:
+            records = tuned  # codes depend on how the layers before them were trained
+        learnt, how_tuned = load_learnt(tuned, DONE) or self._learn(choices, records, tuned)
+        network = learnt.network.with_activation_ranges(self._ranges(learnt.network, tuned))
         model = self._model(network, choices, learnt.errors, target_bytes, how_tuned)
         with checked_before_use(out) as path:
             written = write_model(path, model)
@@ -227,8 +234,13 @@ class Job:
         with Workers(self._threads) as workers:
             return self._planner.choices(workers)
 
-    def _learn(self, choices: Mapping[str, Choice], records: Records) -> tuple[Learnt, Mapping[str, Any]]:
-        """Return the network with its weights coded, fine-tuned if that is asked for, and how it was fine-tuned."""
+    def _learn(
+        self, choices: Mapping[str, Choice], records: Records, tuned: Records
+    ) -> tuple[Learnt, Mapping[str, Any]]:
+        """Return the network with its weights coded, fine-tuned if that is asked for, and how it was fine-tuned.
+
+        What is learnt goes to `records`, what depends on fine-tuning the whole network to `tuned`.
+        """
         with Workers(self._threads) as workers:
             network, norms = self._method.prepare(
                 self._lesson,
@@ -280,9 +292,9 @@ class Job:
                 progress=self._progress,
                 recipe=self._method.training,
                 after=layers,
-                records=records,
+                records=tuned,
             )
-        save_learnt(records, DONE, learnt, how_tuned)
+        save_learnt(tuned, DONE, learnt, how_tuned)
         return learnt, how_tuned
 
     def _ranges(self, network: Network, records: Records) -> NDArray[np.float32] | None:
@@ -330,10 +342,15 @@ class Job:
         errors: Mapping[str, float],
         target_bytes: int | None,
     ) -> ModelFile:
-        """Return the file that `network` would give, with room for ranges and what fine-tuning says of itself."""
+        """Return the file that `network` would give, with room for ranges and what fine-tuning says of itself.
+
+        A file made for a size has that room in any case, so that the same codes can be fine-tuned later.
+        """
+        how_tuned: dict[str, Any] = {}
         if self.inputs is not None:
             network = network.with_activation_ranges(unmeasured_ranges(network.graph))
-        return self._model(network, choices, errors, target_bytes, FINETUNE_ENTRY if self._effort else {})
+            how_tuned = FINETUNE_ENTRY if self._effort or target_bytes is not None else {}
+        return self._model(network, choices, errors, target_bytes, how_tuned)
 
     def _model(
         self,

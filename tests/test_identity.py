@@ -17,7 +17,7 @@ from pyquant.capture import capture  # noqa: E402
 from pyquant.choose import Recipe, parse_rule  # noqa: E402
 from pyquant.classes import ClassName  # noqa: E402
 from pyquant.graph import Network  # noqa: E402
-from pyquant.identity import circumstances, identity  # noqa: E402
+from pyquant.identity import circumstances, finetuning_identity, identity  # noqa: E402
 from pyquant.learn.calibration import from_arrays, from_pictures  # noqa: E402
 from pyquant.learn.norms import Norm  # noqa: E402
 from pyquant.module_state import norms_of  # noqa: E402
@@ -47,7 +47,7 @@ def differing(a: dict[str, Any], b: dict[str, Any]) -> set[str]:
 def test_equal_jobs_are_equal() -> None:
     assert job() == job()
     assert job(threads=1) == job(threads=2)
-    assert job(finetune_minutes=0.0, device="cpu") == job(finetune_steps=0)
+    assert job(finetune_steps=5) == job(finetune_minutes=0.5, device="cuda") == job()
 
 
 @pytest.mark.parametrize(
@@ -64,16 +64,30 @@ def test_equal_jobs_are_equal() -> None:
         ({"classes": (ClassName(folder="a", name="b"),)}, {"classes"}),
         ({"preprocessing": Preprocessing(resize=32, crop=(32, 32))}, {"preprocessing"}),
         ({"input_shape": SHAPE}, {"input shape"}),
-        ({"finetune_steps": 5, "threads": 1}, {"fine-tuning steps", "threads", "device"}),
-        ({"finetune_minutes": 0.5, "threads": 1}, {"fine-tuning minutes", "threads", "device"}),
     ],
 )
 def test_what_changes_the_file_changes_its_entry(change: dict[str, Any], entries: set[str]) -> None:
     assert differing(job(), job(**change)) == entries
 
 
-def test_threads_count_where_fine_tuning_does() -> None:
-    assert differing(job(finetune_steps=5, threads=1), job(finetune_steps=5, threads=2)) == {"threads"}
+@pytest.mark.parametrize(
+    ("change", "entries"),
+    [
+        ({"finetune_steps": 5}, {"steps"}),
+        ({"finetune_minutes": 0.5}, {"minutes"}),
+        ({"threads": 2}, {"threads"}),
+        ({"device": "cuda"}, {"device"}),
+        ({"inputs": INPUTS[::-1].copy()}, {"calibration"}),
+        ({"seed": 1, "method": "abgd"}, set()),
+    ],
+)
+def test_what_changes_fine_tuning_changes_its_entry(change: dict[str, Any], entries: set[str]) -> None:
+    def tuning(*, inputs: np.ndarray = INPUTS, **settings: Any) -> dict[str, Any]:
+        calibration = from_arrays(inputs, samples=20, seed=0)
+        return finetuning_identity(calibration, Settings(**{"finetune_steps": 4, "threads": 1, **settings}))
+
+    steps = {"finetune_steps": None} if "finetune_minutes" in change else {}
+    assert differing(tuning(**steps), tuning(**steps, **change)) == entries
 
 
 def test_weights_and_batch_norms_are_told_apart_one_by_one() -> None:

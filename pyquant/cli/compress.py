@@ -84,7 +84,8 @@ from pyquant.cli.show import show_outcome
               help="The same, for N steps: equal steps and threads give the same file.")  # fmt: skip
 @click.option("--checkpoint", type=options.PATH, metavar="DIR",
               help="Save in this folder what is done, each layer and each minute of fine-tuning: the same command then "
-              "goes on where it was stopped, and gives the same file.")  # fmt: skip
+              "goes on where it was stopped, and gives the same file; with other fine-tuning, it takes up what was "
+              "learnt.")  # fmt: skip
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
               help="Where fine-tuning is done.")  # fmt: skip
 @options.as_json
