@@ -6,18 +6,19 @@ import numpy as np
 import pytest
 from layer_networks import model_file, weighted_layer
 
-from pyquant.codecs import ProductConfig
+from pyquant.codecs import CodecConfig, ProductConfig, ScalarConfig
 from pyquant.file import ModelFile
 from pyquant.runtime import Model
 
 SPATIAL = ProductConfig(block=(2, 3, 3), centroids=32)
 # So many sums of centroids that fp32 kernels cannot look them up: they are made from the codes.
 ADDITIVE = ProductConfig(block=(2, 3, 3), centroids=16, codebooks=3)
+GRIDS = ScalarConfig(bits=5)
 POINTWISE = ProductConfig(block=(4, 1, 1), centroids=32)
 PADDING = {"padding": (1, 1, 1, 1)}
 
 
-def two_layers(rng: np.random.Generator, codec: ProductConfig, outputs: tuple[int, int]) -> ModelFile:
+def two_layers(rng: np.random.Generator, codec: CodecConfig, outputs: tuple[int, int]) -> ModelFile:
     """Return a network of two 3x3 convolutions of 10 inputs."""
     first, tensors = weighted_layer(rng, (outputs[0], 10, 3, 3), codec, name="first", output="h", **PADDING)
     second, more = weighted_layer(rng, (outputs[1], outputs[0], 3, 3), codec, name="second", inputs=("h",), **PADDING)
@@ -34,13 +35,15 @@ def bytes_of(outputs: int, inputs: int, precision: str) -> int:
     [
         ("exact", "direct", ADDITIVE),
         ("exact", "winograd4", ADDITIVE),
+        ("exact", "direct", GRIDS),
+        ("exact", "winograd2", GRIDS),
         ("fast", "direct8", SPATIAL),
         ("fast", "direct8", ADDITIVE),
     ],
 )
 @pytest.mark.parametrize("threads", [1, 2])
 def test_outputs_do_not_depend_on_the_budget(
-    precision: str, kernel: str, codec: ProductConfig, threads: int, rng: np.random.Generator
+    precision: str, kernel: str, codec: CodecConfig, threads: int, rng: np.random.Generator
 ) -> None:
     file = two_layers(rng, codec, (26, 19))  # neither a multiple of the rows of a tile
     x = rng.standard_normal((2, 10, 9, 9), dtype=np.float32)

@@ -22,6 +22,8 @@ CONVOLUTIONS: list[tuple[tuple[int, int, int, int], dict[str, Any], tuple[int, i
     ((5, 3, 3, 3), {"padding": (1, 1, 1, 1)}, (9, 11)),
     ((17, 7, 1, 1), {}, (14, 3)),
     ((16, 12, 1, 1), {"stride": (2, 2)}, (15, 9)),
+    ((34, 20, 1, 1), {"groups": 2}, (9, 14)),
+    ((70, 36, 1, 1), {}, (7, 9)),
     ((8, 5, 3, 3), {"padding": (1, 1, 1, 1), "stride": (2, 2)}, (13, 17)),
     ((16, 4, 3, 3), {"groups": 4, "padding": (1, 1, 1, 1)}, (7, 7)),
     ((6, 1, 3, 3), {"groups": 6, "padding": (1, 1, 1, 1)}, (5, 21)),
@@ -109,6 +111,7 @@ def test_grids_that_signed_bytes_cannot_hold_are_rounded(rng: np.random.Generato
     file, x = one_layer((6, 40), 8, rng)
     wide = {**file.network.tensors, "layer.zero": np.zeros(6, np.uint8)}
     file = model_file(list(file.network.graph.nodes), wide, x.shape)
+    check(file, x, terms=40)
     fast = Model(file, precision="fast", kernel="direct8")(x)
     exact = Model(file)(x)
     assert isinstance(exact, np.ndarray)

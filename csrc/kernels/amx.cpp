@@ -115,6 +115,13 @@ void multiply_pieces(const uint32_t* weights, int64_t weights_pitch, int64_t wei
     load_weights(0);
     load_inputs(2);
     multiply();
+    if (weight_pieces == 1) {
+      load_inputs(1);
+      multiply();
+      load_inputs(0);
+      multiply();
+      continue;
+    }
     load_inputs(0);
     multiply();
     if (weight_pieces == kPieces) {
@@ -207,6 +214,17 @@ void decode_words(const uint16_t* codes, int64_t code_pitch, const uint32_t* cod
   }
 }
 
+void decode_pairs(const int8_t* bytes, uint32_t* out, int64_t pairs) noexcept {
+  for (int64_t k = 0; k < pairs; k += kSide) {
+    const auto here = static_cast<__mmask16>(pairs - k < kSide ? (1u << (pairs - k)) - 1 : 0xffffu);
+    const __m512i words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes + 2 * k)));
+    const __m512i first = _mm512_srai_epi32(_mm512_slli_epi32(words, 24), 24);
+    const __m512i second = _mm512_srai_epi32(_mm512_slli_epi32(words, 16), 24);
+    const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(_mm512_cvtepi32_ps(first)), 16);
+    _mm512_mask_storeu_epi32(out + k, here, _mm512_or_si512(low, _mm512_castps_si512(_mm512_cvtepi32_ps(second))));
+  }
+}
+
 }  // namespace
 
 bool runs_amx() {
@@ -226,6 +244,7 @@ KernelTable improve_with_amx(KernelTable table) {
   table.matrix = {.begin = &begin_tiles,
                   .end = &end_tiles,
                   .decode_words = &decode_words,
+                  .decode_pairs = &decode_pairs,
                   .tile = kTile,
                   .split = &split,
                   .multiply = &matrix_tile,

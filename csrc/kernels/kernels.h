@@ -77,6 +77,9 @@ struct Codebooks {
 using DecodeRowsFn = void (*)(const Codebooks& codebooks, const uint16_t* codes, int64_t codes_step, int64_t code_pitch,
                               float* out, int64_t out_pitch, int64_t rows, int64_t blocks) noexcept;
 
+// out[i] = unit * bytes[i], for i < count.
+using DecodeBytesFn = void (*)(const int8_t* bytes, float unit, float* out, int64_t count) noexcept;
+
 // out[r][c] = sum over k < depth of a[r][k] * x[c][k], for r < rows, c < columns.
 //   a    [rows, a_pitch]
 //   x    [columns, x_pitch]
@@ -156,8 +159,8 @@ constexpr int64_t kPieces = 3;
 
 // out[r][p] = sum over k < 2 * kMatrixWords * steps of weight[r][k] * input[k][p] for r < rows and p < pixels, of which
 // the products of pieces are added that together have the size of 2^-16 and more: w0 x0, w0 x1, w1 x0, w0 x2, w1 x1
-// and, where weights have three pieces, w2 x0. The next ones are smaller than what fp32 rounds off. Numbers below
-// 2^-126 count as zero; an infinite input, whose other pieces are none, makes a NaN.
+// and, where weights have three pieces, w2 x0; where they have one, only its own. The next ones are smaller than what
+// fp32 rounds off. Numbers below 2^-126 count as zero; an infinite input, whose other pieces are none, makes a NaN.
 //   weights  [weight_pieces, weights_piece] pairs, each [tile rows, weights_pitch]: all rows may be read
 //   inputs   [kPieces, inputs_piece] pairs, each [steps * kMatrixWords, inputs_pitch]: whole vectors are read
 //   out      [tile rows, out_pitch]   all of them may be written, whole vectors of each
@@ -165,6 +168,9 @@ using MatrixTileFn = void (*)(const uint32_t* weights, int64_t weights_pitch, in
                               int64_t weight_pieces, const uint32_t* inputs, int64_t inputs_pitch, int64_t inputs_piece,
                               int64_t steps, float* out, int64_t out_pitch, int64_t rows, int64_t pixels) noexcept;
 constexpr int64_t kMatrixWords = 16;  // rows of a panel, in values of four bytes, that a step multiplies
+
+// The two halves of out[k] are bytes[2 * k] and bytes[2 * k + 1] as bfloat16, which holds them exactly, for k < pairs.
+using DecodePairsFn = void (*)(const int8_t* bytes, uint32_t* out, int64_t pairs) noexcept;
 
 // out[r][j * dim + i] = codebook[codes[r][j] + i] for rows r < rows, blocks j < blocks and i < dim, of values of four
 // bytes, whatever they mean.
@@ -308,6 +314,7 @@ struct MatrixKernels {
   void (*begin)() noexcept;
   void (*end)() noexcept;
   DecodeWordsFn decode_words;
+  DecodePairsFn decode_pairs;
   Tile tile;
   SplitFn split;
   MatrixTileFn multiply;
@@ -330,6 +337,7 @@ struct KernelTable {
   PackRowsFn pack_rows;
   GemmTileFn gemm_tile;
   DecodeRowsFn decode_rows;
+  DecodeBytesFn decode_bytes;
   DotRowsFn dot_rows;
   WinogradKernels winograd2;  // m = 2
   WinogradKernels winograd4;  // m = 4

@@ -57,6 +57,10 @@ void decode_rows_reference(const Codebooks& codebooks, const uint16_t* codes, in
   }
 }
 
+void decode_bytes_reference(const int8_t* bytes, float unit, float* out, int64_t count) noexcept {
+  for (int64_t i = 0; i < count; ++i) out[i] = static_cast<float>(bytes[i]) * unit;
+}
+
 void dot_rows_reference(const float* a, int64_t a_pitch, const float* x, int64_t x_pitch, float* out, int64_t out_pitch,
                         int64_t rows, int64_t columns, int64_t depth) noexcept {
   for (int64_t r = 0; r < rows; ++r) {
@@ -180,6 +184,11 @@ void decode_words_reference(const uint16_t* codes, int64_t code_pitch, const uin
   }
 }
 
+void decode_pairs_reference(const int8_t* bytes, uint32_t* out, int64_t pairs) noexcept {
+  const auto half_of = [](int8_t byte) { return std::bit_cast<uint32_t>(static_cast<float>(byte)) >> 16; };
+  for (int64_t k = 0; k < pairs; ++k) out[k] = half_of(bytes[2 * k]) | half_of(bytes[2 * k + 1]) << 16;
+}
+
 void split_reference(const float* in, int64_t in_pitch, int64_t rows, int64_t pixels, uint32_t* out, int64_t out_pitch,
                      int64_t piece_pitch) noexcept {
   for (int64_t r = 0; r < rows; ++r) {
@@ -241,6 +250,7 @@ KernelTable reference_kernels() {
   table.pack_rows = &pack_rows_reference;
   table.gemm_tile = &gemm_tile_reference;
   table.decode_rows = &decode_rows_reference;
+  table.decode_bytes = &decode_bytes_reference;
   table.dot_rows = &dot_rows_reference;
   table.winograd2 = kWinogradReference<kWinograd2x2>;
   table.winograd4 = kWinogradReference<kWinograd4x4>;
@@ -251,6 +261,7 @@ KernelTable reference_kernels() {
   table.matrix.begin = &nothing;
   table.matrix.end = &nothing;
   table.matrix.decode_words = &decode_words_reference;
+  table.matrix.decode_pairs = &decode_pairs_reference;
   table.matrix.tile = table.tile;
   table.matrix.split = &split_reference;
   table.matrix.multiply = &matrix_tile_reference;

@@ -177,6 +177,11 @@ struct VectorKernels {
     decode(codebooks, codes, codes_step, code_pitch, out, out_pitch, rows, blocks);
   }
 
+  // Compilers make vectors of this, given that bytes are not the floats that are written.
+  static void decode_bytes(const int8_t* __restrict bytes, float unit, float* __restrict out, int64_t count) noexcept {
+    for (int64_t i = 0; i < count; ++i) out[i] = static_cast<float>(bytes[i]) * unit;
+  }
+
   // Several rows at a time share the loads of x, and their sums do not wait for each other.
   template <int64_t rows>
   static void dot(const float* a, int64_t a_pitch, const float* x, float* out, int64_t out_pitch,
@@ -385,6 +390,7 @@ struct VectorKernels {
     table.pack_rows = &pack_rows;
     table.gemm_tile = &VectorGemm<Floats>::tile;
     table.decode_rows = &decode_rows;
+    table.decode_bytes = &decode_bytes;
     table.dot_rows = &dot_rows;
     table.winograd2 = VectorWinograd<V, 2>::kernels();
     table.winograd4 = VectorWinograd<V, 4>::kernels();

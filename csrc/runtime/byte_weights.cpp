@@ -49,7 +49,7 @@ QuadSource quad_source(const Weight& weight, int64_t groups) {
   // A quad must not hold channels of two groups.
   if (groups > 1 && (weight.channels % kQuad != 0 || weight.outputs / groups % kQuad != 0)) return QuadSource::kNone;
   if (!sums_fit(weight)) return QuadSource::kNone;
-  if (weight.is_dense()) return QuadSource::kDense;
+  if (!weight.has_codes()) return QuadSource::kStored;
   const bool has_quads = weight.block.channels % kQuad == 0;
   if (has_quads && has_joint_codebook(weight)) return QuadSource::kCentroid;
   // One more centroid is all zero.
@@ -64,7 +64,7 @@ WeightOrder quad_order(const Weight& weight, QuadSource source) {
                     .kernel_columns = weight.kernel_columns,
                     .block = weight.block};
   order.block.channels = ceil_div(weight.block.channels, kQuad);
-  if (source == QuadSource::kDense) order.block = {.rows = weight.kernel_rows, .columns = weight.kernel_columns};
+  if (source == QuadSource::kStored) order.block = {.rows = weight.kernel_rows, .columns = weight.kernel_columns};
   return order;
 }
 
@@ -97,15 +97,17 @@ ByteCodebooks codebooks_in_parts(const Weight& weight, float largest_weight) {
 
 ByteRow write_byte_row(const Weight& weight, int64_t output, uint32_t* quads) {
   const int64_t taps = weight.kernel_rows * weight.kernel_columns;
-  const float* const row = weight.dense.data() + output * weight.depth();
-  // Multiples of a unit are bytes as they are.
-  const float unit = weight.units.empty() ? 0.0f : weight.units[output];
-  ByteRow result{.scale = unit > 0 ? unit : scale_for(largest(row, weight.depth()), kMostByte), .sum = 0};
-  std::vector<float> bytes(weight.depth());
-  for (size_t i = 0; i < bytes.size(); ++i) {
-    bytes[i] = std::nearbyint(row[i] / result.scale);
-    result.sum += static_cast<int64_t>(bytes[i]);
+  const int64_t begin = output * weight.depth(), end = begin + weight.depth();
+  ByteRow result{.scale = 1, .sum = 0};
+  std::vector<float> bytes;
+  if (weight.dense.empty()) {
+    result.scale = weight.units[output];
+    bytes.assign(weight.bytes.data() + begin, weight.bytes.data() + end);
+  } else {
+    result.scale = scale_for(largest(weight.dense.data() + begin, weight.depth()), kMostByte);
+    for (int64_t i = begin; i < end; ++i) bytes.push_back(std::nearbyint(weight.dense[i] / result.scale));
   }
+  for (const float byte : bytes) result.sum += static_cast<int64_t>(byte);
   for (int64_t channel = 0; channel < weight.channels; channel += kQuad) {
     for (int64_t tap = 0; tap < taps; ++tap) {
       *quads++ = quad_of(&bytes[channel * taps + tap], weight.channels - channel, taps);

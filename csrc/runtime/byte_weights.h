@@ -1,4 +1,4 @@
-// Weights as signed bytes: the codebooks of a coded layer share one scale, each row of a dense one has its own.
+// Weights as signed bytes: the codebooks of a layer share one scale; without codes, each row has its own.
 //
 // Quads of weights meet quads of inputs, four channels of a pixel. Blocks of 4, 8.. channels consist of quads; of
 // blocks of one or two channels, the same tap of four channels makes a quad.
@@ -14,7 +14,7 @@ namespace pyquant {
 // How quads are found.
 enum class QuadSource {
   kNone,      // not at all
-  kDense,     // they are stored, row by row
+  kStored,    // row by row: there are no codes
   kCentroid,  // they are parts of centroids
   kDecoded,   // each is put together of several centroids, or a sum of some
 };
@@ -48,7 +48,7 @@ ByteCodebooks joint_byte_codebook(const Weight& weight);
 // The codebooks [M, K, d] in parts, kPart for each step of the scale, so that weights are within -127..127 steps.
 ByteCodebooks codebooks_in_parts(const Weight& weight, float largest_weight);
 
-// The bytes of a row of a dense weight, as quads in quad_order(); exact where the row has a unit.
+// The bytes of a row of a weight without codes, as quads in quad_order(): rounded, unless the weight consists of bytes.
 struct ByteRow {
   float scale;
   int64_t sum;  // of all bytes

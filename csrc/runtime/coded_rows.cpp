@@ -20,7 +20,7 @@ int64_t joint_centroids(const Weight& weight) {
 }
 
 bool has_joint_codebook(const Weight& weight) {
-  if (weight.is_dense() || joint_centroids(weight) * weight.block.dim() > kMostFound) return false;
+  if (!weight.has_codes() || joint_centroids(weight) * weight.block.dim() > kMostFound) return false;
   return weight.codebooks == 1 || joint_centroids(weight) <= kMostJointCentroids;
 }
 

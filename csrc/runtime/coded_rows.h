@@ -7,8 +7,11 @@
 
 namespace pyquant {
 
-// To decode a weight by DecodeRowsFn, in vector multiply-adds; 0 of dense ones.
-inline double decode_cost(const Weight& weight) { return 0.5 * static_cast<double>(weight.codebooks); }
+// To decode a weight by Convolution::decode(), in vector multiply-adds; 0 of dense ones.
+inline double decode_cost(const Weight& weight) {
+  constexpr double kByteCost = 0.2;
+  return weight.bytes.empty() ? 0.5 * static_cast<double>(weight.codebooks) : kByteCost;
+}
 
 // How many centroids there are of a joint codebook, which has every combination of centroids of the weight's codebooks;
 // where they are too many, any number that is.

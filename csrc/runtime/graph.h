@@ -45,25 +45,24 @@ struct WeightOrder {
 struct Weight : WeightOrder {
   int64_t outputs = 0;
 
-  // Dense weights are their own single codebook, with no codes: dense [O, J * d].
+  // Weights without codes, of which one of both is there: dense [O, J * d], or bytes [O, J * d], from -127 to 127, of
+  // which those of output o are so many units[o].
   AlignedBuffer<float> dense;
-
-  // Of dense weights that were decoded from grids, [O]; else empty. The weights of output o are whole multiples of
-  // units[o], from -127 to 127 of it; it is 0 where they are not.
+  AlignedBuffer<int8_t> bytes;
   std::vector<float> units;
 
-  // Of dense weights: how many are not zero, and how many quads of channels, each at one place of the kernel.
+  // Of these: how many are not zero, and how many quads of channels, each at one place of the kernel.
   int64_t nonzero = 0;
   int64_t nonzero_quads = 0;
 
-  int64_t codebooks = 0;          // M; 0: dense
+  int64_t codebooks = 0;          // M; 0: there are no codes
   int64_t centroids = 0;          // K
   AlignedBuffer<uint16_t> codes;  // [M, O, J], each < K
   AlignedBuffer<float> codebook;  // [M, K, d]
 
-  bool is_dense() const { return codebooks == 0; }
+  bool has_codes() const { return codebooks > 0; }
 
-  // To be called when `dense` is complete.
+  // To be called when `dense` or `bytes` are complete.
   void count_zeros();
 };
 

@@ -28,22 +28,33 @@ std::vector<uint16_t> codes_of(const Grids& grids, int64_t count, const Weight& 
   return codes;
 }
 
+// The largest unit, in half steps, of which all of these half steps are multiples that a byte holds: 2, 1, or 0: none.
+int unit_of(std::span<const int16_t> halves) {
+  int most = 0;
+  bool all_even = true;
+  for (const int16_t half : halves) {
+    most = std::max(most, std::abs(static_cast<int>(half)));
+    all_even = all_even && half % 2 == 0;
+  }
+  const int unit = all_even ? 2 : 1;
+  return most <= unit * kMostByte ? unit : 0;
+}
+
 // Fill in a weight of which each number is so many half steps of its output: halves [O, D].
 void fill(const std::vector<int16_t>& halves, std::span<const float> step, Weight& weight) {
   const int64_t depth = weight.depth();
-  weight.dense = AlignedBuffer<float>(static_cast<int64_t>(halves.size()));
-  weight.units.assign(weight.outputs, 0.0f);
-  for (int64_t o = 0; o < weight.outputs; ++o) {
-    const float half = step[o] * 0.5f;
-    int most = 0;
-    bool all_even = true;
-    for (int64_t i = o * depth; i < (o + 1) * depth; ++i) {
-      weight.dense[i] = static_cast<float>(halves[i]) * half;
-      most = std::max(most, std::abs(static_cast<int>(halves[i])));
-      all_even = all_even && halves[i] % 2 == 0;
-    }
-    if (most <= (all_even ? 2 * kMostByte : kMostByte)) weight.units[o] = all_even ? step[o] : half;
+  const auto size = static_cast<int64_t>(halves.size());
+  std::vector<int> units(weight.outputs);
+  for (int64_t o = 0; o < weight.outputs; ++o) units[o] = unit_of(std::span(halves).subspan(o * depth, depth));
+  if (std::find(units.begin(), units.end(), 0) != units.end()) {
+    weight.dense = AlignedBuffer<float>(size);
+    for (int64_t i = 0; i < size; ++i) weight.dense[i] = static_cast<float>(halves[i]) * (step[i / depth] * 0.5f);
+    return;
   }
+  weight.bytes = AlignedBuffer<int8_t>(size);
+  weight.units.resize(weight.outputs);
+  for (int64_t i = 0; i < size; ++i) weight.bytes[i] = static_cast<int8_t>(halves[i] / units[i / depth]);
+  for (int64_t o = 0; o < weight.outputs; ++o) weight.units[o] = units[o] == 2 ? step[o] : step[o] * 0.5f;
 }
 
 int16_t halves_of(uint16_t code, uint8_t zero) { return static_cast<int16_t>(2 * code - zero); }

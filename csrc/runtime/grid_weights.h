@@ -1,4 +1,4 @@
-// Weights on uniform grids, one for each output: decoded into dense ones, which know what they are multiples of.
+// Weights on uniform grids, one for each output: unpacked into bytes, of which they are multiples.
 #pragma once
 
 #include <cstdint>
@@ -24,8 +24,8 @@ struct Mask {
   int64_t unit;
 };
 
-// Fill in `dense` and `units` of a weight whose other sizes are set; there is a code for each of its weights.
-// Throws Error where sizes do not fit.
+// Fill in the bytes and units of a weight whose other sizes are set, or where bytes do not hold it `dense`; there is a
+// code for each of its weights. Throws Error where sizes do not fit.
 void decode_grids(const Grids& grids, Weight& weight);
 
 // The same of a weight of which there are codes for those that the mask keeps, in the mask's order.

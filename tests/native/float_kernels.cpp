@@ -68,6 +68,20 @@ void test_decode_rows(const KernelTable& tested, const KernelTable& reference, R
   }
 }
 
+void test_decode_bytes(const KernelTable& tested, const KernelTable& reference, Random& random) {
+  for (const int64_t count : {1, 2, 7, 8, 15, 16, 17, 31, 33, 64, 65, 577}) {
+    begin_case({{"count", count}});
+    const Guarded<int8_t> bytes = random.array<int8_t>(count);
+    const Rows shape{1, count, count, count};
+    const auto decode = [&](const KernelTable& kernels) {
+      Guarded<float> out = output<float>(shape);
+      kernels.decode_bytes(bytes.data(), 0.37f, out.data(), count);
+      return out;
+    };
+    expect_rows(decode(tested), shape, dense(decode(reference), 1, count, count));
+  }
+}
+
 void test_dot_rows(const KernelTable& tested, const KernelTable& reference, Random& random) {
   for (const int64_t depth : {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 47, 577}) {
     for (const auto& [rows, columns] : {std::pair{1, 1}, {7, 3}, {8, 1}, {9, 2}, {17, 1}}) {
@@ -266,6 +280,7 @@ constexpr KernelTest kTests[] = {
     {"pack_rows", &test_pack_rows},
     {"gemm_tile", &test_gemm_tile},
     {"decode_rows", &test_decode_rows},
+    {"decode_bytes", &test_decode_bytes},
     {"dot_rows", &test_dot_rows},
     {"winograd2.input", &test_winograd2_input},
     {"winograd2.output", &test_winograd2_output},

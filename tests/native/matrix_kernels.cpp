@@ -60,7 +60,7 @@ void test_split(const KernelTable& tested, const KernelTable& reference, Random&
 void test_multiply(const KernelTable& tested, const KernelTable& reference, Random& random) {
   const MatrixKernels& unit = tested.matrix;
   const int64_t most_rows = unit.tile.rows, most_pixels = unit.tile.pixels;
-  for (const int64_t weight_pieces : {2, 3}) {
+  for (const int64_t weight_pieces : {1, 2, 3}) {
     for (const int64_t steps : {1, 2, 5}) {
       for (const int64_t rows : {int64_t{1}, most_rows / 2, most_rows / 2 + 1, most_rows}) {
         for (const int64_t pixels : kAwkward) {
@@ -163,6 +163,25 @@ void test_decode_words(const KernelTable& tested, const KernelTable& reference, 
   }
 }
 
+void test_decode_pairs(const KernelTable& tested, const KernelTable& reference, Random& random) {
+  for (const int64_t pairs : kAwkward) {
+    begin_case({{"pairs", pairs}});
+    const Guarded<int8_t> bytes = random.array<int8_t>(2 * pairs);
+    const Rows shape{1, pairs, pairs, pairs};
+    const auto decode = [&](const KernelTable& kernels) {
+      Guarded<uint32_t> out = output<uint32_t>(shape, kExact);
+      kernels.matrix.decode_pairs(bytes.data(), out.data(), pairs);
+      return out;
+    };
+    const Guarded<uint32_t> got = decode(tested);
+    expect_rows(got, shape, dense(decode(reference), 1, pairs, pairs));
+    for (int64_t i = 0; i < 2 * pairs; ++i) {
+      const float value = value_of(got[i / 2], i % 2);
+      if (value != static_cast<float>(bytes[i])) fail(0, i, to_text(bytes[i]), value, 0);
+    }
+  }
+}
+
 template <void (*test)(const KernelTable&, const KernelTable&, Random&)>
 void where_there_is_one(const KernelTable& tested, const KernelTable& reference, Random& random) {
   if (tested.matrix.exists()) test(tested, reference, random);
@@ -173,6 +192,7 @@ constexpr KernelTest kTests[] = {
     {"matrix.multiply", &where_there_is_one<&test_multiply>},
     {"matrix.multiply8", &where_there_is_one<&test_multiply8>},
     {"matrix.decode_words", &where_there_is_one<&test_decode_words>},
+    {"matrix.decode_pairs", &where_there_is_one<&test_decode_pairs>},
 };
 
 }  // namespace

@@ -26,7 +26,7 @@ ByteConvolution::ByteConvolution(const Convolution& convolution, const PlanConte
 
 AlignedBuffer<uint32_t> ByteConvolution::take_dense_rows() {
   const Weight& weight = *c.weight;
-  const int64_t depth = quad_order(weight, QuadSource::kDense).depth();
+  const int64_t depth = quad_order(weight, QuadSource::kStored).depth();
   AlignedBuffer<uint32_t> quads(weight.outputs * depth);
   for (int64_t o = 0; o < weight.outputs; ++o) {
     const ByteRow row = write_byte_row(weight, o, quads.data() + o * depth);

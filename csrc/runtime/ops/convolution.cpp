@@ -121,6 +121,13 @@ void Convolution::expect(int64_t output, int64_t rows, int64_t pixel, int64_t co
 }
 
 void Convolution::decode(int64_t first_output, int64_t rows, float* weights, int64_t pitch) const {
+  if (!weight->has_codes()) {
+    const int64_t depth = weight->depth();
+    for (int64_t o = first_output; o < first_output + rows; ++o, weights += pitch) {
+      kernels->decode_bytes(weight->bytes.data() + o * depth, weight->units[o], weights, depth);
+    }
+    return;
+  }
   const Codebooks codebooks{.values = weight->codebook.data(),
                             .codebooks = weight->codebooks,
                             .centroids = weight->centroids,

@@ -27,7 +27,7 @@ struct Convolution {
   // Ask for the memory that finish() will read and write: rows lie pages apart, so that processors do not foresee it.
   void expect(int64_t output, int64_t rows, int64_t pixel, int64_t count, const RunState& state) const;
 
-  // Write the weights of outputs [first_output, first_output + rows) of a coded layer as a matrix [rows, pitch].
+  // Write the weights of outputs [first_output, first_output + rows), which are not dense, as a matrix [rows, pitch].
   void decode(int64_t first_output, int64_t rows, float* weights, int64_t pitch) const;
 
   // All of them, [O, depth], where there is memory to keep them, or null.

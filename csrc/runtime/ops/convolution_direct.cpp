@@ -1,7 +1,7 @@
 // The direct path: panels of unfolded inputs are multiplied with weights, a few outputs at a time.
 //
-// Weights are read from the codebook by way of their codes while they are multiplied. Only what has too many additive
-// codebooks for that is decoded first, a few rows at a time, unless memory is granted to keep it.
+// Weights are read from the codebook by way of their codes while they are multiplied. Bytes, and what has too many
+// additive codebooks for that, are decoded first, a few rows at a time, unless memory is granted to keep them.
 #include <algorithm>
 
 #include "runtime/coded_rows.h"
@@ -28,7 +28,7 @@ class DirectStep : public Step {
       if (weight.codebooks > 1) codebook_ = joint_codebook(weight, weight.codebook);
       return;
     }
-    if (!weight.is_dense()) kept_ = c_.kept_rows(context);
+    if (weight.dense.empty()) kept_ = c_.kept_rows(context);
     weights_floats_ = round_up(t_.tile_rows * weight.depth() + kSlackBytes / 4, 16);
   }
 
@@ -83,7 +83,7 @@ class DirectStep : public Step {
               .blocks = blocks};
     }
     const float* rows = scratch;
-    const AlignedBuffer<float>* const whole = weight.is_dense() ? &weight.dense : kept_.get();
+    const AlignedBuffer<float>* const whole = weight.dense.empty() ? kept_.get() : &weight.dense;
     if (whole == nullptr) {
       c_.decode(output, count, scratch, depth);
     } else if (count == t_.tile_rows) {

@@ -29,7 +29,7 @@ class Direct8Step : public BytePanelStep {
         source_(quad_source(*convolution.weight, convolution.geometry.groups)),
         order_(quad_order(*convolution.weight, source_)) {
     const Weight& weight = *b_.c.weight;
-    if (source_ == QuadSource::kDense) {
+    if (source_ == QuadSource::kStored) {
       quads_ = b_.take_dense_rows();
       return;
     }
@@ -95,7 +95,7 @@ class Direct8Step : public BytePanelStep {
               .blocks = blocks};
     }
     const uint32_t* rows = decoded;
-    const AlignedBuffer<uint32_t>* const whole = source_ == QuadSource::kDense ? &quads_ : kept_.get();
+    const AlignedBuffer<uint32_t>* const whole = source_ == QuadSource::kStored ? &quads_ : kept_.get();
     if (whole == nullptr) {
       decode(output, count, decoded);
     } else if (count == t_.tile_rows) {

@@ -23,7 +23,7 @@ class DotStep : public Step {
       : Step(layer.node->name, layer.op, "dot"), c_(convolution), row_floats_(round_up(c_.weight->depth(), 16)) {}
 
   int64_t scratch_floats() const override {
-    return sums_floats() + (c_.weight->is_dense() ? 0 : kRows * row_floats_ + kSlackBytes / 4);
+    return sums_floats() + (c_.weight->dense.empty() ? kRows * row_floats_ + kSlackBytes / 4 : 0);
   }
 
   void run(const RunState& state) const override {
@@ -38,12 +38,12 @@ class DotStep : public Step {
   void run_rows(int64_t output, int64_t count, const RunState& state, float* scratch) const {
     const Weight& weight = *c_.weight;
     const int64_t images = c_.geometry.images;
-    const int64_t pitch = weight.is_dense() ? weight.depth() : row_floats_;
+    const int64_t pitch = weight.dense.empty() ? row_floats_ : weight.depth();
     const float* rows = scratch + sums_floats();
-    if (weight.is_dense()) {
-      rows = weight.dense.data() + output * pitch;
-    } else {
+    if (weight.dense.empty()) {
       c_.decode(output, count, scratch + sums_floats(), pitch);
+    } else {
+      rows = weight.dense.data() + output * pitch;
     }
     // Blocks of 1x1 kernels follow the channels: a tail block's padding lies behind the last of them.
     c_.kernels->dot_rows(rows, pitch, state.values[c_.input], weight.channels, scratch, images, count, images,

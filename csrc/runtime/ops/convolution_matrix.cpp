@@ -1,6 +1,7 @@
 // The matrix path: weights and inputs are split into short numbers, whose products are added up to what fp32 has.
 //
-// Weights are decoded a few outputs at a time, from codebooks that are split beforehand. Inputs are split tile by tile.
+// Weights are decoded a few outputs at a time: from codebooks that are split beforehand, or from bytes, which are short
+// numbers as they are. Inputs are split tile by tile.
 #include <algorithm>
 #include <limits>
 #include <utility>
@@ -16,12 +17,16 @@ namespace {
 constexpr double kDecodeCost = 1.0;
 constexpr double kSplitCost = 10.0;
 
-// Pairs of weights are neighbours in a centroid. Blocks of whole kernels gain nothing: nine times the inputs are split,
+// Of weights in one piece, relative to others.
+constexpr double kOnePieceCost = 0.6;
+
+// Pairs of weights are neighbours in a centroid or a row. Whole kernels gain nothing: nine times the inputs are split,
 // whose pieces leave no room in the second-level cache for more than a tile, so that weights are decoded for each.
 bool applies(const Convolution& c) {
-  const Block& block = c.weight->block;
-  return c.kernels->matrix.exists() && has_joint_codebook(*c.weight) && block.rows * block.columns == 1 &&
-         block.channels % 2 == 0;
+  const Weight& weight = *c.weight;
+  if (!c.kernels->matrix.exists() || weight.block.rows * weight.block.columns != 1) return false;
+  if (!weight.bytes.empty()) return weight.channels % 2 == 0;
+  return has_joint_codebook(weight) && weight.block.channels % 2 == 0;
 }
 
 Panels panels_of(const Convolution& c, int threads) {
@@ -34,6 +39,11 @@ class MatrixStep : public Step {
   MatrixStep(const Layer& layer, const Convolution& convolution, const PlanContext& context)
       : Step(layer.node->name, layer.op, "matrix"), c_(convolution), panels_(panels_of(convolution, context.threads)) {
     const Weight& weight = *c_.weight;
+    if (!weight.bytes.empty()) {
+      weight_pieces_ = 1;
+      for (int64_t o = 0; o < weight.outputs; ++o) c_.scale[o] *= weight.units[o];
+      return;
+    }
     blocks_ = weight.blocks_per_row();
     dim_ = weight.block.dim() / 2;
     split_codebook(joint_codebook(weight, weight.codebook));
@@ -122,14 +132,17 @@ class MatrixStep : public Step {
   }
 
   void decode(int64_t output, int64_t count, uint32_t* rows) const {
+    const Weight& weight = *c_.weight;
     const int64_t pitch = padded_pairs();
-    for (int64_t i = 0; i < weight_pieces_; ++i) {
-      unit_.decode_words(codes_.data() + output * blocks_, blocks_, codebook_.data() + i * codebook_piece_, dim_,
-                         rows + i * weights_piece(), pitch, count, blocks_);
-      for (int64_t r = 0; r < count; ++r) {
-        uint32_t* const row = rows + i * weights_piece() + r * pitch;
-        std::fill(row + pairs(), row + pitch, 0u);
+    for (int64_t i = 0; i < weight_pieces_; ++i, rows += weights_piece()) {
+      if (weight.has_codes()) {
+        unit_.decode_words(codes_.data() + output * blocks_, blocks_, codebook_.data() + i * codebook_piece_, dim_,
+                           rows, pitch, count, blocks_);
+      } else {
+        const int8_t* const bytes = weight.bytes.data() + output * weight.depth();
+        for (int64_t r = 0; r < count; ++r) unit_.decode_pairs(bytes + r * weight.depth(), rows + r * pitch, pairs());
       }
+      for (int64_t r = 0; r < count; ++r) std::fill(rows + r * pitch + pairs(), rows + (r + 1) * pitch, 0u);
     }
   }
 
@@ -137,9 +150,10 @@ class MatrixStep : public Step {
   Panels panels_;
   const Tiling& t_ = panels_.tiling;
   const MatrixKernels& unit_ = c_.kernels->matrix;
-  int64_t blocks_;
-  int64_t dim_;  // pairs of a block
   int64_t weight_pieces_ = kPieces;
+  // Of weights with codes:
+  int64_t blocks_ = 0;
+  int64_t dim_ = 0;  // pairs of a block
   int64_t codebook_piece_ = 0;
   AlignedBuffer<uint32_t> codebook_;
   AlignedBuffer<uint16_t> codes_;
@@ -150,7 +164,8 @@ double cost(const Convolution& c, int threads) {
   const Panels panels = panels_of(c, threads);
   const Tiling& t = panels.tiling;
   const auto depth = static_cast<double>(round_up(c.weight->depth(), 2 * kMatrixWords));
-  const double multiplied = c.kernels->matrix.tile.step_cost * t.vectors(false);
+  const double pieces = c.weight->has_codes() ? 1.0 : kOnePieceCost;
+  const double multiplied = pieces * c.kernels->matrix.tile.step_cost * t.vectors(false);
   const double decoded = kDecodeCost / 2 * static_cast<double>(t.num_blocks);
   const double split = kSplitCost * t.lane_vectors() * static_cast<double>(c.geometry.groups);
   const double of_image = depth * (static_cast<double>(c.weight->outputs) * (multiplied + decoded) + split);

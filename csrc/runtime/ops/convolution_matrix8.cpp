@@ -27,7 +27,7 @@ constexpr int64_t kFewOutputs = 192;
 
 bool by_columns(const Convolution& c, QuadSource source) {
   if (c.group_outputs() > kFewOutputs) return false;
-  return source == QuadSource::kDense || (source == QuadSource::kDecoded && QuadDecoder::come_apart(*c.weight));
+  return source == QuadSource::kStored || (source == QuadSource::kDecoded && QuadDecoder::come_apart(*c.weight));
 }
 
 Panels panels_of(const Convolution& c, int threads) {
@@ -47,7 +47,7 @@ class Matrix8Step : public BytePanelStep {
                  source_ == QuadSource::kDecoded ? std::optional(b_.take_decoder(lies_apart())) : std::nullopt),
         steps_(weights_.steps(panels_.row_pitch())) {
     const int64_t outputs = b_.c.weight->outputs;
-    if (source_ == QuadSource::kDense) {
+    if (source_ == QuadSource::kStored) {
       AlignedBuffer<uint32_t> rows(all_rows_size());
       weights_.arrange(b_.take_dense_rows(), outputs, rows.data());
       rows_ = std::make_shared<const AlignedBuffer<uint32_t>>(std::move(rows));

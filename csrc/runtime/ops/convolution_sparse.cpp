@@ -10,13 +10,21 @@
 namespace pyquant {
 namespace {
 
+SparseRows<float> rows_of(const Convolution& c) {
+  const int64_t outputs = c.weight->outputs, depth = c.weight->depth();
+  if (!c.weight->dense.empty()) return {c.weight->dense.data(), outputs, depth};
+  AlignedBuffer<float> decoded(outputs * depth);
+  c.decode(0, outputs, decoded.data(), depth);
+  return {decoded.data(), outputs, depth};
+}
+
 class SparseStep : public Step {
  public:
   SparseStep(const Layer& layer, const Convolution& convolution, const PlanContext& context)
       : Step(layer.node->name, layer.op, "sparse"),
         c_(convolution),
         tiling_(convolution, context.threads),
-        rows_(c_.weight->dense.data(), c_.weight->outputs, c_.weight->depth()) {}
+        rows_(rows_of(c_)) {}
 
   int64_t scratch_floats() const override {
     return SparseTiling::kSumsFloats + c_.patches.rows() * kSparsePixels + kSlackBytes / 4;
@@ -45,7 +53,7 @@ class SparseStep : public Step {
 
 double cost(const Convolution& c, int threads) {
   const Weight& weight = *c.weight;
-  if (!weight.is_dense() || !can_pay(weight.nonzero, weight.outputs * weight.depth())) {
+  if (weight.has_codes() || !can_pay(weight.nonzero, weight.outputs * weight.depth())) {
     return std::numeric_limits<double>::infinity();
   }
   return SparseTiling(c, threads).cost(weight.nonzero, weight.depth(), c.kernels->lanes, threads);

@@ -15,7 +15,7 @@ class Sparse8Step : public Step {
       : Step(layer.node->name, layer.op, "sparse8"),
         b_(convolution, context),
         tiling_(convolution, context.threads),
-        patches_(in_quads(convolution.geometry), quad_order(*convolution.weight, QuadSource::kDense),
+        patches_(in_quads(convolution.geometry), quad_order(*convolution.weight, QuadSource::kStored),
                  convolution.kernels),
         rows_(b_.take_dense_rows().data(), b_.c.weight->outputs, patches_.rows()) {}
 
@@ -54,10 +54,10 @@ class Sparse8Step : public Step {
 
 double cost(const Convolution& c, int threads) {
   const Weight& weight = *c.weight;
-  if (!weight.is_dense() || quad_source(weight, c.geometry.groups) == QuadSource::kNone) {
+  if (weight.has_codes() || quad_source(weight, c.geometry.groups) == QuadSource::kNone) {
     return std::numeric_limits<double>::infinity();
   }
-  const int64_t depth = quad_order(weight, QuadSource::kDense).depth();
+  const int64_t depth = quad_order(weight, QuadSource::kStored).depth();
   if (!can_pay(weight.nonzero_quads, weight.outputs * depth)) return std::numeric_limits<double>::infinity();
   return c.kernels->tile8.step_cost *
          SparseTiling(c, threads).cost(weight.nonzero_quads, depth, c.kernels->lanes, threads);

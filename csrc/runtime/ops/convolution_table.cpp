@@ -78,7 +78,7 @@ class TableStep : public Step {
 
 double cost(const Convolution& c, int threads) {
   const Weight& weight = *c.weight;
-  if (weight.is_dense()) return std::numeric_limits<double>::infinity();
+  if (!weight.has_codes()) return std::numeric_limits<double>::infinity();
   const TablePasses passes = passes_of(c);
   if (!passes.fit()) return std::numeric_limits<double>::infinity();
   const int64_t units = num_tiles(c) * c.geometry.groups;

@@ -31,7 +31,7 @@ constexpr int64_t kTableBytes = 48 * 1024;
 
 bool applies(const Convolution& c) {
   const Weight& weight = *c.weight;
-  if (weight.is_dense() || c.geometry.groups != 1 || !sums_fit(weight)) return false;
+  if (!weight.has_codes() || c.geometry.groups != 1 || !sums_fit(weight)) return false;
   const Block& block = weight.block;
   if (block.rows == 1 && block.columns == 1 && block.channels % kQuad == 0) return true;
   // Tail blocks are within the last quad of channels.
@@ -110,7 +110,7 @@ struct Shares {
 
 // The order of quads of channels in a panel.
 WeightOrder panel_order(const Weight& weight) {
-  return quad_order(weight, turns(weight) ? QuadSource::kDense : QuadSource::kCentroid);
+  return quad_order(weight, turns(weight) ? QuadSource::kStored : QuadSource::kCentroid);
 }
 
 class Table8Step : public Step {

@@ -87,7 +87,7 @@ class WinogradStep : public Step {
         rows_(rows_apart(channels_, t_.pitch)),
         reads_codebook_(reads_codebook(*c_.weight)) {
     if (!reads_codebook_) {
-      if (!c_.weight->is_dense()) kept_ = c_.kept_rows(context);
+      if (c_.weight->dense.empty()) kept_ = c_.kept_rows(context);
       return;
     }
     at_ = joint_codes(*c_.weight, c_.geometry.groups, t_.tile_rows, c_.weight->block.channels);
@@ -140,7 +140,7 @@ class WinogradStep : public Step {
     return reads_codebook_ ? 0 : round_up(matrices_.frequencies() * t_.tile_rows * channels_, 16);
   }
   int64_t row_floats() const {
-    return reads_codebook_ || c_.weight->is_dense() ? 0 : c_.weight->depth() + kSlackBytes / 4;
+    return reads_codebook_ || !c_.weight->dense.empty() ? 0 : c_.weight->depth() + kSlackBytes / 4;
   }
 
   // The weights of a row tile, as gemm_tile takes those of a frequency.
@@ -164,7 +164,7 @@ class WinogradStep : public Step {
               .blocks = blocks};
     }
     const int64_t matrix = t_.tile_rows * channels_;
-    const AlignedBuffer<float>* const whole = weight.is_dense() ? &weight.dense : kept_.get();
+    const AlignedBuffer<float>* const whole = weight.dense.empty() ? kept_.get() : &weight.dense;
     float* const decoded = scratch + weights_floats();
     for (int64_t r = 0; r < count; ++r) {
       const int64_t output = group * t_.outputs + row + r;
