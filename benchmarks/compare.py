@@ -125,6 +125,7 @@ class Bench:
         minutes, processor_minutes = (perf_counter() - start) / 60, (process_time() - start_cpu) / 60
         model = load(report.file, threads=self.settings.threads)
         answers = subject.answers(model)
+        fast = subject.answers(load(report.file, threads=self.settings.threads, precision="fast"))
         Path(report.file).unlink()
         shutil.rmtree(self._learnt(variant), ignore_errors=True)
         if self._is_to_be_trained(cell):
@@ -136,6 +137,7 @@ class Bench:
         return {
             **accuracy(answers.right),
             "divergence": answers.divergence(self._dense(cell.subject)),
+            "fast": {**accuracy(fast.right), "agreement": fast.agreement(answers)},
             "bytes": size,
             "ratio": report.dense_bytes / size,
             "minutes": spent["minutes"] + minutes,

@@ -58,6 +58,10 @@ class Answers:
         """Which pictures get their largest score for their own class."""
         return np.asarray(self.scores.argmax(axis=1) == self.labels)
 
+    def agreement(self, other: Answers) -> float:
+        """Return for how many pictures both have the same best class, in per cent."""
+        return 100.0 * float((self.scores.argmax(axis=1) == other.scores.argmax(axis=1)).mean())
+
     def divergence(self, dense: Answers) -> float:
         """Return the Kullback-Leibler divergence from the dense network's shares of classes, the mean in nats."""
         log_p, log_q = (torch.from_numpy(one.scores).double().log_softmax(1) for one in (dense, self))

@@ -136,12 +136,23 @@ def _grid_table(comparison: Comparison, results: Results) -> list[str]:
 
 
 def _codec_table(comparison: Comparison, results: Results) -> list[str]:
+    return [
+        "Top-1 in %, the divergence from the dense network's shares of classes in nats, and bytes.",
+        "",
+        *_by_codec(comparison, results, _with_divergence),
+        "",
+        "In 8-bit integers: points above fp32, and for how many pictures both have the same best class.",
+        "",
+        *_by_codec(comparison, results, _in_integers),
+    ]
+
+
+def _by_codec(comparison: Comparison, results: Results, text: Callable[[Result | None], str]) -> list[str]:
     names = list(CODEC_METHODS)
-    lines = ["Top-1 in %, the divergence from the dense network's shares of classes in nats, and bytes.", ""]
-    lines += [f"| times smaller | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+    lines = [f"| times smaller | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
     for name, cells in comparison.codec_rows():
         found = [results.get(cell.key) for cell in cells.values()]
-        lines.append(f"| {name} | {' | '.join(map(_with_divergence, found))} |")
+        lines.append(f"| {name} | {' | '.join(map(text, found))} |")
     return lines
 
 
@@ -200,6 +211,12 @@ def _with_bytes(result: Result | None) -> str:
 
 def _with_divergence(result: Result | None) -> str:
     return "" if result is None else f"{result['top1']:.2f}, {result['divergence']:.4f} ({result['bytes']:,})"
+
+
+def _in_integers(result: Result | None) -> str:
+    if result is None or "fast" not in result:
+        return ""
+    return f"{_signed(*difference(result['fast'], result))}, {result['fast']['agreement']:.1f} %"
 
 
 def _signed(value: float, error: float) -> str:

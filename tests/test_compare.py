@@ -7,6 +7,7 @@ import sys
 from math import sqrt
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -55,6 +56,7 @@ def test_every_kind_of_cell_runs_and_runs_once(tmp_path: Path, monkeypatch: pyte
         assert 0 <= cell["top1"] <= 100
         assert cell["settings"]["samples"] == 32
         assert key.endswith("trained") == bool(cell.get("finetune"))
+        assert "fast" not in cell or 50 < cell["fast"]["agreement"] <= 100
     dense, int8, int4 = (kept[f"digits / {name}"] for name in ("dense", "int8", "int4"))
     assert dense["top1"] - int8["top1"] <= 5
     assert dense["bytes"] > int8["bytes"] > int4["bytes"]
@@ -66,6 +68,10 @@ def test_every_kind_of_cell_runs_and_runs_once(tmp_path: Path, monkeypatch: pyte
     for name in ("k-means annealed", "error feedback", "int8 codebooks"):
         assert text.count(f"| {name} |") == 1
     assert (tmp_path / "curve.svg").read_text().count("<polyline") == 1 + len(COMPARED)
+    missing = {cell.key for cells in SMOKE.parts().values() for cell in cells} - kept.keys()
+    learnt = {unquote(path.name.removeprefix("learnt ")) for path in tmp_path.glob("learnt *")}
+    assert not (tmp_path / "job").exists()
+    assert learnt == {key for key in kept if f"{key} / trained" in missing}
 
     monkeypatch.setattr(script.Bench, "_other", lambda *_: pytest.fail("a cell was run again"))
     monkeypatch.setattr(script.Bench, "_compressed", lambda *_: pytest.fail("a cell was run again"))
