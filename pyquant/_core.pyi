@@ -11,6 +11,28 @@ def peak_gmacs(isa: str) -> float: ...
 def peak8_gmacs(isa: str) -> float: ...
 def encode_codes(packed: NDArray[np.uint8], bits: int, models: int, count: int) -> NDArray[np.uint8]: ...
 def decode_codes(coded: NDArray[np.uint8], bits: int, models: int, count: int) -> NDArray[np.uint8]: ...
+def sweep_panel(
+    slope: NDArray[np.float32],
+    gram: NDArray[np.float32],
+    codes: NDArray[np.float32],
+    step: NDArray[np.float32],
+    zero: NDArray[np.float32],
+    importance: NDArray[np.float32],
+    levels: int,
+    prices: NDArray[np.float32] | None,
+    kept: NDArray[np.bool_] | None,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
+def feedback_panel(
+    target: NDArray[np.float32],
+    missed: NDArray[np.float32],
+    lower: NDArray[np.float32],
+    step: NDArray[np.float32],
+    zero: NDArray[np.float32],
+    importance: NDArray[np.float32],
+    levels: int,
+    prices: NDArray[np.float32] | None,
+    kept: NDArray[np.bool_] | None,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
 def resize_picture(
     pixels: NDArray[np.uint8],
     levels: NDArray[np.float32],

@@ -8,6 +8,7 @@
 #include "bindings/codec.h"
 #include "bindings/convert.h"
 #include "bindings/kernels.h"
+#include "bindings/learning.h"
 #include "bindings/pictures.h"
 #include "runtime/model.h"
 #include "runtime/ops/ops.h"
@@ -74,6 +75,7 @@ PYBIND11_MODULE(_core, m) {
   register_kernels(m);
   register_byte_kernels(m);
   register_codec(m);
+  register_learning(m);
   register_pictures(m);
 
   py::class_<Plan, std::shared_ptr<Plan>>(m, "Plan", "Everything decided before the first run, for given input shapes.")

@@ -24,10 +24,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyquant import _core
 from pyquant.codecs import ScalarConfig
 from pyquant.codecs.scalar import SIGNED_BYTES, grid_levels, rounded_steps
 from pyquant.learn.descent import FEEDBACK_DAMPING, Problem, panels
@@ -62,10 +64,16 @@ class Grids:
         """Return the weights `[G, R, D]` that codes stand for."""
         return self.step[..., None] * self.units(codes)
 
-    def value(self, code: Tensor, j: int) -> Tensor:
-        """Return weight j `[G, R]` of each output, given its code."""
-        value = self.step * (code - self.zero / 2)
-        return value if self.kept is None else value * self.kept[..., j]
+    def choosing(self, importance: Tensor, prices: Tensor | None, panel: slice) -> tuple[Any, ...]:
+        """Return how the core is to choose codes of the inputs in a panel, given `[G, R]` importances and prices."""
+        return (
+            self.step.numpy(),
+            self.zero.numpy(),
+            importance.numpy(),
+            self.levels,
+            None if prices is None else prices.numpy(),
+            None if self.kept is None else self.kept[:, :, panel].numpy(),
+        )
 
     def nearest(self, weight: Tensor) -> Tensor:
         """Return the codes of the levels that are nearest to weights `[G, R, D]`."""
@@ -176,21 +184,16 @@ def feedback(ordered: Ordered, grids: Grids, prices: Tensor | None, workers: Wor
     def run(piece: tuple[slice, slice]) -> None:
         part, own, upper = problem.part(*piece), grids.part(*piece), ordered.upper[piece[0]]
         missed = torch.zeros_like(part.target)  # U's rows times the errors of all weights chosen so far
-        chosen = torch.empty_like(part.target)
         for panel in reversed(panels(part.target.shape[2])):
-            error = torch.zeros_like(part.target[:, :, panel])
-            for j in reversed(range(panel.start, panel.stop)):
-                diagonal = upper[:, j, j, None]
-                wanted = part.target[:, :, j] + missed[:, :, j] / diagonal
-                code = _best(wanted, diagonal.square() * part.importance, own, prices)
-                chosen[:, :, j] = code
-                miss = part.target[:, :, j] - own.value(code, j)
-                error[:, :, j - panel.start] = miss
-                before = slice(panel.start, j)
-                missed[:, :, before] += miss[..., None] * upper[:, None, before, j]
+            chosen, error = _core.feedback_panel(
+                part.target[:, :, panel].numpy(),
+                missed[:, :, panel].numpy(),
+                upper[:, panel, panel].transpose(1, 2).numpy(),
+                *own.choosing(part.importance, prices, panel),
+            )
+            codes[piece][:, :, panel] = torch.from_numpy(chosen)
             before = slice(0, panel.start)
-            missed[:, :, before] += torch.bmm(error, upper[:, before, panel].transpose(1, 2))
-        codes[piece] = chosen
+            missed[:, :, before] += torch.bmm(torch.from_numpy(error), upper[:, before, panel].transpose(1, 2))
 
     workers.map(run, problem.chunks())
     return codes
@@ -205,18 +208,15 @@ def sweep(ordered: Ordered, grids: Grids, codes: Tensor, prices: Tensor | None, 
         part, own, chosen = problem.part(*piece), grids.part(*piece), result[piece]
         slope = torch.bmm(part.target - own.values(chosen), part.gram)  # half the fall of the error with Ŵ
         for panel in panels(part.target.shape[2]):
-            change = torch.zeros_like(slope[:, :, panel])
-            for j in range(panel.start, panel.stop):
-                bend = part.gram[:, j, j, None]
-                old = own.value(chosen[:, :, j], j)
-                code = _best(old + slope[:, :, j] / bend, bend * part.importance, own, prices)
-                step = own.value(code, j) - old
-                chosen[:, :, j] = code
-                rest = slice(j, panel.stop)
-                slope[:, :, rest] -= step[..., None] * part.gram[:, None, j, rest]
-                change[:, :, j - panel.start] = step
+            best, change = _core.sweep_panel(
+                slope[:, :, panel].numpy(),
+                part.gram[:, panel, panel].numpy(),
+                chosen[:, :, panel].numpy(),
+                *own.choosing(part.importance, prices, panel),
+            )
+            chosen[:, :, panel] = torch.from_numpy(best)
             after = slice(panel.stop, part.target.shape[2])
-            slope[:, :, after] -= torch.bmm(change, part.gram[:, panel, after])
+            slope[:, :, after] -= torch.bmm(torch.from_numpy(change), part.gram[:, panel, after])
 
     workers.map(run, problem.chunks())
     return result
@@ -262,12 +262,6 @@ def mean_length(codes: Tensor, levels: int) -> float:
     """Return the bits of a code, on average, under their own static model."""
     counts = torch.bincount(codes.reshape(-1).long(), minlength=levels).double()
     return float((counts * code_lengths(codes, levels)).sum() / counts.sum())
-
-
-def _best(wanted: Tensor, curvature: Tensor, grids: Grids, prices: Tensor | None) -> Tensor:
-    """Return the codes `[G, R]` of the least error and price; `wanted` has the least, which `curvature` bends."""
-    at = wanted / grids.step + grids.zero / 2
-    return cheapest(at, curvature * grids.step.square(), grids.zero / 2, grids.levels, prices)
 
 
 def cheapest(at: Tensor, bend: Tensor, zero: Tensor, levels: int, prices: Tensor | None) -> Tensor:

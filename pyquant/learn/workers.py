@@ -2,7 +2,7 @@
 
 Every task is one fixed piece of the work, computed by a single thread from beginning to end, and results come back in
 the order of the tasks. So a sum over them is the same sum whatever the number of threads. The tasks spend their time in
-PyTorch and faiss, which release the interpreter's lock.
+PyTorch, faiss and our core, which release the interpreter's lock.
 """
 
 from __future__ import annotations
