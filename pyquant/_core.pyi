@@ -33,6 +33,22 @@ def feedback_panel(
     prices: NDArray[np.float32] | None,
     kept: NDArray[np.bool_] | None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
+def sweep_blocks(
+    slope: NDArray[np.float32],
+    gram: NDArray[np.float32],
+    codes: NDArray[np.int64],
+    codebooks: NDArray[np.float32],
+    beams: int,
+    prices: NDArray[np.float32] | None,
+    markups: NDArray[np.float32] | None,
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]: ...
+def feedback_blocks(
+    target: NDArray[np.float32],
+    missed: NDArray[np.float32],
+    lower: NDArray[np.float32],
+    codebooks: NDArray[np.float32],
+    beams: int,
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]: ...
 def resize_picture(
     pixels: NDArray[np.uint8],
     levels: NDArray[np.float32],

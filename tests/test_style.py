@@ -20,8 +20,9 @@ MAY_INCLUDE = {  # layers of csrc, each with those that it may use besides itsel
     "base": set(),
     "codec": {"base"},
     "kernels": {"base"},
+    "learn": {"base", "kernels"},
     "runtime": {"base", "codec", "kernels"},
-    "bindings": {"base", "codec", "kernels", "runtime"},
+    "bindings": {"base", "codec", "kernels", "learn", "runtime"},
 }
 
 LEVELS = (  # of pyquant, lowest first: a module may import from levels below its own, and from its own

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "bindings/convert.h"
+#include "learn/codebook_descent.h"
 #include "learn/grid_descent.h"
 
 namespace pyquant {
@@ -46,8 +47,35 @@ OutputGrids checked_grids(const Array<float>& panel, const Array<float>& step, c
           .kept = kept ? kept->data() : nullptr};
 }
 
-Array<float> copy_of(const Array<float>& array) {
-  return Array<float>(std::vector<py::ssize_t>(array.shape(), array.shape() + array.ndim()), array.data());
+// Blocks of a panel [G, R, P].
+BlockPanel checked_blocks(const Array<float>& panel, const Array<float>& codebooks, int64_t beams,
+                          const Optional& prices = {}, const Optional& markups = {}) {
+  if (panel.ndim() != 3 || codebooks.ndim() != 3) throw Error("expected panels [G, R, P] and codebooks [M, K, d]");
+  const Codebooks centroids{.values = codebooks.data(),
+                            .codebooks = codebooks.shape(0),
+                            .centroids = codebooks.shape(1),
+                            .dim = codebooks.shape(2)};
+  if (codebooks.size() == 0 || panel.shape(2) % centroids.dim != 0) throw Error("codebooks do not fit the panel");
+  if (beams < 1) throw Error("a search keeps at least one sum");
+  if (prices.has_value() != markups.has_value()) throw Error("prices have markups");
+  if (prices) expect_shape("prices", *prices, {centroids.codebooks, centroids.centroids});
+  if (markups) expect_shape("markups", *markups, {panel.shape(0), panel.shape(1)});
+  return {.groups = panel.shape(0),
+          .outputs = panel.shape(1),
+          .blocks = panel.shape(2) / centroids.dim,
+          .centroids = centroids,
+          .beams = beams,
+          .prices = prices ? prices->data() : nullptr,
+          .markups = markups ? markups->data() : nullptr};
+}
+
+std::vector<int64_t> codes_shape(const BlockPanel& panel) {
+  return {panel.centroids.codebooks, panel.groups, panel.outputs, panel.blocks};
+}
+
+template <typename T>
+Array<T> copy_of(const Array<T>& array) {
+  return Array<T>(std::vector<py::ssize_t>(array.shape(), array.shape() + array.ndim()), array.data());
 }
 
 Array<float> empty_like(const Array<float>& array) {
@@ -98,6 +126,49 @@ void register_learning(py::module_& m) {
       },
       "target"_a, "missed"_a, "lower"_a, "step"_a, "zero"_a, "importance"_a, "levels"_a, "prices"_a, "kept"_a,
       "Codes [G, R, P] that make up for each other, and what they miss: see csrc/learn/grid_descent.h.");
+
+  m.def(
+      "sweep_blocks",
+      [](const Array<float>& slope, const Array<float>& gram, const Array<int64_t>& codes,
+         const Array<float>& codebooks, int64_t beams, const Optional& prices, const Optional& markups) {
+        const BlockPanel panel = checked_blocks(slope, codebooks, beams, prices, markups);
+        expect_shape("gram", gram, {panel.groups, panel.inputs(), panel.inputs()});
+        expect_shape("codes", codes, codes_shape(panel));
+        for (const int64_t code : as_span(codes)) {
+          if (code < 0 || code >= panel.centroids.centroids) throw Error("a code is no centroid's");
+        }
+        Array<float> slopes = copy_of(slope), change = empty_like(slope);
+        Array<int64_t> result = copy_of(codes);
+        float *const at_slopes = slopes.mutable_data(), *const at_change = change.mutable_data();
+        int64_t* const at_result = result.mutable_data();
+        {
+          const py::gil_scoped_release no_gil;
+          sweep_blocks(panel, gram.data(), at_slopes, at_result, at_change);
+        }
+        return py::make_tuple(result, change);
+      },
+      "slope"_a, "gram"_a, "codes"_a, "codebooks"_a, "beams"_a, "prices"_a, "markups"_a,
+      "Codes [M, G, R, J], each block's better in turn, and how weights changed: see csrc/learn/codebook_descent.h.");
+
+  m.def(
+      "feedback_blocks",
+      [](const Array<float>& target, const Array<float>& missed, const Array<float>& lower,
+         const Array<float>& codebooks, int64_t beams) {
+        const BlockPanel panel = checked_blocks(target, codebooks, beams);
+        expect_shape("missed", missed, {panel.groups, panel.outputs, panel.inputs()});
+        expect_shape("lower", lower, {panel.groups, panel.inputs(), panel.inputs()});
+        Array<float> kept_up = copy_of(missed), error = empty_like(target);
+        Array<int64_t> codes(codes_shape(panel));
+        float *const at_missed = kept_up.mutable_data(), *const at_error = error.mutable_data();
+        int64_t* const at_codes = codes.mutable_data();
+        {
+          const py::gil_scoped_release no_gil;
+          feedback_blocks(panel, lower.data(), target.data(), at_missed, at_codes, at_error);
+        }
+        return py::make_tuple(codes, error);
+      },
+      "target"_a, "missed"_a, "lower"_a, "codebooks"_a, "beams"_a,
+      "Codes [M, G, R, J] that make up for each other, and what they miss: see csrc/learn/codebook_descent.h.");
 }
 
 }  // namespace pyquant

@@ -26,11 +26,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from pyquant import _core
 from pyquant.learn.workers import Workers
 
+Array = NDArray[np.float32]
 Result = TypeVar("Result")
 
 CHUNK_ROWS = 128  # outputs that a worker takes at a time; fixed, so that results are the same for any number of threads
@@ -114,18 +118,16 @@ def feedback(problem: Problem, codebooks: Tensor, workers: Workers) -> Solution:
         target, upper = problem.target[piece], factors[piece[0]]
         missed = torch.zeros_like(target)  # U's rows times the errors of all blocks chosen so far
         for panel in reversed(panels(dim, d)):
-            error = torch.zeros_like(target[:, :, panel])
-            for start in reversed(range(panel.start, panel.stop, d)):
-                here, local = slice(start, start + d), slice(start - panel.start, start - panel.start + d)
-                own = upper[:, here, here]
-                wanted = torch.bmm(torch.bmm(target[:, :, here], own.transpose(1, 2)) + missed[:, :, here], own)
-                best = _best_codes(wanted, torch.bmm(own.transpose(1, 2), own), codebooks)
-                codes[:, piece[0], piece[1], start // d] = best
-                error[:, :, local] = target[:, :, here] - _sums(best, codebooks)
-                before = slice(panel.start, start)
-                missed[:, :, before] += torch.bmm(error[:, :, local], upper[:, before, here].transpose(1, 2))
+            best, error = _core.feedback_blocks(
+                target[:, :, panel].numpy(),
+                missed[:, :, panel].numpy(),
+                upper[:, panel, panel].transpose(1, 2).numpy(),
+                codebooks.numpy(),
+                BEAM,
+            )
+            codes[:, piece[0], piece[1], panel.start // d : panel.stop // d] = torch.from_numpy(best)
             before = slice(0, panel.start)
-            missed[:, :, before] += torch.bmm(error, upper[:, before, panel].transpose(1, 2))
+            missed[:, :, before] += torch.bmm(torch.from_numpy(error), upper[:, before, panel].transpose(1, 2))
 
     workers.map(run, problem.chunks())
     return Solution(codes=codes, codebooks=codebooks)
@@ -138,21 +140,23 @@ def sweep(problem: Problem, solution: Solution, workers: Workers, prices: Tensor
 
     def improve(part: Problem, codes: Tensor) -> Tensor:
         codes = codes.clone()
-        costs = None if prices is None else _costs(prices, part.importance)
+        pricing: tuple[Array | None, Array | None] = None, None
+        if prices is not None:
+            pricing = prices.numpy(), part.importance.clamp_min(LEAST_IMPORTANCE).reciprocal().numpy()
         slope = torch.bmm(part.target - decode(codes, codebooks), part.gram)  # half the fall of the error with Ŵ
         for panel in panels(dim, d):
-            change = torch.zeros_like(slope[:, :, panel])
-            for start in range(panel.start, panel.stop, d):
-                here, rest = slice(start, start + d), slice(start, panel.stop)
-                own, j = part.gram[:, here, here], start // d
-                old = _sums(codes[..., j], codebooks)
-                wanted = slope[:, :, here] + torch.bmm(old, own)
-                codes[..., j] = _best_codes(wanted, own, codebooks, codes[..., j], costs)
-                step = _sums(codes[..., j], codebooks) - old
-                slope[:, :, rest] -= torch.bmm(step, part.gram[:, here, rest])
-                change[:, :, start - panel.start : start - panel.start + d] = step
+            blocks = slice(panel.start // d, panel.stop // d)
+            best, change = _core.sweep_blocks(
+                slope[:, :, panel].numpy(),
+                part.gram[:, panel, panel].numpy(),
+                codes[..., blocks].numpy(),
+                codebooks.numpy(),
+                BEAM,
+                *pricing,
+            )
+            codes[..., blocks] = torch.from_numpy(best)
             after = slice(panel.stop, dim)
-            slope[:, :, after] -= torch.bmm(change, part.gram[:, panel, after])
+            slope[:, :, after] -= torch.bmm(torch.from_numpy(change), part.gram[:, panel, after])
         return codes
 
     parts = _each_chunk(problem, solution.codes, improve, workers)
@@ -205,56 +209,6 @@ def refit(problem: Problem, solution: Solution, workers: Workers) -> Solution:
         fall, before = float((residual * step).sum()), fall
         direction = step + fall / before * direction
     return replace(solution, codebooks=codebooks.float())
-
-
-def _costs(prices: Tensor, importance: Tensor) -> Tensor:
-    """Return prices `[M, G, R, K]` in the units of each output's own error."""
-    return prices[:, None, None] / importance[..., None].clamp_min(LEAST_IMPORTANCE)
-
-
-def _best_codes(
-    wanted: Tensor, curvature: Tensor, codebooks: Tensor, present: Tensor | None = None, costs: Tensor | None = None
-) -> Tensor:
-    """Return the codes `[M, G, R]` whose centroids' sum c makes `cᵀ H c - 2 cᵀ w` least, or that and their costs.
-
-    Of several codebooks one is looked at after another, and only the BEAM best sums so far are kept (beam search, as in
-    Babenko and Lempitsky, "Additive Quantization", CVPR 2014). Where `present` codes are better they stay, and each
-    code is then made the best one for all others.
-
-    Args:
-        wanted: w, `[G, R, d]`.
-        curvature: H, `[G, d, d]`.
-        present: `[M, G, R]`.
-        costs: `[M, G, R, K]`.
-    """
-    products = codebooks @ curvature[:, None]  # [G, M, K, d]
-    own = (products * codebooks).sum(3).transpose(0, 1)[:, :, None]  # [M, G, 1, K]
-    if costs is not None:
-        own = own + costs
-    scores = own[0] - 2 * wanted @ codebooks[0].T  # [G, R, K]
-    if len(codebooks) == 1:
-        return scores.argmin(2)[None]
-    totals, chosen = scores.topk(min(BEAM, scores.shape[2]), dim=2, largest=False)  # [G, R, B]
-    found = [chosen]
-    for m in range(1, len(codebooks)):
-        sums = _sums(torch.stack(found), codebooks[:m])  # [G, R, B, d]
-        cross = sums @ products[:, None, m].transpose(2, 3)  # [G, R, B, K]
-        scores = totals[..., None] + (own[m] - 2 * wanted @ codebooks[m].T)[:, :, None] + 2 * cross
-        totals, best = scores.flatten(2).topk(BEAM if m + 1 < len(codebooks) else 1, dim=2, largest=False)
-        behind = best // scores.shape[3]
-        found = [codes.gather(2, behind) for codes in found] + [best % scores.shape[3]]
-    codes = torch.stack([part[..., 0] for part in found])
-    if present is None:
-        return codes
-    sums = _sums(present, codebooks)
-    before = ((sums @ curvature - 2 * wanted) * sums).sum(2)
-    if costs is not None:
-        before = before + costs.gather(3, present[..., None])[..., 0].sum(0)
-    codes = torch.where(totals[..., 0] < before, codes, present)
-    for m, codebook in enumerate(codebooks):
-        others = _sums(codes, codebooks) - codebook[codes[m]]
-        codes[m] = (own[m] - 2 * (wanted - others @ curvature) @ codebook.T).argmin(2)
-    return codes
 
 
 def _sums(codes: Tensor, codebooks: Tensor) -> Tensor:
