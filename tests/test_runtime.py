@@ -10,7 +10,7 @@ from layer_networks import model_file, weighted_layer
 
 from pyquant import _core, reference
 from pyquant.classes import ClassName
-from pyquant.codecs import ProductConfig
+from pyquant.codecs import DenseConfig, ProductConfig
 from pyquant.errors import ConfigError, InputError
 from pyquant.file import ModelFile
 from pyquant.graph import Graph, GraphInput, Network, Node
@@ -174,6 +174,17 @@ def test_model_works_in_a_forked_child(classifier: ModelFile, rng: np.random.Gen
     finally:
         stop.set()
         busy.join()
+
+
+def test_denormal_numbers_count_as_zero(rng: np.random.Generator) -> None:
+    node, tensors = weighted_layer(rng, (40, 30, 3, 3), DenseConfig(), padding=(1, 1, 1, 1))
+    tensors["layer.bias"][:] = 0
+    file = model_file([node], tensors, (1, 30, 7, 7))
+    x = np.full((1, 30, 7, 7), 1e-38, np.float32)
+    for isa in _core.available_isas():
+        for threads in (1, 3):
+            assert not np.asarray(Model(file, isa=isa, threads=threads)(x)).any()
+    assert (x * np.float32(0.5)).all()  # elsewhere they do not
 
 
 def test_predict(classifier: ModelFile, rng: np.random.Generator) -> None:

@@ -11,6 +11,8 @@
 #include <immintrin.h>
 #endif
 
+#include "base/denormals.h"
+
 namespace pyquant {
 namespace {
 
@@ -76,6 +78,7 @@ struct ThreadPool::Workers {
   }
 
   void work(int worker) {
+    const DenormalsAreZero denormals_are_zero;
     uint32_t seen = 0;
     for (;;) {
       seen = wait_for_change(epoch, seen);

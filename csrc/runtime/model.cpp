@@ -5,6 +5,8 @@
 #include <mutex>
 #include <utility>
 
+#include "base/denormals.h"
+
 namespace pyquant {
 namespace {
 
@@ -100,6 +102,7 @@ void Model::give_back(const Plan& plan, std::unique_ptr<Session> session) {
 void Model::run(const Plan& plan, std::span<const float* const> inputs, std::span<float* const> outputs,
                 std::span<double> step_ms) {
   using Clock = std::chrono::steady_clock;
+  const DenormalsAreZero denormals_are_zero;
   std::unique_ptr<Session> session = take_session(plan);
   RunState& state = session->state;
   for (size_t i = 0; i < inputs.size(); ++i) {
