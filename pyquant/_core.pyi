@@ -11,7 +11,7 @@ def peak_gmacs(isa: str) -> float: ...
 def peak8_gmacs(isa: str) -> float: ...
 def encode_codes(packed: NDArray[np.uint8], bits: int, models: int, count: int) -> NDArray[np.uint8]: ...
 def decode_codes(coded: NDArray[np.uint8], bits: int, models: int, count: int) -> NDArray[np.uint8]: ...
-def sweep_panel(
+def sweep_grids(
     slope: NDArray[np.float32],
     gram: NDArray[np.float32],
     codes: NDArray[np.float32],
@@ -22,7 +22,7 @@ def sweep_panel(
     prices: NDArray[np.float32] | None,
     kept: NDArray[np.bool_] | None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
-def feedback_panel(
+def feedback_grids(
     target: NDArray[np.float32],
     missed: NDArray[np.float32],
     lower: NDArray[np.float32],

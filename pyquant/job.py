@@ -344,12 +344,14 @@ class Job:
     ) -> ModelFile:
         """Return the file that `network` would give, with room for ranges and what fine-tuning says of itself.
 
-        A file made for a size has that room in any case, so that the same codes can be fine-tuned later.
+        Where a checkpoint keeps what is learnt, a file made for a size has the room in any case, so that the same codes
+        can be fine-tuned later.
         """
+        may_be_tuned = self._effort or (target_bytes is not None and self._records is not NOWHERE)
         how_tuned: dict[str, Any] = {}
         if self.inputs is not None:
             network = network.with_activation_ranges(unmeasured_ranges(network.graph))
-            how_tuned = FINETUNE_ENTRY if self._effort or target_bytes is not None else {}
+            how_tuned = FINETUNE_ENTRY if may_be_tuned else {}
         return self._model(network, choices, errors, target_bytes, how_tuned)
 
     def _model(

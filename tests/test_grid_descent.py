@@ -76,7 +76,7 @@ def test_a_sweep_makes_each_code_the_best(case: Case, shape: tuple[int, int, int
         gram[:, -1] = gram[:, :, -1] = 0  # an input that is always zero
     before = rng.integers(case.levels, size=shape).astype(np.float32)
     slope = ((target - case.values(before)) @ gram).astype(np.float32)
-    codes, change = _core.sweep_panel(slope, gram, before, *case.arguments)
+    codes, change = _core.sweep_grids(slope, gram, before, *case.arguments)
     np.testing.assert_allclose(change, case.values(codes) - case.values(before), atol=1e-6)
     now = before.astype(np.float64)
     for j in range(shape[2]):
@@ -98,7 +98,7 @@ def test_feedback_makes_up_for_what_was_chosen_before(
     upper = np.linalg.cholesky(gram_of(shape, rng) + 0.1 * np.eye(shape[2])).swapaxes(1, 2).astype(np.float32)
     target = rng.standard_normal(shape).astype(np.float32)
     earlier = rng.standard_normal(shape).astype(np.float32)  # what inputs behind the panel have missed
-    codes, error = _core.feedback_panel(target, earlier, upper.swapaxes(1, 2), *case.arguments)
+    codes, error = _core.feedback_grids(target, earlier, upper.swapaxes(1, 2), *case.arguments)
     np.testing.assert_allclose(error, target - case.values(codes), atol=1e-5)
     miss = target - case.values(codes)
     for j in range(shape[2]):
@@ -131,7 +131,7 @@ def test_what_does_not_fit_is_refused(change: dict[str, Any], message: str) -> N
         "kept": None,
     }
     with pytest.raises(InputError, match=message):
-        _core.sweep_panel(**arguments | change)
+        _core.sweep_grids(**arguments | change)
 
 
 def test_numbers_that_are_none_give_codes_all_the_same() -> None:
@@ -139,5 +139,5 @@ def test_numbers_that_are_none_give_codes_all_the_same() -> None:
     prices = np.zeros(4, np.float32)
     for number in (np.nan, np.inf, -np.inf):
         slope = np.full((1, 1, 1), number, np.float32)
-        codes, _ = _core.sweep_panel(slope, one[None], 0 * one[None], one, one, one, 4, prices, None)
+        codes, _ = _core.sweep_grids(slope, one[None], 0 * one[None], one, one, one, 4, prices, None)
         assert codes.item() in range(4)

@@ -40,11 +40,13 @@ class Stopped(Exception):
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The files of jobs without interruption or checkpoint."""
-    path = tmp_path_factory.mktemp("expected") / "x.pqmodel"
+    """The files of jobs without interruption, and where no size is asked for without a checkpoint."""
+    folder = tmp_path_factory.mktemp("expected")
+    path = folder / "x.pqmodel"
     files = {}
     for kind, arguments in KINDS.items():
-        compress(tiny_networks.residual(), INPUTS, out=path, **arguments)
+        checkpoint = folder / kind if kind == "sized" else None
+        compress(tiny_networks.residual(), INPUTS, out=path, checkpoint=checkpoint, **arguments)
         files[kind] = path.read_bytes()
     return files
 
@@ -130,7 +132,8 @@ def test_several_sizes_are_parts_of_one_job(
     make()
     assert first.read_bytes() == expected["sized"]
     monkeypatch.undo()
-    compress(tiny_networks.residual(), INPUTS, out=tmp_path / "whole.pqmodel", target_bytes=sizes[1])
+    whole: dict[str, Any] = {"out": tmp_path / "whole.pqmodel", "checkpoint": tmp_path / "whole"}
+    compress(tiny_networks.residual(), INPUTS, target_bytes=sizes[1], **whole)
     assert second.read_bytes() == (tmp_path / "whole.pqmodel").read_bytes()
 
 
@@ -150,10 +153,9 @@ def test_other_fine_tuning_takes_up_what_was_learnt(
     files.append(run(tmp_path, **arguments, **more))
     monkeypatch.undo()
     assert len(set(files)) == 3
-    for training, file in zip((untuned, few, more), files, strict=True):
-        out = tmp_path / "whole.pqmodel"
-        compress(tiny_networks.residual(), INPUTS, out=out, **arguments, **training)
-        assert out.read_bytes() == file
+    for number, (training, file) in enumerate(zip((untuned, few, more), files, strict=True)):
+        (tmp_path / str(number)).mkdir()
+        assert run(tmp_path / str(number), **arguments, **training) == file
         assert run(tmp_path, **arguments, **training) == file
 
 

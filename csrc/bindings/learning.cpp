@@ -86,7 +86,7 @@ Array<float> empty_like(const Array<float>& array) {
 
 void register_learning(py::module_& m) {
   m.def(
-      "sweep_panel",
+      "sweep_grids",
       [](const Array<float>& slope, const Array<float>& gram, const Array<float>& codes, const Array<float>& step,
          const Array<float>& zero, const Array<float>& importance, int64_t levels, const Optional& prices,
          const std::optional<Array<bool>>& kept) {
@@ -99,7 +99,7 @@ void register_learning(py::module_& m) {
         float* const at_change = change.mutable_data();
         {
           const py::gil_scoped_release no_gil;
-          sweep_panel(grids, inputs, gram.data(), at_slopes, at_result, at_change);
+          sweep_grids(grids, inputs, gram.data(), at_slopes, at_result, at_change);
         }
         return py::make_tuple(result, change);
       },
@@ -107,7 +107,7 @@ void register_learning(py::module_& m) {
       "Codes [G, R, P], each the best one in turn, and how weights changed: see csrc/learn/grid_descent.h.");
 
   m.def(
-      "feedback_panel",
+      "feedback_grids",
       [](const Array<float>& target, const Array<float>& missed, const Array<float>& lower, const Array<float>& step,
          const Array<float>& zero, const Array<float>& importance, int64_t levels, const Optional& prices,
          const std::optional<Array<bool>>& kept) {
@@ -120,7 +120,7 @@ void register_learning(py::module_& m) {
         float* const at_error = error.mutable_data();
         {
           const py::gil_scoped_release no_gil;
-          feedback_panel(grids, inputs, lower.data(), target.data(), at_missed, at_codes, at_error);
+          feedback_grids(grids, inputs, lower.data(), target.data(), at_missed, at_codes, at_error);
         }
         return py::make_tuple(codes, error);
       },

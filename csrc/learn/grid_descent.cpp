@@ -66,7 +66,7 @@ void for_outputs(const OutputGrids& grids, int64_t inputs, const Body& body) {
 
 }  // namespace
 
-void sweep_panel(const OutputGrids& grids, int64_t inputs, const float* gram, float* slope, float* codes,
+void sweep_grids(const OutputGrids& grids, int64_t inputs, const float* gram, float* slope, float* codes,
                  float* change) {
   std::fill_n(change, grids.groups * grids.outputs * inputs, 0.0f);
   for_outputs(grids, inputs, [&](const Grid& grid, int64_t group, int64_t offset) {
@@ -86,7 +86,7 @@ void sweep_panel(const OutputGrids& grids, int64_t inputs, const float* gram, fl
   });
 }
 
-void feedback_panel(const OutputGrids& grids, int64_t inputs, const float* lower, const float* target, float* missed,
+void feedback_grids(const OutputGrids& grids, int64_t inputs, const float* lower, const float* target, float* missed,
                     float* codes, float* error) {
   for_outputs(grids, inputs, [&](const Grid& grid, int64_t group, int64_t offset) {
     for (int64_t j = inputs; j-- > 0;) {

@@ -24,7 +24,7 @@ struct OutputGrids {
 //   slope   [G, R, P]   half of how fast the error falls as a weight grows; kept up for the inputs of the panel
 //   codes   [G, R, P]   whole numbers below L
 //   change  [G, R, P]   is set to how much larger each weight has become
-void sweep_panel(const OutputGrids& grids, int64_t inputs, const float* gram, float* slope, float* codes,
+void sweep_grids(const OutputGrids& grids, int64_t inputs, const float* gram, float* slope, float* codes,
                  float* change);
 
 // From the last input to the first, choose each output's code so that it makes up for those chosen before.
@@ -32,7 +32,7 @@ void sweep_panel(const OutputGrids& grids, int64_t inputs, const float* gram, fl
 //   target  [G, R, P]   what weights should be
 //   missed  [G, R, P]   U's rows times the errors of all weights chosen so far; kept up for the inputs of the panel
 //   codes, error  [G, R, P]   are set; an error is a target less the weight that was chosen
-void feedback_panel(const OutputGrids& grids, int64_t inputs, const float* lower, const float* target, float* missed,
+void feedback_grids(const OutputGrids& grids, int64_t inputs, const float* lower, const float* target, float* missed,
                     float* codes, float* error);
 
 }  // namespace pyquant

@@ -185,7 +185,7 @@ def feedback(ordered: Ordered, grids: Grids, prices: Tensor | None, workers: Wor
         part, own, upper = problem.part(*piece), grids.part(*piece), ordered.upper[piece[0]]
         missed = torch.zeros_like(part.target)  # U's rows times the errors of all weights chosen so far
         for panel in reversed(panels(part.target.shape[2])):
-            chosen, error = _core.feedback_panel(
+            chosen, error = _core.feedback_grids(
                 part.target[:, :, panel].numpy(),
                 missed[:, :, panel].numpy(),
                 upper[:, panel, panel].transpose(1, 2).numpy(),
@@ -208,7 +208,7 @@ def sweep(ordered: Ordered, grids: Grids, codes: Tensor, prices: Tensor | None, 
         part, own, chosen = problem.part(*piece), grids.part(*piece), result[piece]
         slope = torch.bmm(part.target - own.values(chosen), part.gram)  # half the fall of the error with Ŵ
         for panel in panels(part.target.shape[2]):
-            best, change = _core.sweep_panel(
+            best, change = _core.sweep_grids(
                 slope[:, :, panel].numpy(),
                 part.gram[:, panel, panel].numpy(),
                 chosen[:, :, panel].numpy(),
