@@ -7,6 +7,7 @@
 
 #include "base/aligned_buffer.h"
 #include "kernels/select.h"
+#include "learn/add.h"
 
 namespace pyquant {
 namespace {
@@ -15,10 +16,6 @@ constexpr float kInfinite = std::numeric_limits<float>::infinity();
 
 // Outputs that are looked at together: what is known of their sums stays in the second-level cache.
 constexpr int64_t kOutputs = 16;
-
-void add(float factor, const float* __restrict values, int64_t count, float* __restrict sums) {
-  for (int64_t i = 0; i < count; ++i) sums[i] += factor * values[i];
-}
 
 float dot(const float* a, const float* b, int64_t count) {
   float sum = 0;

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <limits>
 
+#include "learn/add.h"
+
 namespace pyquant {
 namespace {
 
@@ -51,10 +53,6 @@ struct Grid {
   const float* prices;
   const bool* kept;
 };
-
-void add(float factor, const float* __restrict values, int64_t count, float* __restrict sums) {
-  for (int64_t i = 0; i < count; ++i) sums[i] += factor * values[i];
-}
 
 // Call body(grid, group, offset) for each output, whose values of a panel begin at the offset.
 template <typename Body>
