@@ -22,7 +22,7 @@ from pyquant.choose import Choice, dense_reasons
 from pyquant.console import Progress
 from pyquant.container import compact_json
 from pyquant.detector import DetectorPreprocessing, as_before, for_learning
-from pyquant.errors import ConfigError, InputError
+from pyquant.errors import CaptureError, ConfigError, InputError
 from pyquant.file import TARGET_BYTES, ModelFile, check_classes, read_model, write_model
 from pyquant.graph import Network
 from pyquant.identity import circumstances, finetuning_identity, identity
@@ -105,6 +105,8 @@ class Job:
         if self._is_detector:
             if settings.preprocessing is not None:
                 raise ConfigError("a detector has a preprocessing of its own, which is kept; leave out any other")
+            if settings.input_shape is not None:
+                raise ConfigError("a detector has sizes of its own, which are kept; leave out the input shape")
             self.network, self.preprocessing = capture_detector(module)
         elif isinstance(self.preprocessing, DetectorPreprocessing):
             raise ConfigError("preprocessing is a detector's, but the network is none; give a Preprocessing")
@@ -121,6 +123,11 @@ class Job:
         self._shape = self._input_shape()
         if not self._is_detector:
             self.network = capture(module, self._shape)
+            if (batch := self.network.graph.inputs[0].shape[0]) is not None:
+                raise CaptureError(
+                    f"the network takes batches of {batch} alone, and is learnt on several inputs at once: its "
+                    "forward() treats some numbers of inputs as a special case, which has to go"
+                )
         # What codebooks are learnt on: the network itself, or a detector that finds less.
         self._lesson = for_learning(self.network) if self._is_detector else self.network
         if self.inputs is not None:

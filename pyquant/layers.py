@@ -16,7 +16,7 @@ from pyquant.errors import FormatError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attribute:
-    """One attribute of an operation: `length` values of `kind`, numbers at least `minimum`.
+    """One attribute of an operation: `length` values of `kind`, numbers at least `minimum` and less than `below`.
 
     A `length` of 0 is one value by itself, None a list of any length.
     """
@@ -24,6 +24,7 @@ class Attribute:
     kind: type = int
     length: int | None = 0
     minimum: int = 0
+    below: int = 2**31
     choices: tuple[str, ...] = ()
     default: Any = None
 
@@ -41,8 +42,9 @@ class Attribute:
         # bool is a subclass of int: an int attribute must not silently take true for 1.
         if not isinstance(value, self.kind) or (self.kind is not bool and isinstance(value, bool)):
             raise ValueError(f"expected {self.kind.__name__}, got {value!r}")
-        if isinstance(value, (int, float)) and self.kind is not bool and not self.minimum <= value < 2**31:
-            raise ValueError(f"expected a number of at least {self.minimum} and below 2**31, got {value}")
+        if isinstance(value, (int, float)) and self.kind is not bool and not self.minimum <= value < self.below:
+            below = "2**31" if self.below == 2**31 else self.below
+            raise ValueError(f"expected a number of at least {self.minimum} and below {below}, got {value}")
         if self.choices and value not in self.choices:
             raise ValueError(f"expected one of {', '.join(self.choices)}, got {value!r}")
         return value
@@ -176,8 +178,8 @@ OPS: dict[str, OpSpec] = {
     "roi_align": OpSpec(  # images, rows, features of each level [N, C, h, w]
         inputs=None,
         attributes={
-            "output_size": Attribute(length=2, minimum=1),
-            "samples": Attribute(minimum=1),  # along each axis of an output pixel
+            "output_size": Attribute(length=2, minimum=1, below=2**12),
+            "samples": Attribute(minimum=1, below=2**8),  # along each axis of an output pixel
             "canonical_side": Attribute(minimum=1, default=224),  # a box of so many pixels ..
             "canonical_level": Attribute(default=4),  # .. is taken from the level that was halved so many times
         },

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyquant.errors import ConfigError, InputError, MissingDependencyError
+from pyquant.storage import reason
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -87,8 +88,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
                 f"{path.name}: damaged, or holds objects other than weights, which could run code and are not loaded; "
                 f"save the network's state_dict() alone, best as .safetensors"
             ) from error
-        except (RuntimeError, EOFError, ValueError, KeyError) as error:
-            raise InputError(f"{path.name}: not a file of PyTorch weights, or damaged: {error}") from error
+        except OSError as error:
+            raise InputError(f"{path.name}: cannot be read: {reason(error)}") from error
+        except Exception as error:  # a damaged pickle can end in almost any exception
+            raise InputError(
+                f"{path.name}: not a file of PyTorch weights, or damaged ({type(error).__name__}: {error})"
+            ) from error
     for key in ("model", "state_dict"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]

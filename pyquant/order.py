@@ -166,10 +166,16 @@ class _Search:
         """Try sizes; the smallest file so far that holds is at its place as soon as it is known to."""
         search = DropSearch(max_drop=self._max_drop, predicted=self._predicted_errors())
         while (size := search.next_size()) is not None:
-            size = self._feasible(size)
-            if any(size == tried.target_bytes for tried in self._trials):
+            feasible = self._feasible(size) or min(known for known in search.predicted if known >= size)
+            if any(feasible == tried.target_bytes for tried in self._trials):
                 break  # between the sizes that are left there is no file
-            search.add(Trial(target_bytes=size, drop=self._try(size)))
+            try:
+                search.add(Trial(target_bytes=feasible, drop=self._try(feasible)))
+            except ConfigError as error:
+                if self._best is None:
+                    raise
+                console.warn(f"the search ends with the smallest file so far: {error}")
+                break
         if self._best is None:
             nearest = min(self._trials, key=lambda tried: tried.accuracy.drop)
             raise ConfigError(
@@ -189,18 +195,18 @@ class _Search:
         sizes = np.geomspace(*self._job.possible_sizes(), PLANNED_SIZES)
         errors = {}
         for size in [self._feasible(int(size)) for size in sizes.round()]:
-            with suppress(ConfigError):  # a wide gap between sizes that are possible
+            if size is not None:
                 errors[size] = self._job.plan(size).output_error
         return errors
 
-    def _feasible(self, size: int) -> int:
-        """Return the size, or one a little larger that a choice of codecs has."""
+    def _feasible(self, size: int) -> int | None:
+        """Return the size, or one a little larger that a choice of codecs has; None: there is a wide gap."""
         for _ in range(NUDGES):
             with suppress(ConfigError):
                 self._job.plan(size)
-                break
+                return size
             size = int(size * NUDGE) + 1
-        return size
+        return None
 
     def _try(self, size: int) -> float:
         """Make a file, which takes its place if it holds; return its drop in points."""

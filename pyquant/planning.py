@@ -196,7 +196,7 @@ class Planner:
         )
 
     def _measured(self, blocks: Mapping[str, Sequence[Block]], workers: Workers) -> dict[tuple[str, Block], Curve]:
-        """Return the curves of these shapes of blocks; what was measured before is not measured again."""
+        """Return the curves of these shapes of blocks, all measured together, unless they were before."""
         wanted = {(name, block) for name, shapes in blocks.items() for block in shapes}
         if not self._curves and (record := self.records.load(SENSITIVITIES)) is not None:
             self._curves = curves_from_json(record.values)
@@ -230,6 +230,5 @@ def some_inputs(
     if inputs is None:
         count = min(NOISE_INPUTS, affordable_inputs(graph, shape))
         return np.random.default_rng(seed).standard_normal((count, *shape), dtype=np.float32)
-    count = min(inputs.count, affordable_inputs(graph, inputs.shape))
-    step = inputs.count // count  # pictures are sorted by class: take some of many
-    return inputs.read(slice(0, step * count, step))
+    count = affordable_inputs(graph, inputs.shape)
+    return next(inputs.evenly(count, count))

@@ -146,16 +146,16 @@ def unmeasured_ranges(graph: Graph) -> Floats:
 
 
 def some_batches(inputs: Calibration, most: int, progress: Progress) -> Iterator[list[Floats]]:
-    """Yield at most `most` of the inputs as batches, taken evenly from all: those of an array may be sorted by class.
+    """Yield at most `most` of the inputs as batches, taken evenly from all.
 
     Raises:
         InputError: a picture is corrupt.
     """
-    count = min(inputs.count, most)
-    step = inputs.count // count
-    for start in range(0, count, BATCH):
-        progress("calibrating ranges", start, count)
-        yield [inputs.read(slice(start * step, min(start + BATCH, count) * step, step))]
+    count, done = min(inputs.count, most), 0
+    for batch in inputs.evenly(count, BATCH):
+        progress("calibrating ranges", done, count)
+        yield [batch]
+        done += len(batch)
     progress("calibrating ranges", count, count)
 
 

@@ -134,13 +134,16 @@ def layer_rows(model: ModelFile, tensor_bytes: Mapping[str, int] | None = None) 
 def dense_bytes(graph: Graph) -> int:
     """Return the bytes of the original network's parameters in fp32: weights, biases and affine batch norms."""
     shapes = graph.infer_shapes()
+    shuffled = {node.inputs[0]: node.output for node in graph.nodes if node.op == "pixel_shuffle"}
     parameters: dict[str, int] = {}  # by name, so that what layers share counts once
     for node in graph.nodes:
         channels = shapes[node.output][1] if len(shapes[node.output]) > 1 else 0
         if node.weight is not None:
             parameters[f"{node.weight.name}.weight"] = prod(node.weight.shape)
         if node.state.bias:
-            parameters[node.state.bias] = channels
+            # A transposed convolution has one number for all pixels of an output, which pixel_shuffle puts in place.
+            of = shuffled.get(node.output, node.output) if node.state.transposed else node.output
+            parameters[node.state.bias] = shapes[of][1]
         if node.state.norm and node.state.norm_affine:
             parameters[node.state.norm] = 2 * channels
     return FLOAT_BITS // 8 * sum(parameters.values())

@@ -101,6 +101,8 @@ def _upsample(node: Node, inputs: list[Shape]) -> Shape:
     if len(inputs[0]) != 4:
         raise _fail(node, inputs[0], "[N, C, H, W]")
     n, c, h, w = inputs[0]
+    if any(node.attributes["size"]) and any(node.attributes["factor"]):
+        raise InputError(f"layer '{node.name}' (upsample): expected a size or a factor, got both")
     if any(node.attributes["size"]):
         return n, c, *node.attributes["size"]
     fy, fx = node.attributes["factor"]

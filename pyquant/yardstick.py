@@ -26,12 +26,8 @@ class Yardstick:
         """Run the dense network; a detector is one that finds few boxes (`pyquant.detector.for_learning`)."""
         self._is_detector = is_detector(network.graph)
         self._groups = compared_outputs(network.graph)
-        count = min(inputs.count, MEASURED_PICTURES if self._is_detector else MEASURED_INPUTS)
-        step = inputs.count // count  # pictures may be sorted by class: take some of many
-        images = [
-            inputs.read(slice(start * step, min(start + BATCH, count) * step, step)) for start in range(0, count, BATCH)
-        ]
-        self._batches = [[batch, *self._boxes(network, batch)] for batch in images]
+        most = MEASURED_PICTURES if self._is_detector else MEASURED_INPUTS
+        self._batches = [[batch, *self._boxes(network, batch)] for batch in inputs.evenly(most, BATCH)]
         dense = TorchNetwork(self._compared(network)).eval()
         self._expected = [run_module(dense, *batch) for batch in self._batches]
 

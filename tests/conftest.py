@@ -1,8 +1,11 @@
-"""What the tests share: seeded random numbers, pictures in class folders, a small compressed network, real data."""
+"""What the tests share: seeded random numbers, pictures in class folders, a small network, the command line."""
 
+import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +22,8 @@ torchvision_operators.install()
 
 CLASSES = ("ant", "bee", "cat")
 SIDE = 32  # pixels of the pictures' shorter sides, and of the tiny network's inputs
+
+Output = tuple[int, str, str]  # exit code, standard output, standard error
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -74,6 +79,34 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, pictures: Path, classes
         threads=1,
     )
     return path
+
+
+@pytest.fixture
+def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Output]:
+    """Run the command line in this process, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str | Path) -> Output:
+        capfd.readouterr()
+        from pyquant.cli import main
+
+        code = main([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def cli_json(cli: Callable[..., Output]) -> Callable[..., Any]:
+    """Run a command with --json and return what it printed."""
+
+    def run(*arguments: str | Path) -> Any:
+        code, out, err = cli(*arguments, "--json")
+        assert code == 0, err
+        return json.loads(out)
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -208,6 +208,17 @@ def damaged(weight: str) -> nn.Module:
     return module
 
 
+class OneAtATime(nn.Module):
+    """Does something else with one input than with several."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x.relu() if x.shape[0] == 1 else x)
+
+
 ARRAY = np.zeros((2, *SHAPE), np.float32)
 
 
@@ -225,6 +236,7 @@ class Bad:
 ERRORS = {
     "nan weight": Bad(module=lambda: damaged("block.conv1"), message=r"NaN .* 'block.conv1.weight'"),
     "nan norm": Bad(module=lambda: damaged("block.bn1"), message=r"NaN .* 'block.bn1.weight'"),
+    "one at a time": Bad(module=OneAtATime, error=CaptureError, message="takes batches of 1 alone"),
     "no module": Bad(module=lambda: 3, message="module must be a torch.nn.Module, got int"),
     "no shape": Bad(calibration=None, message="input_shape=.* is required"),
     "wrong shape": Bad(calibration=None, options={"input_shape": (3, 8)}, message="input_shape must be three sizes"),
@@ -303,3 +315,4 @@ def test_transposed_convolutions_are_compressed_and_tuned(method: str, inputs: n
     network = read_model(out).network
     weight = network.module_weight(network.graph.node("2"))
     assert weight.shape == up.weight.shape
+    assert report.dense_bytes == 4 * sum(parameter.numel() for parameter in module.parameters())

@@ -163,6 +163,7 @@ def test_self_check_sees_a_wrong_file(tmp_path: Path, monkeypatch: pytest.Monkey
     [
         ({"calibration": np.zeros((2, 1, 96, 96), np.float32)}, r"expected shape \[any, 3, any, any\]"),
         ({"preprocessing": Preprocessing(resize=96, crop=(96, 96))}, "a preprocessing of its own"),
+        ({"input_shape": (3, 96, 96)}, "sizes of its own"),
         ({"target_bytes": 500}, "a file of 500 bytes is not possible"),
         ({"finetune_steps": 3}, "fine-tuning needs calibration inputs"),
     ],
@@ -192,6 +193,9 @@ def test_options_that_detectors_need_and_have_not(cli: Cli) -> None:
     code, _, err = cli("compress", "detectors:tiny_detector", "--out", "x.pqmodel", "--resize", "300")
     assert code == 2
     assert "a preprocessing of its own" in err.replace("\n", " ")
+    code, _, err = cli("compress", "detectors:tiny_detector", "--out", "x.pqmodel", "--input-shape", "3,96,96")
+    assert code == 2
+    assert "sizes of its own" in err.replace("\n", " ")
 
 
 def test_detectors_are_built_by_name() -> None:

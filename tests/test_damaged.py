@@ -292,6 +292,10 @@ HUGE = 2**31 - 1
         ((layer("upsample", "a", "x", mode="nearest"),), "cannot take its default input: .* leaves it an output"),
         ((layer("upsample", "a", "x", mode="nearest", size=(HUGE, HUGE)),), "values too large to compute: 'a'"),
         ((layer("adaptive_avg_pool2d", "a", "x", output_size=(HUGE, HUGE)),), "values too large to compute: 'a'"),
+        (
+            (layer("upsample", "a", "x", mode="nearest", size=(9, 9), factor=(1e-20, 1e-20)),),
+            r"cannot take its default input: layer 'a' \(upsample\): expected a size or a factor, got both",
+        ),
         ((conv2d("a", "x", (HUGE, 3, 1, 1), DenseConfig()),), "values too large to compute: 'a'"),
         (
             (

@@ -12,10 +12,10 @@ import pytest
 
 import pyquant
 from pyquant.checkpoint import Nowhere, Record
-from pyquant.choose import Recipe, parse_rule
 from pyquant.codecs import ProductConfig
 from pyquant.codecs.packing import pack_codes
 from pyquant.codecs.product import codebook_tensors
+from pyquant.container import compact_json
 from pyquant.errors import ConfigError, InputError
 from pyquant.file import read_model
 from pyquant.graph import Network
@@ -41,6 +41,7 @@ from pyquant.learn.pace import Pace  # noqa: E402
 from pyquant.learn.recipes import ABGD, OURS, PQF  # noqa: E402
 from pyquant.learn.schedule import TrainingRecipe  # noqa: E402
 from pyquant.learn.trainable import Trainable  # noqa: E402
+from pyquant.learn.training import Training  # noqa: E402
 from pyquant.torch_network import TorchNetwork  # noqa: E402
 
 SIDE = 12
@@ -167,7 +168,7 @@ class Kept(Nowhere):
         if not self.left:
             raise Killed
         self.left -= 1
-        self.record = Record(values=json.loads(json.dumps(values)), arrays=arrays)
+        self.record = Record(values=json.loads(compact_json(values)), arrays=arrays)
 
     def is_due(self) -> bool:
         return True
@@ -195,6 +196,44 @@ def test_what_was_stopped_goes_on_bit_for_bit(
     assert resumed.losses == whole.losses
     assert resumed.learning_rates == whole.learning_rates
     assert same_tensors(resumed.network, whole.network)
+
+
+def test_rates_that_diverge_are_kept_and_not_chosen(
+    dense: Network, start: Network, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule, "LEAST_TRIAL", 1)
+    recipe = with_rates(1e30, 1e35)
+    whole = tuned(dense, start, calibration, steps=40, recipe=recipe)
+    assert whole.learning_rates == (1e30,)  # the lowest
+    assert same_tensors(whole.network, start)
+    records = Kept(saves=7)  # at the start, and after each step of the first trial
+    with pytest.raises(Killed):
+        tuned(dense, start, calibration, records=records, steps=40, recipe=recipe)
+    assert records.record is not None
+    assert records.record.values["trials"] == [None]
+    records.left = -1
+    assert tuned(dense, start, calibration, records=records, steps=40, recipe=recipe).losses == whole.losses
+
+
+def test_steps_are_settled_after_the_trials_of_a_job_that_was_stopped_in_them(
+    dense: Network, start: Network, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule, "LEAST_TRIAL", 1)
+    settled = []
+    change_steps = Training.change_steps
+    monkeypatch.setattr(
+        Training, "change_steps", lambda self, steps: (settled.append(steps), change_steps(self, steps))
+    )
+    options = {"effort": Effort(minutes=0.02), "recipe": with_rates(0.001, 0.01)}
+    records = Kept(saves=2)
+    with pytest.raises(Killed):
+        tuned(dense, start, calibration, records=records, **options)
+    assert not settled
+    assert records.record is not None
+    left = records.record.values["timing"]["seconds"]
+    assert 0 < left < 0.02 * 60
+    records.left = -1
+    assert tuned(dense, start, calibration, records=records, **options).steps == settled[0]
 
 
 def test_the_callers_settings_are_left_alone(dense: Network, start: Network, calibration: Calibration) -> None:
@@ -261,61 +300,6 @@ def test_trials_show_how_slow_a_busy_machine_is() -> None:
     expected = 10 * 3.0 + 2 * 10 * 1.0 + 3 * 2.0
     assert pace.corrected(1.5 * expected, 30, 3) == Pace(new=4.5, known=1.5, judging=3.0)
     assert pace.corrected(0.1, 0, 0) == pace  # too few steps for any trial
-
-
-class Several(nn.Module):
-    """Tied weights, a grouped convolution, a norm used twice, one without a weight, and a map beside the scores."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 16, 3, padding=1)
-        self.first = nn.Conv2d(16, 16, 3, padding=1)
-        self.second = nn.Conv2d(16, 16, 3, padding=1)
-        self.second.weight = self.first.weight
-        self.grouped = nn.Conv2d(16, 16, 3, padding=1, groups=4, bias=False)
-        self.twice = nn.BatchNorm2d(16)
-        self.plain = nn.BatchNorm2d(16, affine=False)
-        self.fc = nn.Linear(16, 40)
-
-    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        x = torch.relu(self.twice(torch.relu(self.stem(x))))
-        x = torch.relu(self.plain(self.second(torch.relu(self.first(x)))))
-        y = self.twice(self.grouped(x)) * 2.0
-        return {"map": y, "scores": self.fc(y.mean((2, 3)))}
-
-
-def several() -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        module = Several()
-        for name in ("twice", "plain"):
-            nn.init.uniform_(module.get_submodule(name).running_mean, -0.1, 0.1)
-            nn.init.uniform_(module.get_submodule(name).running_var, 0.5, 1.5)
-    return module.eval()
-
-
-def test_several_outputs_tied_weights_groups_and_shared_norms(inputs: np.ndarray, tmp_path: Path) -> None:
-    recipe = Recipe(rules=(parse_rule("*=block:1,3,3;centroids:16"), parse_rule("fc=dense"), parse_rule("stem=dense")))
-    out = tmp_path / "x.pqmodel"
-    losses = []
-    for steps in (0, 100):
-        report = pyquant.compress(several(), inputs, out=out, recipe=recipe, finetune_steps=steps, threads=1)
-        assert report.self_check["max_relative_error"] < 1e-4
-        x = torch.from_numpy(inputs)
-        with torch.no_grad():
-            outputs, targets = pyquant.to_torch(out)(x), several()(x)
-        losses.append(float(distillation_loss(list(outputs.values()), list(targets.values()))))
-    assert losses[1] < 0.9 * losses[0]
-
-
-def test_norms_without_a_weight_keep_their_scale_and_arithmetic_its_numbers() -> None:
-    network = captured(several())
-    trained = set(Trainable(network).trained())
-    for node in network.graph.nodes:
-        own = {role for role in node.tensors if f"{node.name}/{role}" in trained}
-        assert not own, node.name
-    scales = {key for key in trained if key.endswith("scale")}
-    assert scales == {"twice/shared scale"}
 
 
 def test_compress_writes_what_was_tuned_and_says_how(inputs: np.ndarray, tmp_path: Path) -> None:

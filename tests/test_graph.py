@@ -301,3 +301,11 @@ def test_a_list_of_any_length_holds_numbers(anchors: Any) -> None:
             outputs=("y",),
             attributes={**boxes, "max_log_scale": 4.0, "best": 1, "anchors": anchors},
         )
+
+
+def test_numbers_that_memory_grows_with_are_bounded() -> None:
+    sizes = {"output_size": (2, 4096), "samples": 256}
+    with pytest.raises(
+        FormatError, match=r"'output_size': .* below 4096, got 4096; .*'samples': .* below 256, got 256"
+    ):
+        Node(op="roi_align", name="align", inputs=("x", "boxes", "y"), outputs=("z",), attributes=sizes)

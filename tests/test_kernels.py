@@ -157,6 +157,30 @@ def test_finish_tile_keeps_nan(isa: str) -> None:
     assert np.isnan(_core.finish_tile(values, ones, ones, None, 0.0, 6.0, isa=isa)[:, :-1]).all()
 
 
+CURVES = {
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "hardswish": lambda x: x * np.clip(x + 3, 0, 6) / 6,
+}
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", CURVES)
+def test_curves(isa: str, name: str, rng: np.random.Generator) -> None:
+    spread = np.concatenate([rng.standard_normal(300) * scale for scale in (1e-6, 1, 10, 40)])
+    for values in [np.arange(-120, 120, 0.37), *(rng.permutation(spread)[:count] for count in AWKWARD)]:
+        x = values.astype(np.float32)
+        with np.errstate(over="ignore"):
+            expected = CURVES[name](x.astype(np.float64))
+        got = _core.curve(name, x, isa=isa)
+        # Below the smallest normal number, floats have fewer bits.
+        np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-37 * np.abs(x).max())
+    special = _core.curve(name, np.array([np.nan, np.inf, -0.0] * 7, np.float32), isa=isa)
+    assert np.isnan(special[::3]).all()
+    assert (special[1::3] == (1 if name == "sigmoid" else np.inf)).all()
+    assert (special[2::3] == (0.5 if name == "sigmoid" else 0)).all()
+
+
 def test_unknown_isa_names_those_that_run() -> None:
     with pytest.raises(InputError, match=r"'mmx' cannot run here; this machine runs reference"):
         _core.peak_gmacs("mmx")

@@ -189,6 +189,30 @@ def test_where_no_file_holds_none_is_written(pictures: Path, tmp_path: Path, mon
     assert [path.name for path in tmp_path.iterdir()] == ["x.pqmodel"]
 
 
+def test_a_trial_that_cannot_be_made_ends_the_search(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    near = Comparison(pictures=12, top1_before=90, top1_after=89, top5_before=100, top5_after=100, standard_error=1.0)
+    monkeypatch.setattr("pyquant.accuracy.Labelled.compare", lambda *_: near)
+    monkeypatch.setattr("pyquant.drop.FIRST_GUESS", 1e4)  # so that the first trial is not of the smallest size
+    compress, sizes = job.Job.compress, []
+
+    def once(made_by: job.Job, out: Path, size: int) -> Any:
+        sizes.append(size)
+        if len(sizes) > 1:
+            raise ConfigError("the file would have too many bytes")
+        return compress(made_by, out, size)
+
+    monkeypatch.setattr(job.Job, "compress", once)
+    out = tmp_path / "x.pqmodel"
+    outcome = pyquant.compress_within(
+        tiny_networks.residual(), pictures, out=out, max_drop=1.01, labelled=pictures, settings=SETTINGS
+    )
+    assert len(sizes) == 2
+    assert [made.target_bytes for made in outcome.files] == sizes[:1]
+    assert out.stat().st_size == outcome.files[0].report.bytes
+
+
 @pytest.mark.parametrize(
     ("order", "message"),
     [

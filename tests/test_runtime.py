@@ -1,7 +1,10 @@
 """The model as users hold it: calls, plans, threads, forks, predictions and what it refuses."""
 
 import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +15,7 @@ from pyquant import _core, reference
 from pyquant.classes import ClassName
 from pyquant.codecs import DenseConfig, ProductConfig
 from pyquant.errors import ConfigError, InputError
-from pyquant.file import ModelFile
+from pyquant.file import ModelFile, write_model
 from pyquant.graph import Graph, GraphInput, Network, Node
 from pyquant.preprocessing import Preprocessing
 from pyquant.runtime import Model
@@ -174,6 +177,31 @@ def test_model_works_in_a_forked_child(classifier: ModelFile, rng: np.random.Gen
     finally:
         stop.set()
         busy.join()
+
+
+STARVED = """
+import os, resource, sys
+import numpy as np
+import pyquant
+
+x = np.ones((1, 3, 64, 64), np.float32)
+expected = pyquant.load(sys.argv[1], threads=1)(x)
+model = pyquant.load(sys.argv[1], threads=64)
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + 2**27, size + 2**27))
+for _ in range(3):
+    np.testing.assert_allclose(model(x), expected, rtol=0, atol=1e-5)
+child = os.fork()
+if child == 0:
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="the system does not tell how much memory is used")
+def test_threads_that_cannot_be_started_are_done_without(classifier: ModelFile, tmp_path: Path) -> None:
+    write_model(tmp_path / "x.pqmodel", classifier)
+    subprocess.run([sys.executable, "-c", STARVED, tmp_path / "x.pqmodel"], check=True, timeout=60)
 
 
 def test_denormal_numbers_count_as_zero(rng: np.random.Generator) -> None:

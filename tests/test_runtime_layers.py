@@ -100,6 +100,20 @@ def test_convolution(
     check(model_file([node], tensors, x.shape), x, terms=shape[1] * shape[2] * shape[3] * codebooks)
 
 
+def test_dilation_that_reaches_beyond_the_plane(rng: np.random.Generator) -> None:
+    far = 2**31 - 1
+    node, tensors = weighted_layer(rng, (9, 4, 3, 1), DenseConfig(), padding=(far, far, 0, 0), dilation=(far, 1))
+    middle, _ = weighted_layer(rng, (9, 4, 1, 1), DenseConfig())
+    x = rng.standard_normal((2, 4, 5, 7)).astype(np.float32)
+    only = model_file([middle], {**tensors, "layer.weight": tensors["layer.weight"][:, :, 1:2]}, x.shape)
+    (expected,) = reference.run(only.network, x).values()
+    file = model_file([node], tensors, x.shape)
+    for isa, threads in itertools.product(ISAS, (1, 3)):
+        assert_close(Model(file, isa=isa, threads=threads)(x), expected, terms=4)
+        fast = np.asarray(Model(file, isa=isa, threads=threads, precision="fast")(x))
+        assert np.abs(fast - expected).max() < 0.05 * np.abs(expected).max()
+
+
 @pytest.mark.parametrize("images", [1, 2, 17, 50])
 @pytest.mark.parametrize("codec", [DenseConfig(), ProductConfig(block=(4, 1, 1), centroids=32)])
 def test_linear(images: int, codec: ProductConfig | DenseConfig, rng: np.random.Generator) -> None:

@@ -172,6 +172,10 @@ def damaged(rng: np.random.Generator, **changes: Any) -> bytes:
         ({"step": lambda step: -step}, "tensor 'layer.step' holds a negative step"),
         ({"step": lambda step: step * np.nan}, "tensor 'layer.step' holds numbers that are not finite"),
         ({"step": lambda step: step * 0 + 3e38}, "tensor 'layer.step' is too large: weights are not finite"),
+        (
+            {"zero": lambda zero: zero * 0 + 255, "step": lambda step: step * 0 + 1e37},
+            "tensor 'layer.step' is too large: weights are not finite",
+        ),
     ],
 )
 def test_damage(changes: dict[str, Any], message: str, rng: np.random.Generator) -> None:

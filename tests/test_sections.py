@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,26 @@ def test_values_inside_may_be_read_from_outside(outputs: tuple[str, ...], rng: n
     got = outputs_of(Model(file, threads=2)(*inputs))
     for name in outputs:
         np.testing.assert_allclose(got[name], expected[name], rtol=0, atol=1e-3)
+
+
+def test_bytes_that_are_read_outside(rng: np.random.Generator) -> None:
+    file, inputs = head(rng, 40, 40, outputs=("c",))
+    align, conv = file.network.graph.nodes[:2]
+    again = replace(align, name="again", outputs=("aligned_again",))
+    conv, tensors = weighted_layer(
+        rng, (8, CHANNELS, 1, 1), DenseConfig(), name="conv", inputs=("aligned",), output="c"
+    )
+    after, more = weighted_layer(rng, (4, 8, 1, 1), DenseConfig(), name="after", inputs=("c",), output="d")
+    results = []
+    for nodes in ((align, conv, again, after), (again, align, conv, after)):  # another section between the two, or not
+        graph = replace(file.network.graph, nodes=nodes, outputs=("aligned_again", "d"))
+        network = Network(graph=graph, tensors={**tensors, **more})
+        width = {"c": 200.0}
+        ranges = np.array([(-width.get(name, 20.0), width.get(name, 20.0)) for name in graph.values()], np.float32)
+        with_ranges = replace(file, network=network.with_activation_ranges(ranges))
+        results.append(outputs_of(Model(with_ranges, precision="fast", kernel="direct8", threads=2)(*inputs))["d"])
+    np.testing.assert_array_equal(*results)
+    assert np.ptp(results[0]) > 1
 
 
 def test_memory_does_not_grow_with_the_number_of_boxes(rng: np.random.Generator) -> None:

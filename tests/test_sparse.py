@@ -354,6 +354,10 @@ def damaged(rng: np.random.Generator, config: SparseConfig, shape: tuple[int, ..
         ({"zero": lambda zero: zero[:-1]}, r"tensor 'layer.zero': expected U8 \[3\], got U8 \[2\]"),
         ({"step": lambda step: -step}, "tensor 'layer.step' holds a negative step"),
         ({"step": lambda step: step * 0 + 3e38}, "tensor 'layer.step' is too large: weights are not finite"),
+        (
+            {"zero": lambda zero: zero * 0 + 255, "step": lambda step: step * 0 + 1e37},
+            "tensor 'layer.step' is too large: weights are not finite",
+        ),
     ],
 )
 def test_damage(changes: dict[str, Any], message: str, rng: np.random.Generator) -> None:

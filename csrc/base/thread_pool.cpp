@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -47,7 +49,11 @@ uint32_t wait_for_change(const std::atomic<uint32_t>& value, uint32_t old) {
 
 struct ThreadPool::Workers {
   explicit Workers(int size) : shares(static_cast<size_t>(size + 1)) {
-    for (int worker = 1; worker <= size; ++worker) threads.emplace_back([this, worker] { work(worker); });
+    try {
+      for (int worker = 1; worker <= size; ++worker) threads.emplace_back([this, worker] { work(worker); });
+    } catch (const std::system_error&) {
+      // The system gives no more threads: those that there are take the shares of the others.
+    }
   }
 
   ~Workers() {
@@ -123,15 +129,16 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::parallel_for(int64_t count, LoopBody body) {
-  if (threads_ > 1 && count > 1 && mutex_.try_lock()) {
-    if (const pid_t process = getpid(); owner_ != process) {
-      static_cast<void>(workers_.release());
-      workers_ = std::make_unique<Workers>(threads_ - 1);
-      owner_ = process;
+  if (threads_ > 1 && count > 1) {
+    if (const std::unique_lock lock(mutex_, std::try_to_lock); lock) {
+      if (const pid_t process = getpid(); owner_ != process) {
+        static_cast<void>(workers_.release());
+        workers_ = std::make_unique<Workers>(threads_ - 1);
+        owner_ = process;
+      }
+      workers_->run(count, body);
+      return;
     }
-    workers_->run(count, body);
-    mutex_.unlock();
-    return;
   }
   for (int64_t index = 0; index < count; ++index) body(index, 0);
 }

@@ -161,6 +161,17 @@ void register_kernels(py::module_& m) {
       },
       "values"_a, "scale"_a, "bias"_a, "residual"_a, "low"_a, "high"_a, "isa"_a,
       "The epilogue of values [rows, count], and behind each row a -1 that the kernel must not touch.");
+
+  m.def(
+      "curve",
+      [](const std::string& name, const Array<float>& values, const std::string& isa) {
+        const CurveKernels curves = select_kernels(isa).curves;
+        AlignedBuffer<float> out = copied(values);
+        const auto curve = name == "sigmoid" ? curves.sigmoid : name == "silu" ? curves.silu : curves.hardswish;
+        curve(out.data(), values.size());
+        return to_array(out, {values.size()});
+      },
+      "name"_a, "values"_a, "isa"_a, "The curve of an activation, sigmoid, silu or hardswish, at values [count].");
 }
 
 }  // namespace pyquant

@@ -188,6 +188,18 @@ using FinishTileFn = void (*)(const float* in, int64_t in_pitch, const float* sc
                               const float* residual, float low, float high, float* out, int64_t out_pitch, int64_t rows,
                               int64_t count) noexcept;
 
+// The curve of an activation: values[i] becomes what it is there, for i < count; NaN stays NaN.
+//   sigmoid    1 / (1 + e^-x)
+//   silu       x / (1 + e^-x)
+//   hardswish  x * min(max(x + 3, 0), 6) / 6
+using CurveFn = void (*)(float* values, int64_t count) noexcept;
+
+struct CurveKernels {
+  CurveFn sigmoid;
+  CurveFn silu;
+  CurveFn hardswish;
+};
+
 // out[r][p] = sum over j < blocks, i < dim of codebook[at[j][r] + i] · panel[rows[j * dim + i] + p], products of quads;
 // all as above.
 using GemmTile8Fn = void (*)(const uint16_t* at, const uint32_t* codebook, int64_t dim, int64_t blocks,
@@ -345,6 +357,7 @@ struct KernelTable {
   TableSumFn table_sum;
   SparseSumFn sparse_sum;
   FinishTileFn finish_tile;
+  CurveKernels curves;
   MatrixKernels matrix;
   GemmTile8Fn gemm_tile8;
   DecodeQuadsFn decode_quads;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstring>
 
 #include "kernels/winograd.h"
@@ -175,6 +176,24 @@ void finish_tile_reference(const float* in, int64_t in_pitch, const float* scale
   }
 }
 
+void sigmoid_reference(float* values, int64_t count) noexcept {
+  for (int64_t i = 0; i < count; ++i) values[i] = 1.0f / (1.0f + std::exp(-values[i]));
+}
+
+void silu_reference(float* values, int64_t count) noexcept {
+  for (int64_t i = 0; i < count; ++i) values[i] /= 1.0f + std::exp(-values[i]);
+}
+
+void hardswish_reference(float* values, int64_t count) noexcept {
+  for (int64_t i = 0; i < count; ++i) {
+    // Written so that a NaN fails both comparisons and stays.
+    float gate = values[i] + 3.0f;
+    if (gate < 0.0f) gate = 0.0f;
+    if (gate > 6.0f) gate = 6.0f;
+    values[i] *= gate / 6.0f;
+  }
+}
+
 void decode_words_reference(const uint16_t* codes, int64_t code_pitch, const uint32_t* codebook, int64_t dim,
                             uint32_t* out, int64_t out_pitch, int64_t rows, int64_t blocks) noexcept {
   for (int64_t r = 0; r < rows; ++r) {
@@ -258,6 +277,7 @@ KernelTable reference_kernels() {
   table.table_sum = &table_sum_reference;
   table.sparse_sum = &sparse_sum_reference;
   table.finish_tile = &finish_tile_reference;
+  table.curves = {.sigmoid = &sigmoid_reference, .silu = &silu_reference, .hardswish = &hardswish_reference};
   table.matrix.begin = &nothing;
   table.matrix.end = &nothing;
   table.matrix.decode_words = &decode_words_reference;

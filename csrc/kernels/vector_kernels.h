@@ -22,6 +22,7 @@
 
 #include "base/sizes.h"
 #include "kernels/kernels.h"
+#include "kernels/vector_curves.h"
 #include "kernels/vector_gemm.h"
 #include "kernels/vector_sparse.h"
 #include "kernels/vector_winograd.h"
@@ -398,6 +399,7 @@ struct VectorKernels {
     table.table_sum = &table_sum;
     table.sparse_sum = &VectorSparse<Floats>::sum;
     table.finish_tile = &finish_tile;
+    table.curves = VectorCurves<V>::kernels();
     table.peak = &peak;
     table.matrix.tile.rows = 0;  // the reference's is no unit
     return table;

@@ -1,7 +1,5 @@
 #include "runtime/activation.h"
 
-#include <algorithm>
-#include <cmath>
 #include <limits>
 
 namespace pyquant {
@@ -31,22 +29,16 @@ bool has_curve(Activation activation) {
   return activation == Activation::kSilu || activation == Activation::kHardswish || activation == Activation::kSigmoid;
 }
 
-void apply_curve(Activation activation, float* values, int64_t count) {
+void apply_curve(const CurveKernels& curves, Activation activation, float* values, int64_t count) {
   switch (activation) {
     case Activation::kSilu:
-      for (int64_t i = 0; i < count; ++i) values[i] /= 1.0f + std::exp(-values[i]);
-      break;
+      return curves.silu(values, count);
     case Activation::kSigmoid:
-      for (int64_t i = 0; i < count; ++i) values[i] = 1.0f / (1.0f + std::exp(-values[i]));
-      break;
+      return curves.sigmoid(values, count);
     case Activation::kHardswish:
-      for (int64_t i = 0; i < count; ++i) {
-        const float gate = values[i] + 3.0f;
-        values[i] *= (gate < 0.0f ? 0.0f : gate > 6.0f ? 6.0f : gate) / 6.0f;
-      }
-      break;
+      return curves.hardswish(values, count);
     default:
-      break;
+      return;
   }
 }
 

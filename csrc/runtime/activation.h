@@ -5,6 +5,8 @@
 #include <optional>
 #include <string>
 
+#include "kernels/kernels.h"
+
 namespace pyquant {
 
 enum class Activation { kNone, kRelu, kRelu6, kSilu, kHardswish, kSigmoid };
@@ -21,6 +23,6 @@ Clamp clamp_of(Activation activation);
 
 // Whether the clamp leaves something to do, and doing it, in place.
 bool has_curve(Activation activation);
-void apply_curve(Activation activation, float* values, int64_t count);
+void apply_curve(const CurveKernels& curves, Activation activation, float* values, int64_t count);
 
 }  // namespace pyquant

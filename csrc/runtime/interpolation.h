@@ -13,10 +13,15 @@ struct Source {
   float weight;
 };
 
+// The pixel, of `in`, that a position is in or behind. Positions may be larger than any integer.
+inline int64_t pixel_at(float position, int64_t in) {
+  return position < static_cast<float>(in - 1) ? static_cast<int64_t>(position) : in - 1;
+}
+
 // The sources, among `in` pixels, of an output pixel whose position among them is this. Positions are computed in fp32,
 // as PyTorch has them: doing otherwise could pick another pixel where one is nearly whole.
 inline Source source_at(float position, int64_t in) {
-  const int64_t first = std::min(static_cast<int64_t>(position), in - 1);
+  const int64_t first = pixel_at(position, in);
   const float weight = std::clamp(position - static_cast<float>(first), 0.0f, 1.0f);
   return {first, std::min(first + 1, in - 1), weight};
 }

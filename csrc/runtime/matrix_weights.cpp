@@ -40,7 +40,7 @@ std::vector<int32_t> MatrixWeights::steps(int64_t panel_pitch) const {
   std::vector<int32_t> result;
   for (const Run& run : runs_) {
     for (int64_t k = run.begin; k < run.end; k += kMatrixWords) {
-      result.push_back(static_cast<int32_t>((run.first_row + k - run.begin) * panel_pitch + run.lane));
+      result.push_back(checked_offset((run.first_row + k - run.begin) * panel_pitch + run.lane));
     }
   }
   return result;

@@ -21,6 +21,11 @@ void for_weights(const WeightOrder& order, const Body& body) {
   }
 }
 
+// How many rows of pixels further on the last row of a kernel has its inputs, at most.
+int64_t rows_behind(const ConvGeometry& geometry, const WeightOrder& order) {
+  return (order.kernel_rows - 1) * geometry.dilation_y / geometry.stride_y;
+}
+
 // How far the rows of a kernel lie behind the last input row that is the first of an output row, each distance once.
 std::vector<int64_t> row_residues(const ConvGeometry& geometry, const WeightOrder& order) {
   std::vector<int64_t> residues;
@@ -87,21 +92,21 @@ void Patches::unfold_columns(const WeightOrder& order) {
                      .count = order.channels * order.kernel_columns,
                      .lane = down / geometry_.stride_y * geometry_.out_width});
   }
-  const int64_t most_rows = (order.kernel_rows - 1) * geometry_.dilation_y / geometry_.stride_y;
-  behind_ = most_rows * geometry_.out_width;
-  geometry_.out_height += most_rows;
+  behind_ = rows_behind(geometry_, order) * geometry_.out_width;
+  geometry_.out_height += rows_behind(geometry_, order);
 }
 
 bool Patches::apply_by_columns(const ConvGeometry& geometry, const WeightOrder& order) {
   return static_cast<int64_t>(row_residues(geometry, order).size()) < order.kernel_rows &&
-         order.depth() == order.channels * order.kernel_rows * order.kernel_columns;
+         order.depth() == order.channels * order.kernel_rows * order.kernel_columns &&
+         rows_behind(geometry, order) < order.kernel_rows * geometry.out_height;
 }
 
 std::vector<int32_t> Patches::offsets(int64_t pitch) const {
   std::vector<int32_t> result;
   for (const Place& place : places_) {
     const Run& run = runs_[place.run];
-    result.push_back(static_cast<int32_t>((run.first + place.row) * pitch + run.lane));
+    result.push_back(checked_offset((run.first + place.row) * pitch + run.lane));
   }
   return result;
 }

@@ -39,7 +39,7 @@ class Patches {
   // Values between the rows of two channels of one image must be height * width.
   Patches(const ConvGeometry& geometry, const WeightOrder& order, const KernelTable* kernels, bool by_columns = false);
 
-  // Whether columns can be unfolded alone.
+  // Whether columns can be unfolded alone, and may then be fewer values than all weights' inputs.
   static bool apply_by_columns(const ConvGeometry& geometry, const WeightOrder& order);
 
   // Rows of a panel: the weight's depth, unless it is by columns.

@@ -11,12 +11,10 @@
 namespace pyquant {
 namespace {
 
-// The memory of a value, in values of four bytes.
-int64_t size_of(const Shape& shape, Format format) {
-  if (format == Format::kFloats) return checked_product(shape);
-  Shape quads = shape;
-  quads.at(1) = ceil_div(quads.at(1), kQuad);
-  return checked_product(quads);
+// What one step or another needs, the most of it; a number below 0 was too large for 64 bits.
+void need(int64_t& most, int64_t floats, const Step& step) {
+  if (floats < 0) throw Error("layer '" + step.name() + "' needs more memory than there can be");
+  most = std::max(most, floats);
 }
 
 }  // namespace
@@ -24,7 +22,7 @@ int64_t size_of(const Shape& shape, Format format) {
 Plan::Plan(const Graph& graph, PlanContext context) {
   FormattedLayers formatted = assign_formats(fuse_layers(graph, context), graph, context);
   outputs = std::move(formatted.outputs);
-  sections = find_sections(formatted.layers, outputs, context.shapes);
+  sections = find_sections(formatted.layers, outputs, context.shapes, context.formats);
   for (const Section& section : sections) {
     for (const ValueId value : section.inner) context.shapes[value].at(0) = section.chunk;
   }
@@ -70,8 +68,8 @@ Plan::Plan(const Graph& graph, PlanContext context) {
       const auto step = static_cast<int64_t>(steps.size());
       const PlanFn plan = layer.node == nullptr ? &plan_conversion : planner_for(layer.node->op);
       steps.push_back(plan(layer, context));
-      scratch_floats = std::max(scratch_floats, steps.back()->scratch_floats());
-      shared_floats = std::max(shared_floats, steps.back()->shared_floats());
+      need(scratch_floats, steps.back()->scratch_floats(), *steps.back());
+      need(shared_floats, steps.back()->shared_floats(), *steps.back());
       for (const ValueId input : layer.inputs) read(input, step);
       if (layer.residual >= 0) read(layer.residual, step);
       write(layer.output, step);

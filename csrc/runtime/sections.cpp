@@ -12,7 +12,10 @@ namespace {
 constexpr int64_t kChunkFloats = int64_t{1} << 22;
 constexpr int64_t kRowsTogether = 8;  // chunks are multiples of it where they can be: kernels take rows by vectors
 
-int64_t row_floats(const Shape& shape) { return checked_product(std::span(shape).subspan(1)); }
+int64_t row_size(Shape shape, Format format) {
+  shape.at(0) = 1;
+  return size_of(shape, format);
+}
 
 // Operations of several rows at once, or of all: what follows them is not part of a section.
 bool joins_rows(const Layer& layer) {
@@ -29,7 +32,8 @@ bool contains(const std::vector<T>& values, const T& value) {
 
 // The section that begins with the roi_align at `first`; none where a value that is there as a whole would be a view.
 std::optional<Section> section_at(size_t first, const std::vector<Layer>& layers,
-                                  const std::vector<ValueId>& graph_outputs, const std::vector<Shape>& shapes) {
+                                  const std::vector<ValueId>& graph_outputs, const std::vector<Shape>& shapes,
+                                  const std::vector<Format>& formats) {
   const ValueId boxes = layers[first].inputs[1];
   Section section{.first_layer = first,
                   .end_layer = first + 1,
@@ -38,7 +42,7 @@ std::optional<Section> section_at(size_t first, const std::vector<Layer>& layers
                   .boxes = boxes,
                   .box_columns = shapes[boxes].at(1),
                   .inner = {layers[first].output},
-                  .whole = {{.value = boxes, .row_floats = shapes[boxes].at(1), .is_written = false}}};
+                  .whole = {{.value = boxes, .row_size = shapes[boxes].at(1), .is_written = false}}};
   for (size_t i = first + 1; i < layers.size() && !joins_rows(layers[i]); ++i) {
     const Layer& layer = layers[i];
     bool is_inner = layer.residual < 0 || contains(section.inner, layer.residual);
@@ -48,7 +52,7 @@ std::optional<Section> section_at(size_t first, const std::vector<Layer>& layers
     section.end_layer = i + 1;
   }
   int64_t largest = 1;
-  for (const ValueId value : section.inner) largest = std::max(largest, row_floats(shapes[value]));
+  for (const ValueId value : section.inner) largest = std::max(largest, row_size(shapes[value], Format::kFloats));
   const int64_t fitting = std::max<int64_t>(kChunkFloats / largest, 1);
   const int64_t even = fitting < kRowsTogether ? fitting : fitting / kRowsTogether * kRowsTogether;
   section.chunk = std::min(section.rows, even);
@@ -63,7 +67,8 @@ std::optional<Section> section_at(size_t first, const std::vector<Layer>& layers
   std::vector<ValueId> inner;
   for (const ValueId value : section.inner) {
     if (is_read_outside(value)) {
-      section.whole.push_back({.value = value, .row_floats = row_floats(shapes[value]), .is_written = true});
+      section.whole.push_back(
+          {.value = value, .row_size = row_size(shapes[value], formats[value]), .is_written = true});
     } else {
       inner.push_back(value);
     }
@@ -79,11 +84,11 @@ std::optional<Section> section_at(size_t first, const std::vector<Layer>& layers
 }  // namespace
 
 std::vector<Section> find_sections(const std::vector<Layer>& layers, const std::vector<ValueId>& graph_outputs,
-                                   const std::vector<Shape>& shapes) {
+                                   const std::vector<Shape>& shapes, const std::vector<Format>& formats) {
   std::vector<Section> sections;
   for (size_t i = 0; i < layers.size(); ++i) {
     if (layers[i].node == nullptr || layers[i].node->op != "roi_align") continue;
-    if (auto section = section_at(i, layers, graph_outputs, shapes)) sections.push_back(std::move(*section));
+    if (auto section = section_at(i, layers, graph_outputs, shapes, formats)) sections.push_back(std::move(*section));
   }
   return sections;
 }

@@ -15,7 +15,7 @@ namespace pyquant {
 // A value that is there as a whole: of it, layers of the section see the rows of the chunk.
 struct WholeValue {
   ValueId value;
-  int64_t row_floats;
+  int64_t row_size;  // in values of four bytes
   bool is_written;
 };
 
@@ -32,9 +32,10 @@ struct Section {
   std::vector<WholeValue> whole;  // boxes among them
 };
 
-// The sections among `layers`, each beginning with a roi_align; graph_outputs are read when all is done.
+// The sections among `layers`, each beginning with a roi_align; graph_outputs are read when all is done. Shapes and
+// formats are by ValueId.
 std::vector<Section> find_sections(const std::vector<Layer>& layers, const std::vector<ValueId>& graph_outputs,
-                                   const std::vector<Shape>& shapes);
+                                   const std::vector<Shape>& shapes, const std::vector<Format>& formats);
 
 // Give the whole values of a section as many rows, in `shapes`: a chunk while its layers are planned, then all.
 void set_rows(const Section& section, int64_t rows, std::vector<Shape>& shapes);
@@ -48,13 +49,13 @@ void run_section(const Section& section, RunState& state, const Run& run) {
     const float* boxes = state.values[section.boxes] + first * section.box_columns;
     bool is_used = false;
     for (int64_t row = 0; row < section.chunk; ++row) is_used |= boxes[row * section.box_columns] >= 0;
-    for (const WholeValue& whole : section.whole) state.values[whole.value] += first * whole.row_floats;
+    for (const WholeValue& whole : section.whole) state.values[whole.value] += first * whole.row_size;
     for (int64_t step = section.first_step; is_used && step < section.end_step; ++step) run(step);
     for (const WholeValue& whole : section.whole) {
       if (!is_used && whole.is_written) {
-        std::fill_n(state.values[whole.value], section.chunk * whole.row_floats, 0.0f);
+        std::fill_n(state.values[whole.value], section.chunk * whole.row_size, 0.0f);
       }
-      state.values[whole.value] -= first * whole.row_floats;
+      state.values[whole.value] -= first * whole.row_size;
     }
   }
 }

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/sizes.h"
 #include "base/thread_pool.h"
 #include "kernels/kernels.h"
 #include "runtime/activation.h"
@@ -73,6 +74,14 @@ using KernelChoices = std::map<std::string, std::string>;
 
 // How a value lies in memory: [N, C, P] floats, or [N, C / 4 rounded up, P] quads.
 enum class Format { kFloats, kBytes };
+
+// The memory of a value, in values of four bytes.
+inline int64_t size_of(const Shape& shape, Format format) {
+  if (format == Format::kFloats) return checked_product(shape);
+  Shape quads = shape;
+  quads.at(1) = ceil_div(quads.at(1), kQuad);
+  return checked_product(quads);
+}
 
 struct PlanContext {
   const KernelTable* kernels = nullptr;

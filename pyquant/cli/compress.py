@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from pyquant import console
 from pyquant.cli import options
@@ -173,7 +174,10 @@ def command(
     # The user's code may print; standard output is for the result alone.
     with redirect_stdout(sys.stderr), console.progress() as progress:
         network = build_network(model, weights=weights, num_classes=num_classes)
-        if is_detector(network) and (resize, mean, std) == (None, None, None):
-            settings = replace(settings, preprocessing=None)  # it has one of its own
+        if is_detector(network):  # it has both of its own; what was asked for is refused
+            if click.get_current_context().get_parameter_source("input_shape") is ParameterSource.DEFAULT:
+                settings = replace(settings, input_shape=None)
+            if (resize, mean, std) == (None, None, None):
+                settings = replace(settings, preprocessing=None)
         outcome = order.carry_out(network, calibration, settings, progress)
     show_outcome(outcome.to_json(), as_json)

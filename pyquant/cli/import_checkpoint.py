@@ -8,6 +8,7 @@ import click
 
 from pyquant.cli import options
 from pyquant.cli.show import show_report
+from pyquant.errors import ConfigError
 
 
 @click.command("import", short_help="Import a published compressed checkpoint.")
@@ -35,6 +36,8 @@ def command(
 
     The codes and codebooks are taken over as they are. The number of classes comes from the checkpoint.
     """
+    if input_shape[0] != 3:
+        raise ConfigError(f"a published ResNet takes pictures of 3 channels; got --input-shape {input_shape}")
     from pyquant.interop import import_checkpoint
     from pyquant.pictures import read_classes
 

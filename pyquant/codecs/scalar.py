@@ -96,7 +96,9 @@ class ScalarConfig:
         step = tensors["step"].astype(np.float64)
         if (step < 0).any():
             yield "step", "holds a negative step"
-        if (step * self.centroids > np.finfo(np.float32).max).any():
+        zero = tensors["zero"].astype(np.int64)
+        largest = step * np.maximum(zero, 2 * (self.centroids - 1) - zero) / 2
+        if (largest > np.finfo(np.float32).max).any():
             yield "step", "is too large: weights are not finite"
 
 

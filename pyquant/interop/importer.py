@@ -21,7 +21,7 @@ from pyquant.interop.pqf import is_pqf, read_pqf
 from pyquant.interop.resnet import resnet_config, resnet_graph
 from pyquant.preprocessing import Preprocessing
 from pyquant.report import Report
-from pyquant.storage import AnyPath, check_writable, checked_before_use
+from pyquant.storage import AnyPath, check_writable, checked_before_use, reason
 
 if TYPE_CHECKING:
     from torch import nn
@@ -107,7 +107,7 @@ def _load(checkpoint: AnyPath) -> Mapping[str, Any]:
     try:
         entries = plain(torch.load(checkpoint, map_location="cpu", weights_only=True))
     except OSError as error:
-        raise InputError(f"{os.fspath(checkpoint)}: cannot be read: {error.strerror}") from error
+        raise InputError(f"{os.fspath(checkpoint)}: cannot be read: {reason(error)}") from error
     except Exception as error:  # a damaged pickle can end in almost any exception
         # PyTorch's own message would advise to run whatever code is in the file.
         raise FormatError(f"not a PyTorch checkpoint of weights alone, or damaged ({type(error).__name__})") from error

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyquant.errors import InputError
+from pyquant.storage import reason
 
 MEMORY_BYTES = 2 << 30
 
@@ -57,7 +58,7 @@ class Activations:
             array.tofile(path)
         except OSError as error:
             raise InputError(
-                f"{path.parent}: cannot hold the activations of the calibration pictures ({error.strerror}); use fewer "
+                f"{path.parent}: cannot hold the activations of the calibration pictures ({reason(error)}); use fewer "
                 "samples, or name a larger temporary folder in TMPDIR"
             ) from error
 

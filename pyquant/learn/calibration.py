@@ -43,6 +43,17 @@ class Calibration:
         """
         return self.read(slice(batch * BATCH, min((batch + 1) * BATCH, self.count)))
 
+    def evenly(self, most: int, size: int) -> Iterator[Floats]:
+        """Yield at most `most` of the inputs in batches of `size`, taken evenly from all: some are sorted by class.
+
+        Raises:
+            InputError: a picture is corrupt.
+        """
+        count = min(most, self.count)
+        step = self.count // count
+        for start in range(0, count, size):
+            yield self.read(slice(start * step, min(start + size, count) * step, step))
+
     def contents(self) -> Iterator[bytes | memoryview]:
         """Yield all that makes these inputs what they are; of pictures their files, which need no decoding."""
         if self.files is not None:

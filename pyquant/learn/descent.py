@@ -241,12 +241,17 @@ def _precondition(inverse: Tensor, residual: Tensor) -> Tensor:
     return (inverse @ residual[..., None])[..., 0]
 
 
+def own_grams(gram: Tensor, size: int) -> Tensor:
+    """Return the Gram of each so many neighbouring inputs alone, `[G, D / size, size, size]`."""
+    places = torch.arange(gram.shape[1]).reshape(-1, size)
+    return gram[:, places[:, :, None], places[:, None]]
+
+
 def _curvature(part: Problem, codes: Tensor, *, shape: torch.Size) -> Tensor:
     """Return how the error bends with each centroid alone, float64 `[M, K, d, d]`."""
     d, positions = shape[2], codes.shape[3]
     groups, rows, _ = part.target.shape
-    own = torch.stack([part.gram[:, j * d : (j + 1) * d, j * d : (j + 1) * d] for j in range(positions)], dim=1)
-    weighted = own[:, None] * part.importance[:, :, None, None, None]  # [G, R, J, d, d]
+    weighted = own_grams(part.gram, d)[:, None] * part.importance[:, :, None, None, None]  # [G, R, J, d, d]
     weighted = weighted.reshape(groups * rows * positions, d * d)
     return _sum_by_code(codes, weighted, torch.Size([*shape[:2], d * d])).reshape(*shape[:2], d, d)
 

@@ -1,15 +1,15 @@
-"""Fine-tuning without labels: centroids, scales and biases are trained so that outputs are those of the dense network.
+"""Fine-tuning without labels: what a compressed network holds is trained to give the outputs of the dense network.
 
-Adam with a cosine schedule on all parameters at once, as in "Permute, Quantize, and Fine-tune" (Martinez et al., CVPR
-2021), with the dense network's outputs in place of labels. Part of the calibration pictures is held back: the learning
-rate is chosen by short runs judged on them, and so is the state that is kept.
+All of it at once, as in "Permute, Quantize, and Fine-tune" (Martinez et al., CVPR 2021), with the dense network's
+outputs in place of labels; the optimizer and its schedule are the recipe's. Part of the calibration pictures is held
+back: the learning rate is chosen by short runs judged on them, and so is the state that is kept.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from pyquant.learn.layer_training import LayerTraining
 from pyquant.learn.layerwise import Learnt
 from pyquant.learn.lesson import HELD_BACK_SHARE, LEAST_PICTURES, Lesson
 from pyquant.learn.norms import Norm
-from pyquant.learn.pace import Pace
+from pyquant.learn.pace import Pace, Timing
 from pyquant.learn.recipes import OURS
 from pyquant.learn.schedule import Stage, TrainingRecipe, affordable_steps
 from pyquant.learn.trainable import Trainable
@@ -65,7 +65,7 @@ def finetune(
     after: LayerTraining | None = None,
     records: Records = NOWHERE,
 ) -> Finetuned:
-    """Return `compressed` with centroids, scales, biases and dense weights trained to give the outputs of `dense`.
+    """Return `compressed`, all that it holds trained to give the outputs of `dense`.
 
     On the held-back pictures the result is never worse than `compressed` itself. Equal steps, seed and threads give the
     same result on one machine's CPU, also where training stopped and goes on from `records`.
@@ -172,6 +172,7 @@ class _Tuner:
         self._start = lesson.part(start)
         self._stages = stages
         self._progress = progress
+        self._timing: Timing | None = None  # while the number of steps may yet change
 
     def run(self, effort: Effort, after: LayerTraining | None, records: Records) -> Finetuned:
         """Train, from where the records say, and return the result."""
@@ -180,12 +181,17 @@ class _Tuner:
             self._lesson.bfloat16 = record.values["bfloat16"]
             training = self._training(record.values["steps"])
             training.restore(record.values, record.arrays)
+            if record.values["timing"] is not None:
+                self._timing = Timing.from_json(record.values["timing"])
         elif effort.steps is not None:
             training = self._training(max(1, effort.steps - self._first))
             self._save(training, records)
         else:
             assert effort.minutes is not None
-            training = self._timed(60 * effort.minutes - (after.seconds if after else 0.0), records)
+            training = self._timed(60 * effort.minutes - (after.seconds if after else 0.0))
+            self._save(training, records)
+        if self._timing is not None:
+            self._settle(training, self._timing, records)
         while not training.finished:
             self._step(training, records)
         self._progress(*training.doing)
@@ -208,25 +214,27 @@ class _Tuner:
 
     def _save(self, training: Training, records: Records) -> None:
         values, arrays = training.state()
-        records.save(RECORD, {**values, "bfloat16": self._lesson.bfloat16}, arrays)
+        timing = None if self._timing is None else asdict(self._timing)
+        records.save(RECORD, {**values, "bfloat16": self._lesson.bfloat16, "timing": timing}, arrays)
 
-    def _timed(self, seconds: float, records: Records) -> Training:
-        """Return the training that takes so many seconds, its first learning rate chosen.
-
-        A few steps tell how long the trials may be, and these at what pace the rest will go.
-        """
+    def _timed(self, seconds: float) -> Training:
+        """Return the training that takes so many seconds at the pace of a few steps: it decides how long trials are."""
         end = self._began + seconds
         pace = self._pace()
         training = self._training(self._affordable_steps(end - time.monotonic(), pace))
-        self._save(training, records)
-        began, steps = time.monotonic(), 0
-        while not training.rates:
-            self._step(training, records)
-            steps += 1
-        pace = pace.corrected(time.monotonic() - began, steps, training.trials)
-        training.change_steps(self._affordable_steps(end - time.monotonic(), pace, tried=1))
-        self._save(training, records)
+        self._timing = Timing(pace=pace, seconds=end - time.monotonic())
         return training
+
+    def _settle(self, training: Training, timing: Timing, records: Records) -> None:
+        """Choose the first learning rate, and as many steps as fit into the time left at the pace of its trials."""
+        while not training.rates:
+            began = time.monotonic()
+            self._step(training, records)
+            timing.count(time.monotonic() - began)
+        pace = timing.pace.corrected(timing.spent, timing.steps, training.trials)
+        training.change_steps(self._affordable_steps(timing.seconds, pace, tried=1))
+        self._timing = None
+        self._save(training, records)
 
     def _pace(self) -> Pace:
         """Time a few steps; the precision becomes the faster one of those that the device has."""

@@ -8,6 +8,7 @@ much the square of an error there adds to that. Errors of different numbers are 
 
 from __future__ import annotations
 
+from itertools import islice
 from math import prod
 from zlib import crc32
 
@@ -56,18 +57,16 @@ def importance_of_outputs(
     if (record := records.load(RECORD)) is not None:
         return dict(record.arrays)
     count = min(calibration.count, MEASURED_INPUTS)
-    step = calibration.count // count  # pictures may be sorted by class: some of many
     shapes = network.graph.infer_shapes([(1, *calibration.shape)])
     values = sum(prod(shapes[name]) for node in network.graph.nodes for name in node.outputs)
     piece = max(1, min(INPUTS, VALUES // values))
     measured = _Measured(network, seed)
     totals: dict[str, Tensor] = {}
+    batches = calibration.evenly(count, piece)
     # Some at a time, so that progress shows; results come back in order.
     for first in range(0, count, piece * TOGETHER):
         progress("weighing outputs", first, count)
-        starts = range(first, min(first + piece * TOGETHER, count), piece)
-        images = (calibration.read(slice(start * step, min(start + piece, count) * step, step)) for start in starts)
-        for part in workers.map(measured.squares, images):
+        for part in workers.map(measured.squares, islice(batches, TOGETHER)):
             for name, squares in part.items():
                 totals[name] = totals[name] + squares if name in totals else squares
     progress("weighing outputs", count, count)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,3 +31,24 @@ class Pace:
         expected = steps / trials * (self.new + (trials - 1) * self.known) + trials * self.judging
         factor = seconds / expected
         return Pace(new=factor * self.new, known=factor * self.known, judging=factor * self.judging)
+
+
+@dataclass(slots=True, kw_only=True)
+class Timing:
+    """What settles how many steps there are, as soon as the first learning rate is chosen."""
+
+    pace: Pace  # of the first steps
+    seconds: float  # left
+    spent: float = 0.0  # seconds, on trials
+    steps: int = 0  # of trials
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Timing:
+        """Return what `dataclasses.asdict` gave."""
+        return cls(**{**values, "pace": Pace(**values["pace"])})
+
+    def count(self, seconds: float) -> None:
+        """Count a step of a trial, and how long it took."""
+        self.seconds -= seconds
+        self.spent += seconds
+        self.steps += 1

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from pyquant.codecs import SparseConfig
-from pyquant.learn.descent import Problem, panels
+from pyquant.learn.descent import Problem, own_grams, panels
 from pyquant.learn.grids import Ordered
 from pyquant.learn.search import Search
 from pyquant.learn.workers import Workers
@@ -185,7 +185,7 @@ def exchanged(
     prices = price * patterns.sum(1)
     both = patterns[:, :, None] & patterns[:, None]
     # [G, V, P, u, u], of the Gram of the weights that a pattern keeps.
-    bends = torch.where(both, _own_grams(problem.gram, size)[:, :, None], torch.eye(size))
+    bends = torch.where(both, own_grams(problem.gram, size)[:, :, None], torch.eye(size))
     (inverses,) = workers.map(torch.linalg.inv, [bends])
     inverses = inverses * both
 
@@ -256,13 +256,13 @@ def unit_costs(problem: Problem, weight: Tensor, size: int, workers: Workers) ->
 
     All other weights stay as they are; those of the run are then the best ones.
     """
-    own_grams = _own_grams(problem.gram, size)
-    (inverses,) = workers.map(torch.linalg.inv, [own_grams])
+    grams = own_grams(problem.gram, size)
+    (inverses,) = workers.map(torch.linalg.inv, [grams])
 
     def run(piece: tuple[slice, slice]) -> Tensor:
         part, own = problem.part(*piece), weight[piece]
         slope, own = (x.reshape(*own.shape[:2], -1, size) for x in (torch.bmm(part.target - own, part.gram), own))
-        wanted = slope + torch.einsum("grvi,gvij->grvj", own, own_grams[piece[0]])
+        wanted = slope + torch.einsum("grvi,gvij->grvj", own, grams[piece[0]])
         values = torch.einsum("grvi,gvij->grvj", wanted, inverses[piece[0]])
         costs: Tensor = (values * wanted).sum(3) * part.importance[..., None]
         return costs
@@ -271,12 +271,6 @@ def unit_costs(problem: Problem, weight: Tensor, size: int, workers: Workers) ->
     for piece, found in zip(problem.chunks(), workers.map(run, problem.chunks()), strict=True):
         result[piece] = found
     return result
-
-
-def _own_grams(gram: Tensor, size: int) -> Tensor:
-    """Return the Grams of units `[G, V, u, u]`."""
-    places = torch.arange(gram.shape[1]).reshape(-1, size)
-    return gram[:, places[:, :, None], places[:, None]]
 
 
 def _threshold(ordered: Ordered, config: SparseConfig, units: int, workers: Workers) -> float:

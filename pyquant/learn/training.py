@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import inf, isfinite
 from typing import Any
 
 import numpy as np
@@ -138,8 +139,8 @@ class Training:
             "steps": self.steps,
             "done": self.done,
             "rates": list(self.rates),
-            "losses": list(self.losses),
-            "trials": list(self._trials),
+            "losses": _without_inf(self.losses),
+            "trials": _without_inf(self._trials),
             "step": self._step,
         }
         optimizer = {
@@ -163,7 +164,8 @@ class Training:
             part, _, key = name.partition(" ")
             parts[part][key] = torch.from_numpy(np.array(array))
         self.done = values["done"]
-        self.rates, self.losses, self._trials = (list(values[name]) for name in ("rates", "losses", "trials"))
+        self.rates = list(values["rates"])
+        self.losses, self._trials = _with_inf(values["losses"]), _with_inf(values["trials"])
         self._base, self._best = parts["base"], parts["best"]
         self._begin()
         self._step = values["step"]
@@ -211,14 +213,26 @@ class Training:
         """Judge a trial; once a higher learning rate does clearly worse than a lower one, choose.
 
         The highest rate is taken whose trial gained nearly as much as the best one's: the noise of a high rate hurts at
-        once, and its progress shows later, so that short trials favour rates that are too low for long ones.
+        once, and its progress shows later, so that short trials favour rates that are too low for long ones. Where all
+        diverge, it is the lowest.
         """
         self._trials.append(self._lesson.judge(self._student))
-        gains = [self.losses[-1] - loss for loss in self._trials]
-        good = [index for index, gain in enumerate(gains) if gain >= NEARLY * max(gains)] or [gains.index(max(gains))]
+        gains = [self.losses[-1] - loss if isfinite(loss) else -inf for loss in self._trials]
+        best = max(gains)
+        good = [index for index, gain in enumerate(gains) if gain > -inf and gain >= NEARLY * best]
+        good = good or [gains.index(best)]
         if len(gains) == len(stage.rates) or good[-1] < len(gains) - 1:
             self.rates.append(stage.rates[good[-1]])
         self._begin()
+
+
+def _without_inf(losses: Sequence[float]) -> list[float | None]:
+    """Return losses as JSON has them: those of states that have diverged are None."""
+    return [loss if isfinite(loss) else None for loss in losses]
+
+
+def _with_inf(losses: Sequence[float | None]) -> list[float]:
+    return [inf if loss is None else loss for loss in losses]
 
 
 @contextmanager

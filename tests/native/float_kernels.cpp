@@ -268,6 +268,31 @@ void test_finish_tile(const KernelTable& tested, const KernelTable& reference, R
   }
 }
 
+void test_curve(CurveFn tested, CurveFn reference, Random& random) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  for (const int64_t count : kAwkward) {
+    begin_case({{"count", count}});
+    Guarded<float> in = random.array<float>(count, kExact);
+    for (int64_t i = 0; i < count; ++i) in[i] *= 30.0f;
+    in[random.below(count)] = kInfinity;
+    in[count - 1] = std::numeric_limits<float>::quiet_NaN();
+    const Rows shape{1, count, count, count};
+    const auto curve = [&](CurveFn function) {
+      Guarded<float> out = output<float>(shape, kExact);
+      copy_rows(in, shape, out);
+      function(out.data(), count);
+      return out;
+    };
+    const std::vector<float> expected = dense(curve(reference), 1, count, count);
+    expect_rows(curve(tested), shape, expected, tolerance(expected, 1));
+  }
+}
+
+template <CurveFn CurveKernels::* curve>
+void test_curve_of(const KernelTable& tested, const KernelTable& reference, Random& random) {
+  test_curve(tested.curves.*curve, reference.curves.*curve, random);
+}
+
 void test_peak(const KernelTable& tested, const KernelTable&, Random& random) {
   begin_case({});
   Guarded<float> sink = random.array<float>(kMostTilePixels, kExact);
@@ -292,6 +317,9 @@ constexpr KernelTest kTests[] = {
     {"table_sum", &test_table_sum},
     {"sparse_sum", &test_sparse_sum},
     {"finish_tile", &test_finish_tile},
+    {"curves.sigmoid", &test_curve_of<&CurveKernels::sigmoid>},
+    {"curves.silu", &test_curve_of<&CurveKernels::silu>},
+    {"curves.hardswish", &test_curve_of<&CurveKernels::hardswish>},
     {"peak", &test_peak},
 };
 

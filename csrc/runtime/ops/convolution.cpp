@@ -3,6 +3,7 @@
 #include <array>
 #include <cmath>
 #include <limits>
+#include <optional>
 #include <utility>
 
 #include "runtime/ops/ops.h"
@@ -51,7 +52,9 @@ struct Choice {
   std::vector<std::string> candidates;
 };
 
-Choice choose(const Convolution& convolution, const std::string& layer, const PlanContext& context) {
+// The cheapest path, or the one that is wanted; where `reads` is given, of those that read that format.
+Choice choose(const Convolution& convolution, const std::string& layer, const PlanContext& context,
+              std::optional<Format> reads = std::nullopt) {
   const std::string& wanted = context.wanted(layer);
   Choice choice{.path = all_paths()[0], .candidates = {}};
   double least = std::numeric_limits<double>::infinity();
@@ -60,6 +63,7 @@ Choice choose(const Convolution& convolution, const std::string& layer, const Pl
     const double cost = path.cost(convolution, context.threads);
     if (!std::isfinite(cost)) continue;
     choice.candidates.emplace_back(path.kernel);
+    if (reads.value_or(path.reads) != path.reads) continue;
     const bool is_best = wanted.empty() ? cost < least : wanted == path.kernel;
     // Where the kernel that is wanted does not apply, a direct one runs: in integers, if it may.
     const bool is_fallback = !wanted.empty() && std::isinf(least) && path.kernel == std::string("direct8");
@@ -105,7 +109,7 @@ void Convolution::finish(const float* tile, int64_t pitch, const float* row_scal
     kernels->finish_tile(tile, pitch, row_scale, row_bias, residual < 0 ? nullptr : state.values[residual] + at,
                          clamp.low, clamp.high, out, plane, rows, run);
     if (has_curve(activation)) {
-      for (int64_t r = 0; r < rows; ++r) apply_curve(activation, out + r * plane, run);
+      for (int64_t r = 0; r < rows; ++r) apply_curve(kernels->curves, activation, out + r * plane, run);
     }
     tile += run;
     pixel += run;
@@ -157,7 +161,10 @@ bool reads_bytes(const Layer& layer, const PlanContext& context) {
 
 std::unique_ptr<Step> plan_convolution(const Layer& layer, const PlanContext& context) {
   const Convolution convolution(layer, context);
-  Choice choice = choose(convolution, layer.node->name, context);
+  // Formats were assigned for all rows of a section, of which there may be fewer now: another path may be cheaper.
+  const Format format = context.formats[layer.inputs[0]];
+  Choice choice = choose(convolution, layer.node->name, context, format);
+  if (choice.path.reads != format) throw Error("layer '" + layer.node->name + "': no kernel reads its input");
   auto step = choice.path.make(layer, convolution, context);
   step->set_candidates(std::move(choice.candidates));
   return step;

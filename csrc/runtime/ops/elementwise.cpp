@@ -31,7 +31,7 @@ class ActivationStep : public Step {
       float* out = state.values[output_] + first;
       kernels_->finish_tile(state.values[input_] + first, 0, &kOne, &kZero, nullptr, clamp.low, clamp.high, out, 0, 1,
                             count);
-      apply_curve(activation_, out, count);
+      apply_curve(kernels_->curves, activation_, out, count);
     });
   }
 
@@ -54,6 +54,7 @@ class AffineStep : public Step {
     images_ = shape.at(0);
     channels_ = shape.at(1);
     plane_ = checked_product(shape) / (images_ * channels_);
+    together_ = std::clamp<int64_t>(kChunk / plane_, 1, channels_);
     if (static_cast<int64_t>(node_->scale.size()) != channels_ || node_->bias.size() != node_->scale.size()) {
       throw Error("layer '" + node_->name + "' (affine): expected a scale and a bias for each of " +
                   std::to_string(channels_) + " channels, got " + std::to_string(node_->scale.size()));
@@ -62,10 +63,13 @@ class AffineStep : public Step {
 
   void run(const RunState& state) const override {
     const Clamp open = clamp_of(Activation::kNone);
-    state.pool->parallel_for(images_, [&](int64_t image, int) {
-      const int64_t at = image * channels_ * plane_;
-      kernels_->finish_tile(state.values[input_] + at, plane_, node_->scale.data(), node_->bias.data(), nullptr,
-                            open.low, open.high, state.values[output_] + at, plane_, channels_, plane_);
+    const int64_t units = ceil_div(channels_, together_);  // of an image
+    state.pool->parallel_for(images_ * units, [&](int64_t unit, int) {
+      const int64_t first = unit % units * together_;
+      const int64_t at = (unit / units * channels_ + first) * plane_;
+      kernels_->finish_tile(state.values[input_] + at, plane_, &node_->scale[first], &node_->bias[first], nullptr,
+                            open.low, open.high, state.values[output_] + at, plane_,
+                            std::min(together_, channels_ - first), plane_);
     });
   }
 
@@ -74,6 +78,7 @@ class AffineStep : public Step {
   const Node* node_;
   ValueId input_, output_;
   int64_t images_, channels_, plane_;
+  int64_t together_;  // channels
 };
 
 constexpr int64_t kMostDimensions = 6;

@@ -1,6 +1,8 @@
 #include "runtime/ops/panels.h"
 
 #include <algorithm>
+#include <limits>
+#include <utility>
 
 namespace pyquant {
 namespace {
@@ -19,10 +21,17 @@ bool by_image(const ConvGeometry& g, const KernelTable& kernels) {
   return lost * kLanesPerLost <= g.pixels();
 }
 
+SideCosts side_costs(const ConvGeometry& g, const WeightOrder& order, int64_t outputs, double decode_cost) {
+  return {.decode = decode_cost,
+          .repeat = kReadCost * static_cast<double>(g.stride_y * g.stride_x) /
+                    static_cast<double>(order.kernel_rows * order.kernel_columns * outputs)};
+}
+
 // Rows of the input lie further apart than those of a panel, which only pays where they are read a few times.
 bool better_in_place(const Patches& patches, const Tiling& unfolded, int64_t plane, const Reading& reading) {
   constexpr int64_t kMostReads = 16;
   return patches.are_input() && unfolded.rows == patches.rows() && plane % reading.alignment == 0 &&
+         plane <= std::numeric_limits<int32_t>::max() / patches.rows() &&
          (plane <= unfolded.pitch || unfolded.row_tiles() <= kMostReads);
 }
 
@@ -38,26 +47,30 @@ int64_t rows_read(const Patches& patches, const Reading& reading) {
 
 Panels::Panels(const ConvGeometry& geometry, const WeightOrder& order, const KernelTable& kernels, const Tile& tile,
                int64_t outputs, double decode_cost, int threads, const Reading& reading)
-    : Panels(geometry, order, kernels, tile, outputs,
-             {.decode = decode_cost,
-              .repeat = kReadCost * static_cast<double>(geometry.stride_y * geometry.stride_x) /
-                        static_cast<double>(order.kernel_rows * order.kernel_columns * outputs)},
-             threads, reading, by_image(geometry, kernels)) {}
+    : Panels(geometry, order, kernels, tile, outputs, side_costs(geometry, order, outputs, decode_cost), threads,
+             reading, by_image(geometry, kernels), false) {
+  if (reading.by_columns && by_image(geometry, kernels) && Patches::apply_by_columns(geometry, order)) {
+    // Of large planes, a block may have few pixels of its own beside those behind them.
+    Panels columns(geometry, order, kernels, tile, outputs, side_costs(geometry, order, outputs, decode_cost), threads,
+                   reading, true, true);
+    if (columns.tiling.laid_out() < tiling.laid_out()) *this = std::move(columns);
+  }
+  rows = patches.offsets(row_pitch());
+}
 
 Panels::Panels(const ConvGeometry& geometry, const WeightOrder& order, const KernelTable& kernels, const Tile& tile,
-               int64_t outputs, const SideCosts& costs, int threads, const Reading& reading, bool by_image)
+               int64_t outputs, const SideCosts& costs, int threads, const Reading& reading, bool by_image,
+               bool by_columns)
     : groups(geometry.groups),
       plane(geometry.plane()),
-      patches(geometry, order, &kernels, by_image && reading.by_columns && Patches::apply_by_columns(geometry, order)),
-      in_place(false),
+      patches(geometry, order, &kernels, by_columns),
       tiling(kernels, tile, groups * (by_image ? geometry.images : 1), outputs,
              by_image ? geometry.out_plane() : geometry.pixels(), rows_read(patches, reading), threads, costs,
              patches.behind()) {
   if (by_image && better_in_place(patches, tiling, plane, reading)) {
-    in_place = true;
     tiling = Tiling(kernels, tile, tiling.groups, outputs, tiling.count, patches.rows(), threads, costs, 0);
+    tiling.in_place = true;
   }
-  rows = patches.offsets(row_pitch());
 }
 
 }  // namespace pyquant

@@ -31,7 +31,7 @@ struct Panels {
         [&](const PanelPart& p, float* panel, float*) {
           patches.pack(input, p.group, p.first, p.count, tiling.pitch, outside, panel, p.part, p.parts);
         },
-        multiply, in_place ? input : nullptr, patches.rows() * plane);
+        multiply, input, patches.rows() * plane);
   }
 
   // What a group of the tiling is: a group of all images, or of one.
@@ -50,18 +50,17 @@ struct Panels {
   int64_t images_apart() const { return tiling.groups / groups; }
 
   // How far the rows of a panel lie apart.
-  int64_t row_pitch() const { return in_place ? plane : tiling.pitch; }
+  int64_t row_pitch() const { return tiling.in_place ? plane : tiling.pitch; }
 
   int64_t groups;
   int64_t plane;
   Patches patches;
-  bool in_place;
   Tiling tiling;
   std::vector<int32_t> rows;  // where the inputs of each weight of a row begin in a panel
 
  private:
   Panels(const ConvGeometry& geometry, const WeightOrder& order, const KernelTable& kernels, const Tile& tile,
-         int64_t outputs, const SideCosts& costs, int threads, const Reading& reading, bool by_image);
+         int64_t outputs, const SideCosts& costs, int threads, const Reading& reading, bool by_image, bool by_columns);
 };
 
 }  // namespace pyquant

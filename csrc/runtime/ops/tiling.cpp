@@ -65,6 +65,12 @@ Tiling::Tiling(const KernelTable& kernels, const Tile& tile, int64_t groups_, in
   pitch = round_up(most, lanes);
 }
 
+double Tiling::laid_out() const {
+  const auto twice = static_cast<double>(joined() ? behind : 0);  // lanes that two blocks have
+  const double all = static_cast<double>(count) + twice * static_cast<double>(shared ? 1 : num_blocks);
+  return static_cast<double>(rows) * all * static_cast<double>(shared ? 1 : ranges);
+}
+
 double Tiling::vectors(bool is_coded) const {
   const auto tiles = static_cast<double>(num_tiles);
   const double width = lane_vectors() / tiles;

@@ -54,10 +54,13 @@ struct Tiling {
 
   int64_t panel_floats() const { return round_up(rows * pitch, 16); }
   int64_t group_floats() const { return (joined() ? 1 : num_tiles) * panel_floats(); }  // where panels are shared
-  int64_t shared_floats() const { return shared ? groups * group_floats() : 0; }
+  int64_t shared_floats() const { return shared && !in_place ? groups * group_floats() : 0; }
   int64_t own_panel_floats() const {
-    return shared ? 0 : (joined() ? 1 : ceil_div(num_tiles, num_blocks)) * panel_floats();
+    return shared || in_place ? 0 : (joined() ? 1 : ceil_div(num_tiles, num_blocks)) * panel_floats();
   }
+
+  // How many values are laid out, some of them perhaps in several panels.
+  double laid_out() const;
 
   // Vectors of all lanes; where grains are halves of them, a half counts as that.
   double lane_vectors() const { return static_cast<double>(grains * grain) / static_cast<double>(lanes); }
@@ -79,7 +82,8 @@ struct Tiling {
   int64_t num_blocks;
   int64_t pitch;  // of a panel: the most lanes that one has, in whole vectors
   bool shared = false;
-  int64_t ranges = 1;  // of outputs
+  bool in_place = false;  // whether inputs are read where they lie, and there are no panels
+  int64_t ranges = 1;     // of outputs
 };
 
 // Some of a group's outputs for some of its tiles.
@@ -103,13 +107,13 @@ struct PanelPart {
 };
 
 // Run prepare(part, panel, scratch) for all parts of all panels, and multiply(work, scratch) for all outputs. Workers'
-// scratch memory begins with own_panel_floats(), behind which is theirs. Where the inputs of all lanes lie in memory as
-// a joined panel of each group, group_pitch apart, from `in_place` on, nothing is prepared.
+// scratch memory begins with own_panel_floats(), behind which is theirs. Where the tiling is in place, nothing is
+// prepared: the inputs of all lanes lie in memory as a joined panel of each group, group_pitch apart, from `input` on.
 template <typename Prepare, typename Multiply>
 void run_tiled(const Tiling& t, const RunState& state, const Prepare& prepare, const Multiply& multiply,
-               const float* in_place = nullptr, int64_t group_pitch = 0) {
+               const float* input = nullptr, int64_t group_pitch = 0) {
   const int64_t floats = t.panel_floats();
-  const bool prepares = in_place == nullptr;
+  const bool prepares = !t.in_place;
   if (!t.shared) {
     state.pool->parallel_for(t.groups * t.num_blocks * t.ranges, [&](int64_t unit, int worker) {
       // Ranges last: the share of a thread is all of one, so that it reads the same weights in each run.
@@ -131,7 +135,7 @@ void run_tiled(const Tiling& t, const RunState& state, const Prepare& prepare, c
                          .last_tile = last,
                          .first_output = t.first_output(range),
                          .last_output = t.first_output(range + 1),
-                         .panels = prepares ? panels : in_place + group * group_pitch,
+                         .panels = prepares ? panels : input + group * group_pitch,
                          .first_lane = prepares ? t.begin(first) : 0},
                rest);
     });
@@ -158,7 +162,7 @@ void run_tiled(const Tiling& t, const RunState& state, const Prepare& prepare, c
                          .last_tile = t.first_tile(block + 1),
                          .first_output = t.first_output(unit % t.ranges),
                          .last_output = t.first_output(unit % t.ranges + 1),
-                         .panels = prepares ? panels : in_place + group * group_pitch,
+                         .panels = prepares ? panels : input + group * group_pitch,
                          .first_lane = 0},
                state.scratch[worker]);
     }

@@ -24,7 +24,7 @@ std::vector<Source> sources_of(int64_t in, int64_t out, double factor, bool bili
     if (out == in) {
       sources.push_back({i, i, 0});
     } else if (!bilinear) {
-      const int64_t nearest = out == 2 * in ? i / 2 : std::min(static_cast<int64_t>(std::floor(at * step)), in - 1);
+      const int64_t nearest = out == 2 * in ? i / 2 : pixel_at(at * step, in);
       sources.push_back({nearest, nearest, 0});
     } else {
       sources.push_back(source_at(align_corners ? at * step : position_of(i, step), in));

@@ -29,7 +29,7 @@ from pyquant.declared import PackedCodes
 from pyquant.entropy import stored_bytes
 from pyquant.graph import Network
 from pyquant.learn.cluster import learn_codebook
-from pyquant.learn.descent import CORRELATIONS, SWEEPS, Problem, Solution, error, feedback, refit, sweep
+from pyquant.learn.descent import CORRELATIONS, SWEEPS, Problem, Solution, error, feedback, own_grams, refit, sweep
 from pyquant.learn.grids import code_lengths
 from pyquant.learn.methods.base import Floats, Layer, Tensors
 from pyquant.learn.methods.correlated import Correlated, FullMoments, aim, unmeasured
@@ -92,10 +92,7 @@ def _learnt(
         return _first(layer.weight, config, None, seed=seed, workers=workers)
     target, gram = (layer.weight, unmeasured(layer)) if measured is None else aim(layer, measured, workers)
     problem = _problem(layer, config, target, gram)
-    d = config.dim
-    block_gram = torch.stack(
-        [problem.gram[:, j : j + d, j : j + d].sum(0) for j in range(0, problem.gram.shape[1], d)]
-    ).sum(0)
+    block_gram = own_grams(problem.gram, config.dim).sum(0).sum(0)
     codes, codebooks = _first(target, config, block_gram.double().numpy(), seed=seed, workers=workers)
     if config.centroids >= codes[0].size and not config.rate:
         return codes, codebooks  # a centroid for each block: nothing is left to gain
