@@ -75,7 +75,7 @@ def compress(
         max_bit_operations: the most for one input, or below 1 the share of those of the network in fp32: multiply-
             accumulates times the bits of a weight times 32, as `pyquant.report.bit_operations` counts them. Codecs are
             chosen as for a size, or for both where there is one.
-        finetune_steps: for how many steps codebooks, scales and biases are trained to give the outputs of `module`.
+        finetune_steps: for how many steps all that the file holds is trained to give the outputs of `module`.
         finetune_minutes: or for how long; a timed warm-up turns it into a number of steps.
         device: where fine-tuning is done, `cpu` or `cuda`.
         checkpoint: a folder, made if it is not there, in which to save what is done: each layer once it is learnt, and

@@ -79,7 +79,7 @@ from pyquant.cli.show import show_outcome
               help="The same seed gives the same file.")  # fmt: skip
 @options.threads
 @click.option("--finetune", "finetune_minutes", type=click.FloatRange(min=0), metavar="MINUTES",
-              help="Train codebooks, scales and biases to give the network's own outputs on all of DATA; no labels "
+              help="Train all that the file holds to give the network's own outputs on all of DATA; no labels "
               "needed. A timed warm-up turns it into steps.")  # fmt: skip
 @click.option("--finetune-steps", type=click.IntRange(min=0), metavar="N",
               help="The same, for N steps: equal steps and threads give the same file.")  # fmt: skip
