@@ -133,6 +133,7 @@ OPS: dict[str, OpSpec] = {
     "relu6": OpSpec(),
     "silu": OpSpec(),
     "hardswish": OpSpec(),
+    "hardsigmoid": OpSpec(),
     "sigmoid": OpSpec(),
     "add": OpSpec(inputs=2),
     "mul": OpSpec(inputs=2),

@@ -107,6 +107,10 @@ def _hardswish(network: Network, node: Node, inputs: list[F64]) -> F64:
     return inputs[0] * np.clip(inputs[0] + 3, 0, 6) / 6
 
 
+def _hardsigmoid(network: Network, node: Node, inputs: list[F64]) -> F64:
+    return np.clip(inputs[0] + 3, 0, 6) / 6
+
+
 def _sigmoid(network: Network, node: Node, inputs: list[F64]) -> F64:
     return np.exp(-np.logaddexp(0, -inputs[0]))  # 1 / (1 + exp(-x)) without its overflow
 
@@ -264,6 +268,7 @@ OPS: dict[str, Operation] = {
     "relu6": _relu6,
     "silu": _silu,
     "hardswish": _hardswish,
+    "hardsigmoid": _hardsigmoid,
     "sigmoid": _sigmoid,
     "add": _add,
     "mul": _mul,

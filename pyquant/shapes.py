@@ -212,6 +212,7 @@ SHAPE_RULES: dict[str, Callable[[Node, list[Shape]], Shape]] = {
     "relu6": _same,
     "silu": _same,
     "hardswish": _same,
+    "hardsigmoid": _same,
     "sigmoid": _same,
     "add": _broadcast,
     "mul": _broadcast,

@@ -194,6 +194,10 @@ def _hardswish(network: TorchNetwork, node: Node, inputs: list[Tensor]) -> Tenso
     return F.hardswish(inputs[0])
 
 
+def _hardsigmoid(network: TorchNetwork, node: Node, inputs: list[Tensor]) -> Tensor:
+    return F.hardsigmoid(inputs[0])
+
+
 def _sigmoid(network: TorchNetwork, node: Node, inputs: list[Tensor]) -> Tensor:
     return torch.sigmoid(inputs[0])
 
@@ -296,6 +300,7 @@ OPS: dict[str, Operation] = {
     "relu6": _relu6,
     "silu": _silu,
     "hardswish": _hardswish,
+    "hardsigmoid": _hardsigmoid,
     "sigmoid": _sigmoid,
     "add": _add,
     "mul": _mul,

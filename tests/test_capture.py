@@ -69,13 +69,19 @@ WRITTEN: dict[str, tuple[nn.Module, list[str]]] = {
     "dilated": (nn.Conv2d(3, 4, 3, padding=(2, 1), dilation=2, stride=(1, 2)), ["conv2d"]),
     "activations": (
         nn.Sequential(
-            nn.Conv2d(3, 4, 1), nn.ReLU6(), nn.Conv2d(4, 4, 1), nn.SiLU(inplace=True), nn.Hardswish(), nn.Sigmoid()
+            nn.Conv2d(3, 4, 1),
+            nn.ReLU6(),
+            nn.Conv2d(4, 4, 1),
+            nn.SiLU(inplace=True),
+            nn.Hardswish(),
+            nn.Sigmoid(),
+            nn.Hardsigmoid(inplace=True),
         ),
-        ["conv2d", "relu6", "conv2d", "silu", "hardswish", "sigmoid"],
+        ["conv2d", "relu6", "conv2d", "silu", "hardswish", "sigmoid", "hardsigmoid"],
     ),
     "functional activations": (
-        Written(lambda self, x: torch.sigmoid(F.hardswish(F.silu(F.relu6(F.relu(x, inplace=False)))))),
-        ["relu", "relu6", "silu", "hardswish", "sigmoid"],
+        Written(lambda self, x: torch.sigmoid(F.hardsigmoid(F.hardswish(F.silu(F.relu6(F.relu(x, inplace=False))))))),
+        ["relu", "relu6", "silu", "hardswish", "hardsigmoid", "sigmoid"],
     ),
     "pools": (
         nn.Sequential(

@@ -261,7 +261,7 @@ CASES = [
     case("linear", (3, 10), weight=(4, 10)),
     case("affine", tensors="scale bias"),
     case("affine", (2, 5), tensors="scale bias"),
-    *(case(op) for op in ("relu", "relu6", "silu", "hardswish", "sigmoid")),
+    *(case(op) for op in ("relu", "relu6", "silu", "hardswish", "hardsigmoid", "sigmoid")),
     case("add", (2, 4, 7, 9), (2, 4, 7, 9)),
     case("mul", (2, 4, 7, 9), (2, 4, 1, 1)),
     case("concat", (2, 4, 7, 9), (2, 3, 7, 9), axis=1),

@@ -127,6 +127,7 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "relu6": F.relu6,
     "silu": F.silu,
     "hardswish": F.hardswish,
+    "hardsigmoid": F.hardsigmoid,
     "sigmoid": torch.sigmoid,
 }
 

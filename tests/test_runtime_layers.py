@@ -42,6 +42,12 @@ CONVOLUTIONS: list[tuple[tuple[int, int, int, int], Any, int, int, dict[str, Any
     ((10, 6, 3, 3), (1, 3, 3), 12, 1, {"groups": 2}, (3, 37)),
     ((4, 2, 3, 3), (1, 3, 3), 300, 2, {"padding": (2, 2, 2, 2)}, (1, 1)),
     ((12, 96, 3, 3), (1, 3, 3), 16, 2, {"padding": (1, 1, 1, 1)}, (30, 31)),  # several blocks of tiles
+    # Groups of few channels.
+    ((12, 1, 3, 3), None, 0, 1, {"padding": (1, 1, 1, 1), "stride": (2, 2), "groups": 12}, (13, 17)),
+    ((9, 1, 5, 5), None, 0, 1, {"padding": (2, 2, 2, 2), "groups": 9}, (7, 7)),
+    ((6, 2, 3, 5), None, 0, 1, {"padding": (1, 4, 0, 3), "stride": (3, 2), "dilation": (2, 3), "groups": 3}, (19, 40)),
+    ((140, 2, 3, 3), None, 0, 1, {"padding": (1, 1, 1, 1), "groups": 2}, (6, 21)),
+    ((4, 13, 3, 3), None, 0, 1, {"padding": (0, 3, 1, 0), "stride": (1, 2), "groups": 2}, (9, 31)),
     # Parts of kernels, of which some, rounded up to whole blocks, are no kernels.
     ((13, 34, 3, 3), (1, 1, 3), 16, 1, {"padding": (1, 1, 1, 1)}, (14, 15)),
     ((6, 5, 3, 3), (1, 1, 1), 40, 1, {"padding": (1, 1, 1, 1)}, (9, 14)),
@@ -151,6 +157,7 @@ PLANE_LAYERS = [
     layer("relu6"),
     layer("silu"),
     layer("hardswish"),
+    layer("hardsigmoid"),
     layer("sigmoid"),
     layer("max_pool2d", kernel=(3, 3), stride=(2, 2), padding=(1, 1)),
     layer("max_pool2d", kernel=(2, 3), stride=(3, 1), dilation=(2, 3), ceil_mode=True),

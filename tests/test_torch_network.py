@@ -50,7 +50,7 @@ def every_operation() -> Network:
     x = add("conv2d", "image", weight=(6, 3, 3, 2), own=("scale", "bias"), padding=(1, 1, 0, 1), stride=(1, 1))
     y = add("conv2d", x, weight=(6, 2, 3, 3), own=("bias",), padding=(2, 2, 2, 2), dilation=(2, 2), groups=3)
     y = add("affine", y, own=("scale", "bias"))
-    for op in ("relu6", "silu", "hardswish", "sigmoid", "relu"):
+    for op in ("relu6", "silu", "hardswish", "hardsigmoid", "sigmoid", "relu"):
         y = add(op, y)
     y = add("mul", add("add", x, y), y)
     y = add("avg_pool2d", y, kernel=(3, 3), stride=(2, 2), padding=(1, 1), ceil_mode=True, count_include_pad=False)

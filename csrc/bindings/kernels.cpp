@@ -2,6 +2,8 @@
 
 #include <pybind11/stl.h>
 
+#include <map>
+
 #include "bindings/convert.h"
 #include "kernels/select.h"
 
@@ -167,11 +169,14 @@ void register_kernels(py::module_& m) {
       [](const std::string& name, const Array<float>& values, const std::string& isa) {
         const CurveKernels curves = select_kernels(isa).curves;
         AlignedBuffer<float> out = copied(values);
-        const auto curve = name == "sigmoid" ? curves.sigmoid : name == "silu" ? curves.silu : curves.hardswish;
-        curve(out.data(), values.size());
+        const std::map<std::string, CurveFn> by_name = {{"sigmoid", curves.sigmoid},
+                                                        {"silu", curves.silu},
+                                                        {"hardsigmoid", curves.hardsigmoid},
+                                                        {"hardswish", curves.hardswish}};
+        by_name.at(name)(out.data(), values.size());
         return to_array(out, {values.size()});
       },
-      "name"_a, "values"_a, "isa"_a, "The curve of an activation, sigmoid, silu or hardswish, at values [count].");
+      "name"_a, "values"_a, "isa"_a, "The curve of an activation, by its name as an operation, at values [count].");
 }
 
 }  // namespace pyquant

@@ -189,14 +189,16 @@ using FinishTileFn = void (*)(const float* in, int64_t in_pitch, const float* sc
                               int64_t count) noexcept;
 
 // The curve of an activation: values[i] becomes what it is there, for i < count; NaN stays NaN.
-//   sigmoid    1 / (1 + e^-x)
-//   silu       x / (1 + e^-x)
-//   hardswish  x * min(max(x + 3, 0), 6) / 6
+//   sigmoid      1 / (1 + e^-x)
+//   silu         x / (1 + e^-x)
+//   hardsigmoid  min(max(x + 3, 0), 6) / 6
+//   hardswish    x * min(max(x + 3, 0), 6) / 6
 using CurveFn = void (*)(float* values, int64_t count) noexcept;
 
 struct CurveKernels {
   CurveFn sigmoid;
   CurveFn silu;
+  CurveFn hardsigmoid;
   CurveFn hardswish;
 };
 

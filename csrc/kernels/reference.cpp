@@ -184,14 +184,20 @@ void silu_reference(float* values, int64_t count) noexcept {
   for (int64_t i = 0; i < count; ++i) values[i] /= 1.0f + std::exp(-values[i]);
 }
 
+float gate(float x) {
+  x += 3.0f;
+  // Written so that a NaN fails both comparisons and stays.
+  if (x < 0.0f) x = 0.0f;
+  if (x > 6.0f) x = 6.0f;
+  return x / 6.0f;
+}
+
+void hardsigmoid_reference(float* values, int64_t count) noexcept {
+  for (int64_t i = 0; i < count; ++i) values[i] = gate(values[i]);
+}
+
 void hardswish_reference(float* values, int64_t count) noexcept {
-  for (int64_t i = 0; i < count; ++i) {
-    // Written so that a NaN fails both comparisons and stays.
-    float gate = values[i] + 3.0f;
-    if (gate < 0.0f) gate = 0.0f;
-    if (gate > 6.0f) gate = 6.0f;
-    values[i] *= gate / 6.0f;
-  }
+  for (int64_t i = 0; i < count; ++i) values[i] *= gate(values[i]);
 }
 
 void decode_words_reference(const uint16_t* codes, int64_t code_pitch, const uint32_t* codebook, int64_t dim,
@@ -277,7 +283,10 @@ KernelTable reference_kernels() {
   table.table_sum = &table_sum_reference;
   table.sparse_sum = &sparse_sum_reference;
   table.finish_tile = &finish_tile_reference;
-  table.curves = {.sigmoid = &sigmoid_reference, .silu = &silu_reference, .hardswish = &hardswish_reference};
+  table.curves = {.sigmoid = &sigmoid_reference,
+                  .silu = &silu_reference,
+                  .hardsigmoid = &hardsigmoid_reference,
+                  .hardswish = &hardswish_reference};
   table.matrix.begin = &nothing;
   table.matrix.end = &nothing;
   table.matrix.decode_words = &decode_words_reference;

@@ -60,15 +60,16 @@ struct VectorCurves {
     apply(values, count, [](Float x) { return x / denominator(x); });
   }
 
+  static Float gate(Float x) noexcept { return clamp(V::add(x, V::broadcast(3.0f)), 0.0f, 6.0f) / V::broadcast(6.0f); }
+
+  static void hardsigmoid(float* values, int64_t count) noexcept { apply(values, count, &gate); }
+
   static void hardswish(float* values, int64_t count) noexcept {
-    apply(values, count, [](Float x) {
-      const Float gate = clamp(V::add(x, V::broadcast(3.0f)), 0.0f, 6.0f);
-      return V::multiply(x, gate / V::broadcast(6.0f));
-    });
+    apply(values, count, [](Float x) { return V::multiply(x, gate(x)); });
   }
 
   static constexpr CurveKernels kernels() noexcept {
-    return {.sigmoid = &sigmoid, .silu = &silu, .hardswish = &hardswish};
+    return {.sigmoid = &sigmoid, .silu = &silu, .hardsigmoid = &hardsigmoid, .hardswish = &hardswish};
   }
 };
 

@@ -9,6 +9,7 @@ std::optional<Activation> activation_of(const std::string& op) {
   if (op == "relu6") return Activation::kRelu6;
   if (op == "silu") return Activation::kSilu;
   if (op == "hardswish") return Activation::kHardswish;
+  if (op == "hardsigmoid") return Activation::kHardsigmoid;
   if (op == "sigmoid") return Activation::kSigmoid;
   return std::nullopt;
 }
@@ -26,7 +27,8 @@ Clamp clamp_of(Activation activation) {
 }
 
 bool has_curve(Activation activation) {
-  return activation == Activation::kSilu || activation == Activation::kHardswish || activation == Activation::kSigmoid;
+  return activation == Activation::kSilu || activation == Activation::kHardswish ||
+         activation == Activation::kHardsigmoid || activation == Activation::kSigmoid;
 }
 
 void apply_curve(const CurveKernels& curves, Activation activation, float* values, int64_t count) {
@@ -37,6 +39,8 @@ void apply_curve(const CurveKernels& curves, Activation activation, float* value
       return curves.sigmoid(values, count);
     case Activation::kHardswish:
       return curves.hardswish(values, count);
+    case Activation::kHardsigmoid:
+      return curves.hardsigmoid(values, count);
     default:
       return;
   }

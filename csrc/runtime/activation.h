@@ -9,7 +9,7 @@
 
 namespace pyquant {
 
-enum class Activation { kNone, kRelu, kRelu6, kSilu, kHardswish, kSigmoid };
+enum class Activation { kNone, kRelu, kRelu6, kSilu, kHardswish, kHardsigmoid, kSigmoid };
 
 // The activation that operation `op` is, if it is one.
 std::optional<Activation> activation_of(const std::string& op);

@@ -5,22 +5,6 @@
 namespace pyquant {
 namespace {
 
-// Call body(channel, row, column) for each weight of a row; in the padding of tail blocks, these lie outside the
-// kernel.
-template <typename Body>
-void for_weights(const WeightOrder& order, const Body& body) {
-  const Block& block = order.block;
-  for (int64_t c = 0; c < order.channels; c += block.channels) {
-    for (int64_t y = 0; y < order.kernel_rows; y += block.rows) {
-      for (int64_t x = 0; x < order.kernel_columns; x += block.columns) {
-        for (int64_t i = 0; i < block.dim(); ++i) {
-          body(c + i / (block.rows * block.columns), y + i / block.columns % block.rows, x + i % block.columns);
-        }
-      }
-    }
-  }
-}
-
 // How many rows of pixels further on the last row of a kernel has its inputs, at most.
 int64_t rows_behind(const ConvGeometry& geometry, const WeightOrder& order) {
   return (order.kernel_rows - 1) * geometry.dilation_y / geometry.stride_y;

@@ -33,6 +33,22 @@ struct ConvGeometry {
   int64_t pixels() const { return images * out_plane(); }
 };
 
+// Call body(channel, row, column) for each weight of a row; in the padding of tail blocks, these lie outside the
+// kernel.
+template <typename Body>
+void for_weights(const WeightOrder& order, const Body& body) {
+  const Block& block = order.block;
+  for (int64_t c = 0; c < order.channels; c += block.channels) {
+    for (int64_t y = 0; y < order.kernel_rows; y += block.rows) {
+      for (int64_t x = 0; x < order.kernel_columns; x += block.columns) {
+        for (int64_t i = 0; i < block.dim(); ++i) {
+          body(c + i / (block.rows * block.columns), y + i / block.columns % block.rows, x + i % block.columns);
+        }
+      }
+    }
+  }
+}
+
 // Channels hold values of four bytes: a float, or a quad, which stands for four channels.
 class Patches {
  public:

@@ -23,8 +23,9 @@ constexpr int64_t kPassRows = 96;
 
 template <typename T>
 struct SparseRows {
-  // Of weights, or quads of weights, [outputs, depth].
-  SparseRows(const T* rows, int64_t outputs_, int64_t depth) : outputs(outputs_), passes(ceil_div(depth, kPassRows)) {
+  // Of weights, or quads of weights, [outputs, depth], whose inputs begin at these places [depth].
+  SparseRows(const T* rows, int64_t outputs_, int64_t depth, const std::vector<int32_t>& at)
+      : outputs(outputs_), passes(ceil_div(depth, kPassRows)) {
     weights.reserve(outputs * depth - std::count(rows, rows + outputs * depth, T{}));
     begin.reserve(passes * outputs + 1);
     for (int64_t pass = 0; pass < passes; ++pass) {
@@ -32,7 +33,7 @@ struct SparseRows {
         begin.push_back(static_cast<int32_t>(weights.size()));
         for (int64_t k = pass * kPassRows; k < std::min(depth, (pass + 1) * kPassRows); ++k) {
           const T value = rows[o * depth + k];
-          if (value != T{}) weights.push_back({.value = value, .at = static_cast<int32_t>(k * kSparsePixels)});
+          if (value != T{}) weights.push_back({.value = value, .at = at[k]});
         }
       }
     }

@@ -303,6 +303,7 @@ TRANSLATORS: dict[str, Translator] = {
     "relu6": _activation("relu6"),
     "silu": _activation("silu"),
     "hardswish": _activation("hardswish"),
+    "hardsigmoid": _activation("hardsigmoid"),
     "sigmoid": _activation("sigmoid"),
     "hardtanh": _clamp,
     "clamp": _clamp,

@@ -48,9 +48,9 @@ def translate(program: Program, state: Mapping[str, torch.Tensor]) -> tuple[list
 
 
 SUPPORTED = (
-    "conv2d, linear, batch norm, relu, relu6, silu, hardswish, sigmoid, add, mul, concat, max, average and adaptive "
-    "average pooling, flatten, dropout, upsampling (nearest, bilinear), pixel shuffle, transposed conv2d whose stride "
-    "is its kernel"
+    "conv2d, linear, batch norm, relu, relu6, silu, hardswish, hardsigmoid, sigmoid, add, mul, concat, max, average "
+    "and adaptive average pooling, flatten, dropout, upsampling (nearest, bilinear), pixel shuffle, transposed conv2d "
+    "whose stride is its kernel"
 )
 
 

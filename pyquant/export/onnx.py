@@ -346,6 +346,10 @@ def _pixel_shuffle(writer: _Writer, node: Node) -> None:
     writer.add("Reshape", node, pixels, joined)
 
 
+def _hardsigmoid(writer: _Writer, node: Node) -> None:
+    writer.add("HardSigmoid", node, *node.inputs, alpha=1 / 6, beta=0.5)
+
+
 def _same_name(op: str) -> Callable[[_Writer, Node], None]:
     def export(writer: _Writer, node: Node) -> None:
         writer.add(op, node, *node.inputs)
@@ -361,6 +365,7 @@ EXPORTERS: dict[str, Callable[[_Writer, Node], None]] = {
     "relu6": _relu6,
     "silu": _silu,
     "hardswish": _same_name("HardSwish"),
+    "hardsigmoid": _hardsigmoid,
     "sigmoid": _same_name("Sigmoid"),
     "add": _same_name("Add"),
     "mul": _same_name("Mul"),

@@ -34,6 +34,7 @@ CHANNELWISE = frozenset(
         "relu6",
         "silu",
         "hardswish",
+        "hardsigmoid",
         "sigmoid",
         "max_pool2d",
         "avg_pool2d",

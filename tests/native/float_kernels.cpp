@@ -319,6 +319,7 @@ constexpr KernelTest kTests[] = {
     {"finish_tile", &test_finish_tile},
     {"curves.sigmoid", &test_curve_of<&CurveKernels::sigmoid>},
     {"curves.silu", &test_curve_of<&CurveKernels::silu>},
+    {"curves.hardsigmoid", &test_curve_of<&CurveKernels::hardsigmoid>},
     {"curves.hardswish", &test_curve_of<&CurveKernels::hardswish>},
     {"peak", &test_peak},
 };

@@ -42,9 +42,9 @@ ConvGeometry geometry_of(const Layer& layer, const PlanContext& context) {
 }
 
 // The first always applies.
-std::array<Path, 11> all_paths() {
-  return {direct_path(), winograd2_path(), winograd4_path(), table_path(),  sparse_path(), matrix_path(),
-          dot_path(),    direct8_path(),   matrix8_path(),   table8_path(), sparse8_path()};
+std::array<Path, 12> all_paths() {
+  return {direct_path(), winograd2_path(), winograd4_path(), table_path(),   sparse_path(), shift_path(),
+          matrix_path(), dot_path(),       direct8_path(),   matrix8_path(), table8_path(), sparse8_path()};
 }
 
 struct Choice {
@@ -139,6 +139,14 @@ void Convolution::decode(int64_t first_output, int64_t rows, float* weights, int
   const int64_t blocks = weight->blocks_per_row();
   kernels->decode_rows(codebooks, weight->codes.data() + first_output * blocks, weight->outputs * blocks, blocks,
                        weights, pitch, rows, blocks);
+}
+
+SparseRows<float> Convolution::sparse_rows(const std::vector<int32_t>& at) const {
+  const int64_t depth = weight->depth();
+  if (!weight->dense.empty()) return {weight->dense.data(), weight->outputs, depth, at};
+  AlignedBuffer<float> decoded(weight->outputs * depth);
+  decode(0, weight->outputs, decoded.data(), depth);
+  return {decoded.data(), weight->outputs, depth, at};
 }
 
 KeptWeights::Values<float> Convolution::kept_rows(const PlanContext& context) const {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "runtime/patches.h"
+#include "runtime/sparse_rows.h"
 #include "runtime/step.h"
 
 namespace pyquant {
@@ -29,6 +30,9 @@ struct Convolution {
 
   // Write the weights of outputs [first_output, first_output + rows), which are not dense, as a matrix [rows, pitch].
   void decode(int64_t first_output, int64_t rows, float* weights, int64_t pitch) const;
+
+  // Those that are not zero, of a weight without codes, whose inputs begin at these places [depth].
+  SparseRows<float> sparse_rows(const std::vector<int32_t>& at) const;
 
   // All of them, [O, depth], where there is memory to keep them, or null.
   KeptWeights::Values<float> kept_rows(const PlanContext& context) const;
@@ -69,6 +73,7 @@ Path winograd2_path();
 Path winograd4_path();
 Path table_path();
 Path sparse_path();
+Path shift_path();
 Path matrix_path();
 Path dot_path();
 Path direct8_path();

@@ -107,7 +107,7 @@ double cost(const Convolution& c, int threads) {
   const Panels panels = panels_of(c, threads);
   const Tiling& t = panels.tiling;
   const double decoded = cost_of_rows(*c.weight) * static_cast<double>(t.num_blocks);
-  const auto weights = static_cast<double>(panels.images_apart() * c.weight->outputs * panels.rows.size());
+  const auto weights = static_cast<double>(t.computed_rows() * static_cast<int64_t>(panels.rows.size()));
   return weights * (t.vectors(has_joint_codebook(*c.weight)) + decoded) / threads;
 }
 

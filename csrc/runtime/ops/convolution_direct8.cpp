@@ -125,7 +125,7 @@ double cost(const Convolution& c, int threads) {
   const Panels panels = panels_of(c, threads);
   const Tiling& t = panels.tiling;
   const double decoded = decode_cost(c, source) * static_cast<double>(t.num_blocks);
-  const auto quads = static_cast<double>(panels.images_apart() * c.weight->outputs * order.depth());
+  const auto quads = static_cast<double>(t.computed_rows() * order.depth());
   const double multiplied = c.kernels->tile8.step_cost * t.vectors(source == QuadSource::kCentroid);
   return quads * (multiplied + decoded) / threads;
 }

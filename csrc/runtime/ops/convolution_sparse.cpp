@@ -10,21 +10,13 @@
 namespace pyquant {
 namespace {
 
-SparseRows<float> rows_of(const Convolution& c) {
-  const int64_t outputs = c.weight->outputs, depth = c.weight->depth();
-  if (!c.weight->dense.empty()) return {c.weight->dense.data(), outputs, depth};
-  AlignedBuffer<float> decoded(outputs * depth);
-  c.decode(0, outputs, decoded.data(), depth);
-  return {decoded.data(), outputs, depth};
-}
-
 class SparseStep : public Step {
  public:
   SparseStep(const Layer& layer, const Convolution& convolution, const PlanContext& context)
       : Step(layer.node->name, layer.op, "sparse"),
         c_(convolution),
         tiling_(convolution, context.threads),
-        rows_(rows_of(c_)) {}
+        rows_(c_.sparse_rows(rows_apart(c_.weight->depth(), kSparsePixels))) {}
 
   int64_t scratch_floats() const override {
     return SparseTiling::kSumsFloats + c_.patches.rows() * kSparsePixels + kSlackBytes / 4;

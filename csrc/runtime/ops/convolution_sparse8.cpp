@@ -17,7 +17,8 @@ class Sparse8Step : public Step {
         tiling_(convolution, context.threads),
         patches_(in_quads(convolution.geometry), quad_order(*convolution.weight, QuadSource::kStored),
                  convolution.kernels),
-        rows_(b_.take_dense_rows().data(), b_.c.weight->outputs, patches_.rows()) {}
+        rows_(b_.take_dense_rows().data(), b_.c.weight->outputs, patches_.rows(),
+              rows_apart(patches_.rows(), kSparsePixels)) {}
 
   int64_t scratch_floats() const override {
     return SparseTiling::kSumsFloats + panel_floats() + b_.finish_floats(kSparsePixels);

@@ -296,7 +296,7 @@ double cost(const Convolution& c, const Transform& transform, int threads) {
   const double lane_vectors = t.lane_vectors();
   const double kernels = outputs * static_cast<double>(c.weight->depth() / 9);
   const double weights = kernels * kernel_cost(*c.weight) * static_cast<double>(t.num_blocks);
-  const double products = static_cast<double>(t.rows) * outputs * t.vectors(reads_codebook(*c.weight));
+  const double products = static_cast<double>(t.computed_rows() * t.rows) * t.vectors(reads_codebook(*c.weight));
   const double transformed = lane_vectors * (transform.input_cost * inputs + transform.output_cost * outputs);
   return (products + weights + transformed) / threads;
 }

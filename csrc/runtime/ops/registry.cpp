@@ -14,6 +14,7 @@ PlanFn planner_for(const std::string& op) {
       {"relu6", &plan_activation},
       {"silu", &plan_activation},
       {"hardswish", &plan_activation},
+      {"hardsigmoid", &plan_activation},
       {"sigmoid", &plan_activation},
       {"add", &plan_binary},
       {"mul", &plan_binary},

@@ -50,6 +50,9 @@ struct Tiling {
   // Row tiles of a group.
   int64_t row_tiles() const { return ceil_div(outputs, tile_rows); }
 
+  // Outputs of all groups that are computed: a tile has all of its rows, also where a group has fewer outputs.
+  int64_t computed_rows() const { return groups * row_tiles() * tile_rows; }
+
   bool joined() const { return behind != kApart; }
 
   int64_t panel_floats() const { return round_up(rows * pitch, 16); }
