@@ -1,6 +1,7 @@
 """What fine-tuning teaches, and how its steps are shared out: pictures, targets, stages and trials."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import tiny_networks  # noqa: E402
 
 from pyquant.capture import capture  # noqa: E402
 from pyquant.learn import lesson as lessons  # noqa: E402
+from pyquant.learn import targets as lesson_targets  # noqa: E402
 from pyquant.learn.calibration import Calibration, from_arrays  # noqa: E402
 from pyquant.learn.lesson import Lesson  # noqa: E402
 from pyquant.learn.recipes import ABGD, OURS, PQF  # noqa: E402
@@ -49,6 +51,23 @@ def test_targets_are_those_of_the_pictures(inputs: np.ndarray, dense: Network) -
         expected = expected.flip(3) if mirrored else expected
         assert torch.equal(pictures.read(rows, mirrored), expected)
         torch.testing.assert_close(targets.read(rows, mirrored)[0], network(expected))
+
+
+def test_pictures_beyond_the_budget_are_read_again(
+    inputs: np.ndarray, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lesson_targets, "KEPT_BYTES", 3 * inputs[0].nbytes)
+    read: list[int] = []
+
+    def counted(rows: slice) -> np.ndarray:
+        read.append(rows.start)
+        return calibration.read(rows)
+
+    pictures = Pictures(replace(calibration, read=counted), torch.device("cpu"))
+    rows = np.array([7, 2, 9, 2, 30, 31])
+    for _ in range(2):
+        assert torch.equal(pictures.read(rows, mirrored=False), torch.from_numpy(inputs[rows]))
+    assert sorted(read) == [2, 7, 9, 30, 30, 31, 31]
 
 
 def test_mixtures_are_of_two_pictures_and_always_the_same(inputs: np.ndarray, calibration: Calibration) -> None:

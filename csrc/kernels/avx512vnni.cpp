@@ -124,8 +124,7 @@ struct Avx512Vnni : Avx512 {
   static Int broadcast_byte(uint8_t value) { return _mm512_set1_epi8(static_cast<char>(value)); }
   static Int byte_of(Int quads, int i) {
     // Byte i of each quad; what is negative becomes zero.
-    const __m128i from =
-        _mm_add_epi32(_mm_setr_epi32(-0x7f7f8000, -0x7f7f7ffc, -0x7f7f7ff8, -0x7f7f7ff4), _mm_set1_epi32(i));
+    const __m128i from = _mm_add_epi32(_mm_set1_epi32(static_cast<int>(0x80808000u) + i), _mm_setr_epi32(0, 4, 8, 12));
     return _mm512_shuffle_epi8(quads, _mm512_broadcast_i32x4(from));
   }
   // Each quarter of a register holds four bytes of each vector; then one of each vector side by side.

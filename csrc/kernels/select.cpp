@@ -15,6 +15,7 @@
 #include "kernels/avx2.h"
 #include "kernels/avx512.h"
 #include "kernels/avx512vnni.h"
+#include "kernels/avxvnni.h"
 #elif defined(__aarch64__)
 #include "kernels/neon.h"
 #endif
@@ -29,6 +30,8 @@ struct InstructionSet {
 };
 
 #if defined(__x86_64__)
+bool runs_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
 bool runs_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
@@ -41,7 +44,8 @@ constexpr InstructionSet kInstructionSets[] = {
     {"reference", [] { return true; }, [](KernelTable table) { return table; }},
 #if defined(__x86_64__)
     // The compiler's checks include that the operating system saves the registers.
-    {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }, &improve_with_avx2},
+    {"avx2", &runs_avx2, &improve_with_avx2},
+    {"avxvnni", [] { return runs_avx2() && __builtin_cpu_supports("avxvnni"); }, &improve_with_avxvnni},
     {"avx512", &runs_avx512, &improve_with_avx512},
     {"avx512vnni", [] { return runs_avx512() && __builtin_cpu_supports("avx512vnni"); }, &improve_with_avx512vnni},
     {"amx", [] { return runs_avx512() && __builtin_cpu_supports("avx512vnni") && runs_amx(); }, &improve_with_amx},

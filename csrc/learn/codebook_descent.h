@@ -25,7 +25,7 @@ struct BlockPanel {
 
 // Of one block after another, make each output's codes better, if there are better ones, while all others stay.
 //   gram    [G, P, P]
-//   slope   [G, R, P]      half of how fast the error falls as a weight grows; kept up for the inputs of the panel
+//   slope   [G, R, P]      half of how fast the error falls as a weight grows; of no use afterwards
 //   codes   [M, G, R, J]   each below K
 //   change  [G, R, P]      is set to how much larger each weight has become
 void sweep_blocks(const BlockPanel& panel, const float* gram, float* slope, int64_t* codes, float* change);
@@ -33,7 +33,7 @@ void sweep_blocks(const BlockPanel& panel, const float* gram, float* slope, int6
 // From the last block to the first, choose each output's codes so that they make up for those chosen before.
 //   lower   [G, P, P]      the transpose of U, of which Uᵀ U is the Gram
 //   target  [G, R, P]      what weights should be
-//   missed  [G, R, P]      U's rows times the errors of all weights chosen so far; kept up for the inputs of the panel
+//   missed  [G, R, P]      U's rows times the errors of all weights chosen before the panel; of no use afterwards
 //   codes   [M, G, R, J]   are set, and so is `error` [G, R, P]: a target less the weight that was chosen
 void feedback_blocks(const BlockPanel& panel, const float* lower, const float* target, float* missed, int64_t* codes,
                      float* error);

@@ -21,7 +21,7 @@ struct OutputGrids {
 
 // Of one input after another, make each output's code the best one while all others stay as they are.
 //   gram    [G, P, P]   inputs that are always zero have zeros on the diagonal: their codes stay
-//   slope   [G, R, P]   half of how fast the error falls as a weight grows; kept up for the inputs of the panel
+//   slope   [G, R, P]   half of how fast the error falls as a weight grows; of no use afterwards
 //   codes   [G, R, P]   whole numbers below L
 //   change  [G, R, P]   is set to how much larger each weight has become
 void sweep_grids(const OutputGrids& grids, int64_t inputs, const float* gram, float* slope, float* codes,
@@ -30,7 +30,7 @@ void sweep_grids(const OutputGrids& grids, int64_t inputs, const float* gram, fl
 // From the last input to the first, choose each output's code so that it makes up for those chosen before.
 //   lower   [G, P, P]   the transpose of U, of which Uᵀ U is the Gram, with a diagonal above 0
 //   target  [G, R, P]   what weights should be
-//   missed  [G, R, P]   U's rows times the errors of all weights chosen so far; kept up for the inputs of the panel
+//   missed  [G, R, P]   U's rows times the errors of all weights chosen before the panel; of no use afterwards
 //   codes, error  [G, R, P]   are set; an error is a target less the weight that was chosen
 void feedback_grids(const OutputGrids& grids, int64_t inputs, const float* lower, const float* target, float* missed,
                     float* codes, float* error);

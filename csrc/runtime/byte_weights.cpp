@@ -9,7 +9,7 @@
 namespace pyquant {
 namespace {
 
-constexpr float kMostByte = 127;
+constexpr float kMostWeight = 127;
 
 // A scale by which the largest value becomes `byte`; any, where all are zero.
 float scale_for(float most, float byte) { return most > 0 ? most / byte : 1.0f; }
@@ -77,18 +77,19 @@ uint32_t quad_of(const float* values, int64_t count, int64_t step) {
 }
 
 ByteCodebooks byte_codebooks(const Weight& weight) {
-  return whole_numbers(weight.codebook, scale_for(largest(weight.codebook.data(), weight.codebook.size()), kMostByte));
+  return whole_numbers(weight.codebook,
+                       scale_for(largest(weight.codebook.data(), weight.codebook.size()), kMostWeight));
 }
 
 ByteCodebooks joint_byte_codebook(const Weight& weight) {
   const AlignedBuffer<float> joint = joint_codebook(weight, weight.codebook);
-  return whole_numbers(joint, scale_for(largest(joint.data(), joint.size()), kMostByte));
+  return whole_numbers(joint, scale_for(largest(joint.data(), joint.size()), kMostWeight));
 }
 
 ByteCodebooks codebooks_in_parts(const Weight& weight, float largest_weight) {
   const float most = std::max(largest(weight.codebook.data(), weight.codebook.size()), largest_weight);
   // Each of M summands is rounded by up to half a part.
-  const float most_byte = kMostByte - static_cast<float>(weight.codebooks) / (2 * kPart);
+  const float most_byte = kMostWeight - static_cast<float>(weight.codebooks) / (2 * kPart);
   const float scale = scale_for(most, most_byte);
   ByteCodebooks parts = whole_numbers(weight.codebook, scale / kPart);
   parts.scale = scale;
@@ -104,7 +105,7 @@ ByteRow write_byte_row(const Weight& weight, int64_t output, uint32_t* quads) {
     result.scale = weight.units[output];
     bytes.assign(weight.bytes.data() + begin, weight.bytes.data() + end);
   } else {
-    result.scale = scale_for(largest(weight.dense.data() + begin, weight.depth()), kMostByte);
+    result.scale = scale_for(largest(weight.dense.data() + begin, weight.depth()), kMostWeight);
     for (int64_t i = begin; i < end; ++i) bytes.push_back(std::nearbyint(weight.dense[i] / result.scale));
   }
   for (const float byte : bytes) result.sum += static_cast<int64_t>(byte);

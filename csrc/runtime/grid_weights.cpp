@@ -11,7 +11,7 @@ namespace pyquant {
 namespace {
 
 constexpr int kMaxGridBits = 8;
-constexpr int kMostByte = 127;
+constexpr int kMostWeight = 127;
 constexpr int64_t kMaxPatterns = 256;
 
 // The codes of `count` weights, unpacked.
@@ -37,7 +37,7 @@ int unit_of(std::span<const int16_t> halves) {
     all_even = all_even && half % 2 == 0;
   }
   const int unit = all_even ? 2 : 1;
-  return most <= unit * kMostByte ? unit : 0;
+  return most <= unit * kMostWeight ? unit : 0;
 }
 
 // Fill in a weight of which each number is so many half steps of its output: halves [O, D].

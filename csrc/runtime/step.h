@@ -1,4 +1,4 @@
-// A step of a plan: one operation with everything decided; running it neither allocates nor checks.
+// A step of a plan: one operation with everything decided, so that running it checks nothing.
 #pragma once
 
 #include <cstdint>

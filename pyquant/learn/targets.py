@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from typing import Protocol
 
@@ -31,17 +32,28 @@ class Pictures:
 
     def read(self, rows: Rows, mirrored: bool) -> Tensor:
         """Return pictures `[n, C, H, W]` on the device, left and right exchanged if `mirrored`."""
-        batch = torch.stack([self._read(int(row)) for row in rows])
+        numbers = [int(row) for row in rows]
+        known = {row: self._kept[row] for row in numbers if row in self._kept}
+        known |= self._new([row for row in dict.fromkeys(numbers) if row not in known])
+        batch = torch.stack([known[row] for row in numbers])
         batch = batch.flip(3) if mirrored else batch
         return batch.to(self._device, memory_format=torch.channels_last)
 
-    def _read(self, row: int) -> Tensor:
-        if (picture := self._kept.get(row)) is None:
-            picture = torch.from_numpy(self._calibration.read(slice(row, row + 1))[0])
+    def _new(self, rows: list[int]) -> dict[int, Tensor]:
+        """Return pictures that are not kept, by number, and keep those that there is room for.
+
+        They are decoded on as many threads as train: training waits for them.
+        """
+        if not rows:
+            return {}
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            arrays = list(threads.map(lambda row: self._calibration.read(slice(row, row + 1))[0], rows))
+        pictures = {row: torch.from_numpy(array) for row, array in zip(rows, arrays, strict=True)}
+        for row, picture in pictures.items():
             if (size := picture.nbytes) <= self._room:
                 self._kept[row] = picture
                 self._room -= size
-        return picture
+        return pictures
 
 
 class MixedPictures(Pictures):

@@ -117,10 +117,11 @@ void Convolution::finish(const float* tile, int64_t pitch, const float* row_scal
   }
 }
 
-void Convolution::expect(int64_t output, int64_t rows, int64_t pixel, int64_t count, const RunState& state) const {
+void Convolution::expect(int64_t first_output, int64_t rows, int64_t pixel, int64_t count,
+                         const RunState& state) const {
   const int64_t plane = geometry.out_plane();
-  const int64_t at = (pixel / plane * weight->outputs + output) * plane + pixel % plane;
-  expect_rows<true>(state.values[this->output] + at, plane, rows, count);
+  const int64_t at = (pixel / plane * weight->outputs + first_output) * plane + pixel % plane;
+  expect_rows<true>(state.values[output] + at, plane, rows, count);
   if (residual >= 0) expect_rows<false>(state.values[residual] + at, plane, rows, count);
 }
 

@@ -16,17 +16,17 @@ struct Convolution {
 
   int64_t group_outputs() const { return weight->outputs / geometry.groups; }
 
-  // Write outputs [output, output + rows) of pixels [pixel, pixel + count): tile [rows, pitch] scaled, shifted, with
-  // the residual added and the activation applied.
-  void finish(const float* tile, int64_t pitch, int64_t output, int64_t rows, int64_t pixel, int64_t count,
+  // Write outputs [first_output, first_output + rows) of pixels [pixel, pixel + count): tile [rows, pitch] scaled,
+  // shifted, with the residual added and the activation applied.
+  void finish(const float* tile, int64_t pitch, int64_t first_output, int64_t rows, int64_t pixel, int64_t count,
               const RunState& state) const;
 
   // The same with another scale and bias for each row.
-  void finish(const float* tile, int64_t pitch, const float* row_scale, const float* row_bias, int64_t output,
+  void finish(const float* tile, int64_t pitch, const float* row_scale, const float* row_bias, int64_t first_output,
               int64_t rows, int64_t pixel, int64_t count, const RunState& state) const;
 
   // Ask for the memory that finish() will read and write: rows lie pages apart, so that processors do not foresee it.
-  void expect(int64_t output, int64_t rows, int64_t pixel, int64_t count, const RunState& state) const;
+  void expect(int64_t first_output, int64_t rows, int64_t pixel, int64_t count, const RunState& state) const;
 
   // Write the weights of outputs [first_output, first_output + rows), which are not dense, as a matrix [rows, pitch].
   void decode(int64_t first_output, int64_t rows, float* weights, int64_t pitch) const;

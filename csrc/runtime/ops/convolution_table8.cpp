@@ -15,10 +15,10 @@
 namespace pyquant {
 namespace {
 
-constexpr int64_t kMostByte = 255;
+constexpr int64_t kMostInput = 255;
 
-// Vector operations relative to an fp32 multiply-add: a product of quads, making a row of a table of them, and adding
-// one, for a vector of int16.
+// In fp32 multiply-adds: making a row of a table of products, but for the products themselves, and adding one, for a
+// vector of int16.
 constexpr double kRowCost = 2.0;
 constexpr double kSumCost = 1.05;
 constexpr double kPassCost = 8.0;  // reading and writing the sums of an output
@@ -175,7 +175,7 @@ class Table8Step : public Step {
     std::vector<Bounds> bounds(weight.codebooks * weight.centroids);
     for (size_t k = 0; k < bounds.size(); ++k) {
       for (int64_t i = 0; i < dim; ++i) {
-        const auto most = kMostByte * static_cast<int64_t>(values[k * dim + i]);
+        const auto most = kMostInput * static_cast<int64_t>(values[k * dim + i]);
         (most < 0 ? bounds[k].low : bounds[k].high) += most;
       }
     }

@@ -93,10 +93,10 @@ class RoiAlignStep : public Step {
 
   // Where a row's box is taken from, and the columns that it takes; level -1: nowhere.
   struct Row {
-    int32_t level;
-    int32_t image;
-    int32_t left;
-    int32_t width;
+    int32_t level = -1;
+    int32_t image = 0;
+    int32_t left = 0;
+    int32_t width = 0;
   };
 
   static constexpr int64_t kRowFloats = sizeof(Row) / sizeof(float);
@@ -110,7 +110,7 @@ class RoiAlignStep : public Step {
   // Decide where the box of a row is taken from, and write its taps: first those of rows, then those of columns.
   Row prepare(const float* row, Tap* taps) const {
     // Not a cast first: the number may be anything.
-    if (!(row[0] >= 0 && row[0] < static_cast<float>(images_))) return {.level = -1};
+    if (!(row[0] >= 0 && row[0] < static_cast<float>(images_))) return {};
     const Box box{row[1], row[2], row[3], row[4]};
     const size_t at = level_of(box);
     const Level& level = levels_[at];
