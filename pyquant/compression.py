@@ -60,7 +60,8 @@ def compress(
             `exactobs` `half`.
         method: how codes are chosen, one of `pyquant.learn.methods.METHODS`; layers in a codec that it does not code
             are coded by `gram`, `obq` or `exactobs`.
-        input_shape: `(C, H, W)`; by default that of the calibration inputs, or the crop of `preprocessing`.
+        input_shape: `(C, H, W)`; by default that of the calibration inputs, or the crop of `preprocessing`. A detector
+            has sizes and a preprocessing of its own, and takes neither.
         preprocessing: how a picture becomes an input, kept in the file; by default
             `Preprocessing.default_for(input_shape)` where the calibration is pictures, else nothing.
         classes: the classes in the order of the outputs, kept in the file.

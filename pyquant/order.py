@@ -166,8 +166,9 @@ class _Search:
         """Try sizes; the smallest file so far that holds is at its place as soon as it is known to."""
         search = DropSearch(max_drop=self._max_drop, predicted=self._predicted_errors())
         while (size := search.next_size()) is not None:
-            feasible = self._feasible(size) or min(known for known in search.predicted if known >= size)
-            if any(feasible == tried.target_bytes for tried in self._trials):
+            tried = {trial.target_bytes for trial in search.trials}
+            feasible = self._feasible(size) or min(known for known in {*search.predicted, *tried} if known >= size)
+            if feasible in tried:
                 break  # between the sizes that are left there is no file
             try:
                 search.add(Trial(target_bytes=feasible, drop=self._try(feasible)))

@@ -34,6 +34,9 @@ def ops(network: Network) -> list[str]:
         ("wide_resnet50_2", 18),
         ("vgg11", 11),
         ("vgg11_bn", 11),
+        ("mobilenet_v2", 53),
+        ("mobilenet_v3_small", 54),
+        ("efficientnet_b0", 82),
     ],
 )
 def test_torchvision(name: str, layers: int) -> None:

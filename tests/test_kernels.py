@@ -176,11 +176,18 @@ def test_curves(isa: str, name: str, rng: np.random.Generator) -> None:
         got = _core.curve(name, x, isa=isa)
         # Below the smallest normal number, floats have fewer bits.
         np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-37 * np.abs(x).max())
-    special = _core.curve(name, np.array([np.nan, np.inf, -0.0] * 7, np.float32), isa=isa)
-    assert np.isnan(special[::3]).all()
+    special = _core.curve(name, np.array([np.nan, np.inf, -0.0, -np.inf] * 7, np.float32), isa=isa)
+    assert np.isnan(special[::4]).all()
     is_gate = "sigmoid" in name
-    assert (special[1::3] == (1 if is_gate else np.inf)).all()
-    assert (special[2::3] == (0.5 if is_gate else 0)).all()
+    assert (special[1::4] == (1 if is_gate else np.inf)).all()
+    assert (special[2::4] == (0.5 if is_gate else 0)).all()
+    assert (special[3::4] == 0).all() if is_gate else np.isnan(special[3::4]).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_tiles_are_of_whole_vectors(isa: str) -> None:
+    tile = _core.kernel_tile(isa)
+    assert all(tile[name] % tile["lanes"] == 0 for name in ("pixels", "pixels8", "table_pixels", "table8_pixels"))
 
 
 def test_unknown_isa_names_those_that_run() -> None:

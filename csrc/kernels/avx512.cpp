@@ -8,9 +8,9 @@ namespace pyquant {
 
 KernelTable improve_with_avx512(KernelTable table) {
   table = VectorKernels<Avx512>::improve(table, "avx512");
-  // Integer kernels stay those of AVX2, with half as many lanes.
-  table.tile8.step_cost *= 2;
+  // Integer kernels stay those of vectors half as long; tiles are of whole vectors of floats.
   table.tile8.pixels -= table.tile8.pixels % table.lanes;
+  table.tile8.least_vectors /= table.cost8();
   return table;
 }
 

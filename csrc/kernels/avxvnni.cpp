@@ -3,6 +3,8 @@
 // vpdpbusd adds the four products of a quad in one instruction, exactly. Register tile as for floats.
 #include "kernels/avxvnni.h"
 
+#include <cpuid.h>
+
 #include "kernels/vector_avx2.h"
 #include "kernels/vector_bytes.h"
 
@@ -27,6 +29,13 @@ struct AvxVnni : Avx2 {
 };
 
 }  // namespace
+
+bool runs_avxvnni() {
+  // Asked for here: not every compiler's checks know it. That registers are saved, those for AVX2 include.
+  constexpr unsigned kAvxVnni = 1u << 4;
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & kAvxVnni) != 0;
+}
 
 KernelTable improve_with_avxvnni(KernelTable table) { return ByteKernels<AvxVnni>::improve(table, "avxvnni"); }
 

@@ -134,15 +134,14 @@ constexpr int64_t kTableStep = 8;  // the largest by which an address is compute
 template <typename T>
 struct Sparse {
   T value;
-  int32_t at;  // where the row of its inputs begins in a panel
+  int32_t at;  // where its inputs begin in a panel
 };
 
 // sums[o][p] = sum over begin[o] <= n < begin[o + 1] of weights[n].value * panel[weights[n].at + p]; added to sums if
 // `accumulate`.
 //   begin  [outputs + 1]
-//   panel  1 <= pixels <= kSparsePixels of each row; whole vectors are read
-//   sums   [outputs, kSparsePixels]   whole vectors are read and written
-// Panel rows and sums are aligned to a vector.
+//   panel  1 <= pixels <= kSparsePixels from where a row begins, which may be anywhere; whole vectors are read
+//   sums   [outputs, kSparsePixels], aligned to a vector; whole vectors are read and written
 using SparseSumFn = void (*)(const Sparse<float>* weights, const int32_t* begin, const float* panel, float* sums,
                              int64_t outputs, int64_t pixels, bool accumulate) noexcept;
 constexpr int64_t kSparsePixels = 64;
@@ -341,9 +340,13 @@ struct KernelTable {
   // loads and stores are not faster there.
   double table_cost() const { return grain == lanes ? 1.4 : 1.0; }
 
+  // How many times as long an integer operation takes for `lanes` values, where vectors of integers are shorter.
+  double cost8() const { return static_cast<double>(lanes) / static_cast<double>(lanes8); }
+
   const char* isa;
-  int64_t lanes;  // values of four bytes of a vector
-  int64_t grain;  // lanes by which tiles are best cut: half a vector where it takes half the time, or a whole one
+  int64_t lanes;   // values of four bytes of a vector
+  int64_t lanes8;  // of one of integers
+  int64_t grain;   // lanes by which tiles are best cut: half a vector where it takes half the time, or a whole one
   Tile tile;
   Tile tile8;
   int64_t table_pixels;   // pixels of a table row

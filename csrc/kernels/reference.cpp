@@ -270,6 +270,7 @@ KernelTable reference_kernels() {
   KernelTable table = with_reference_bytes({});
   table.isa = "reference";
   table.lanes = 1;
+  table.lanes8 = 1;
   table.tile = {.rows = kTileRows, .pixels = 16, .least_vectors = 1, .step_cost = 1};
   table.table_pixels = kTableColumns;
   table.pack_rows = &pack_rows_reference;

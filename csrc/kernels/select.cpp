@@ -45,7 +45,7 @@ constexpr InstructionSet kInstructionSets[] = {
 #if defined(__x86_64__)
     // The compiler's checks include that the operating system saves the registers.
     {"avx2", &runs_avx2, &improve_with_avx2},
-    {"avxvnni", [] { return runs_avx2() && __builtin_cpu_supports("avxvnni"); }, &improve_with_avxvnni},
+    {"avxvnni", [] { return runs_avx2() && runs_avxvnni(); }, &improve_with_avxvnni},
     {"avx512", &runs_avx512, &improve_with_avx512},
     {"avx512vnni", [] { return runs_avx512() && __builtin_cpu_supports("avx512vnni"); }, &improve_with_avx512vnni},
     {"amx", [] { return runs_avx512() && __builtin_cpu_supports("avx512vnni") && runs_amx(); }, &improve_with_amx},

@@ -293,6 +293,7 @@ struct ByteKernels {
 
   static KernelTable improve(KernelTable table, const char* isa) noexcept {
     table.isa = isa;
+    table.lanes8 = kLanes;
     table.tile8 = {.rows = V::kRows8,
                    .pixels = V::kVectors8 * kLanes,
                    .least_vectors = V::kLeastVectors8,

@@ -1,6 +1,7 @@
 // The vectorised kernels, written once over a vector type `V`; each instruction set instantiates them with its own.
 //
-// V provides   Float, Half   a vector of kLanes floats, and one of half as many
+// V provides   Float, Half   a vector of kLanes floats, and one of half as many; the compiler knows how to divide the
+//                            former, and its bits are those of as many int32_t
 //              kRows, kVectors   the register tile: kRows * kVectors sums, kVectors inputs and a broadcast weight must
 //                                fit the registers
 //              kLeastVectors   a narrower register tile is no faster

@@ -18,6 +18,11 @@ inline bool can_pay(int64_t nonzero, int64_t all) {
   return static_cast<double>(nonzero) <= kMostNonzero * static_cast<double>(all);
 }
 
+// Of a vector, in multiply-adds of the direct path: a weight that is not zero, and reading and writing the sums of an
+// output in a pass.
+constexpr double kSparseWeightCost = 1.8;
+constexpr double kSparsePassCost = 3.0;
+
 // Rows of a panel in a pass: 24 KiB of them.
 constexpr int64_t kPassRows = 96;
 

@@ -37,7 +37,10 @@ def command(
     The codes and codebooks are taken over as they are. The number of classes comes from the checkpoint.
     """
     if input_shape[0] != 3:
-        raise ConfigError(f"a published ResNet takes pictures of 3 channels; got --input-shape {input_shape}")
+        given = ",".join(map(str, input_shape))
+        raise ConfigError(
+            f"--input-shape: a published ResNet takes pictures of 3 channels, such as 3,224,224; got {given}"
+        )
     from pyquant.interop import import_checkpoint
     from pyquant.pictures import read_classes
 

@@ -151,7 +151,7 @@ input_shape = click.option(
     default="3,224,224",
     show_default=True,
     metavar="C,H,W",
-    help="The shape of one input.",
+    help="The shape of one input; a detector has sizes of its own.",
 )
 
 

@@ -193,7 +193,8 @@ class _Tuner:
         if self._timing is not None:
             self._settle(training, self._timing, records)
         while not training.finished:
-            self._step(training, records)
+            self._step(training)
+            self._save_if_due(training, records)
         self._progress(*training.doing)
         return Finetuned(
             network=replace(self._whole, tensors=training.result().tensors),
@@ -206,9 +207,11 @@ class _Tuner:
     def _training(self, steps: int) -> Training:
         return Training(self._lesson, self._start, self._stages, steps, first=self._first)
 
-    def _step(self, training: Training, records: Records) -> None:
+    def _step(self, training: Training) -> None:
         self._progress(*training.doing)
         training.step()
+
+    def _save_if_due(self, training: Training, records: Records) -> None:
         if records.is_due() or training.finished:
             self._save(training, records)
 
@@ -229,8 +232,9 @@ class _Tuner:
         """Choose the first learning rate, and as many steps as fit into the time left at the pace of its trials."""
         while not training.rates:
             began = time.monotonic()
-            self._step(training, records)
+            self._step(training)
             timing.count(time.monotonic() - began)
+            self._save_if_due(training, records)
         pace = timing.pace.corrected(timing.spent, timing.steps, training.trials)
         training.change_steps(self._affordable_steps(timing.seconds, pace, tried=1))
         self._timing = None

@@ -134,9 +134,9 @@ void test_sparse(SumFn tested, SumFn reference, int64_t lanes, Random& random) {
         Guarded<Sparse<Weight>> weights(begin.back(), kUnsetInput, kExact);
         for (int64_t n = 0; n < weights.size(); ++n) {
           weights[n] = {.value = random.value<Weight>(),
-                        .at = static_cast<int32_t>(random.below(kRows) * kSparsePixels)};
+                        .at = static_cast<int32_t>(random.below((kRows - 1) * kSparsePixels + 1))};
         }
-        const Guarded<Weight> panel = random.rows<Weight>(kRows, pixels, kSparsePixels, kAligned);
+        const Guarded<Weight> panel = random.array<Weight>(kRows * kSparsePixels, kAligned);
         Guarded<Sum> start = random.rows<Sum>(outputs, pixels, kSparsePixels);
         if constexpr (!std::is_floating_point_v<Sum>) {
           for (int64_t i = 0; i < start.size(); ++i) start[i] /= 2;  // sums fit int32_t

@@ -60,7 +60,8 @@ Choice choose(const Convolution& convolution, const std::string& layer, const Pl
   double least = std::numeric_limits<double>::infinity();
   for (const Path& path : all_paths()) {
     if (path.reads == Format::kBytes && !context.fast) continue;
-    const double cost = path.cost(convolution, context.threads);
+    double cost = path.cost(convolution, context.threads);
+    if (path.reads == Format::kBytes) cost *= context.kernels->cost8();
     if (!std::isfinite(cost)) continue;
     choice.candidates.emplace_back(path.kernel);
     if (reads.value_or(path.reads) != path.reads) continue;

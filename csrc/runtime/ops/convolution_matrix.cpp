@@ -168,8 +168,9 @@ double cost(const Convolution& c, int threads) {
   const double multiplied = pieces * c.kernels->matrix.tile.step_cost * t.vectors(false);
   const double decoded = kDecodeCost / 2 * static_cast<double>(t.num_blocks);
   const double split = kSplitCost * t.lane_vectors() * static_cast<double>(c.geometry.groups);
-  const double of_image = depth * (static_cast<double>(c.weight->outputs) * (multiplied + decoded) + split);
-  return static_cast<double>(panels.images_apart()) * of_image / threads;
+  const auto images = static_cast<double>(panels.images_apart());
+  const double products = static_cast<double>(t.computed_rows()) * multiplied;
+  return depth * (products + images * (static_cast<double>(c.weight->outputs) * decoded + split)) / threads;
 }
 
 std::unique_ptr<Step> make(const Layer& layer, const Convolution& convolution, const PlanContext& context) {

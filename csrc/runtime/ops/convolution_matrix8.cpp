@@ -111,7 +111,8 @@ double cost(const Convolution& c, int threads) {
   const int64_t quads = matrix_pitch(panels.patches);
   const double multiplied = unit.tile8.step_cost * t.vectors(false);
   const double decoded = decode_cost(c, source) * static_cast<double>(t.num_blocks);
-  return static_cast<double>(panels.images_apart() * c.weight->outputs * quads) * (multiplied + decoded) / threads;
+  const auto rows = static_cast<double>(panels.images_apart() * c.weight->outputs);
+  return static_cast<double>(quads) * (static_cast<double>(t.computed_rows()) * multiplied + rows * decoded) / threads;
 }
 
 std::unique_ptr<Step> make(const Layer& layer, const Convolution& convolution, const PlanContext& context) {

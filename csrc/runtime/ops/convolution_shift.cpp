@@ -11,11 +11,7 @@
 namespace pyquant {
 namespace {
 
-// Of a vector, in multiply-adds of the direct path: a weight that is not zero, reading and writing the sums of an
-// output in a pass, and copying inputs into a plane.
-constexpr double kWeightCost = 1.8;
-constexpr double kPassCost = 3.0;
-constexpr double kCopyCost = 4.0;
+constexpr double kCopyCost = 4.0;  // of a vector of inputs into a plane, in multiply-adds of the direct path
 
 constexpr int64_t kPlaneBytes = 256 * 1024;  // of a group, at most: they are read from the second-level cache
 constexpr int64_t kOutputs = 64;             // whose sums are held together
@@ -91,8 +87,8 @@ double cost(const Convolution& c, int threads) {
   const auto vectors = [&](int64_t values) { return static_cast<double>(ceil_div(values, c.kernels->lanes)); };
   const auto weights = static_cast<double>(c.weight->nonzero / g.groups);
   const auto passes = static_cast<double>(ceil_div(c.weight->depth(), kPassRows) * c.group_outputs());
-  const double unit =
-      vectors(planes.lanes()) * (kWeightCost * weights + kPassCost * passes) + vectors(planes.floats()) * kCopyCost;
+  const double unit = vectors(planes.lanes()) * (kSparseWeightCost * weights + kSparsePassCost * passes) +
+                      vectors(planes.floats()) * kCopyCost;
   return static_cast<double>(ceil_div(g.images * g.groups, threads)) * unit;
 }
 

@@ -45,18 +45,14 @@ struct SparseTiling {
   // `depth`.
   double cost(int64_t nonzero, int64_t depth, int64_t lanes, int threads) const {
     const auto passes = static_cast<double>(ceil_div(depth, kPassRows) * outputs);
-    const double vector = kWeightCost * static_cast<double>(nonzero / groups) + kPassCost * passes +
+    const double vector = kSparseWeightCost * static_cast<double>(nonzero / groups) + kSparsePassCost * passes +
                           kUnfoldCost * static_cast<double>(depth * units_of_tile);
     const int64_t units = groups * tiles * units_of_tile;
     const double slowest = static_cast<double>(ceil_div(units, threads)) / static_cast<double>(units);
     return slowest * static_cast<double>(groups * ceil_div(pixels, lanes)) * vector;
   }
 
-  // Of a vector, in multiply-adds of the direct path: a weight that is not zero, reading and writing the sums of an
-  // output in a pass, and unfolding a row of a panel.
-  static constexpr double kWeightCost = 1.8;
-  static constexpr double kPassCost = 3.0;
-  static constexpr double kUnfoldCost = 12.0;
+  static constexpr double kUnfoldCost = 12.0;    // of a vector of a row of a panel, in multiply-adds of the direct path
   static constexpr int64_t kUnitsPerThread = 4;  // so many of equal size are even enough
   static constexpr int64_t kOutputs = 256;       // whose sums are held together: 64 KiB
   static constexpr int64_t kSumsFloats = kOutputs * kSparsePixels;

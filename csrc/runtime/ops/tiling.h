@@ -159,7 +159,8 @@ void run_tiled(const Tiling& t, const RunState& state, const Prepare& prepare, c
     const int64_t group = unit / t.ranges;
     for (int64_t block = 0; block < t.num_blocks; ++block) {
       const int64_t first = t.first_tile(block);
-      const float* const panels = state.shared + group * t.group_floats() + (t.joined() ? 0 : first * floats);
+      const float* const panels =
+          prepares ? state.shared + group * t.group_floats() + (t.joined() ? 0 : first * floats) : nullptr;
       multiply(TiledWork{.group = group,
                          .first_tile = first,
                          .last_tile = t.first_tile(block + 1),
