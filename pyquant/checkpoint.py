@@ -30,7 +30,7 @@ from pyquant.container import compact_json, pack, parse_json, unpack
 from pyquant.errors import FormatError, InputError
 from pyquant.storage import AnyPath, check_writable, is_leftover, read_whole, reason, write_whole
 
-FORMAT = "1"  # of the records; another one is refused
+FORMAT = "2"  # of the records; another one is refused
 SECONDS_BETWEEN_SAVES = 60.0  # of work that goes on in small steps
 SUFFIX = ".safetensors"
 JOB, LOCK = "job", "lock"
