@@ -240,10 +240,10 @@ def test_a_record_under_another_name_does_not_count(folder: Path) -> None:
 
 
 def test_another_format_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "FORMAT", "another")
+    monkeypatch.setattr(checkpoint, "FORMAT", "1")
     begun(folder).__exit__(None, None, None)
     monkeypatch.undo()
-    with pytest.raises(InputError, match="format another of a checkpoint; this pyquant reads format"):
+    with pytest.raises(InputError, match="format 1 of a checkpoint; this pyquant reads format 2"):
         begun(folder)
 
 

@@ -191,9 +191,6 @@ def test_export_to_onnx(cli: Callable[..., Output], tiny_model: Path, tmp_path: 
     assert (tmp_path / "dense.onnx").stat().st_size > 4 * 5000
 
 
-# Bad input: what is given, and what the one line of the answer must say.
-
-
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_full_disk_when_printing(tiny_model: Path) -> None:
     with open("/dev/full", "w") as full:

@@ -65,6 +65,7 @@ def output_is_input(folder: Path) -> list[str]:
     return ["compress", "tiny_networks:residual", "--out", "./w.pth", "--weights", "w.pth"]
 
 
+# Bad input: what is given, and what the one line of the answer must say.
 TINY = ["compress", "tiny_networks:residual", "--out", "x.pqmodel", "--input-shape", SHAPE]
 
 BAD: dict[str, tuple[list[str] | Callable[[Path], list[str]], str]] = {

@@ -49,8 +49,7 @@ struct Avx512Lanes {
 
   // Fours of taps change places with channels, from where they lie; then so do the taps in a four.
   static Lanes turned(__m512i fours, __m512i from) {
-    const __m128i taps = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    return _mm512_shuffle_epi8(_mm512_permutexvar_epi32(from, fours), _mm512_broadcast_i32x4(taps));
+    return _mm512_shuffle_epi8(_mm512_permutexvar_epi32(from, fours), _mm512_broadcast_i32x4(turned_quads()));
   }
   static Lanes interleave(Lanes channels) {
     return turned(channels, _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
@@ -122,16 +121,11 @@ struct Avx512Vnni : Avx512 {
   static Int max_bytes(Int a, Int b) { return _mm512_max_epu8(a, b); }
   static Int min_bytes(Int a, Int b) { return _mm512_min_epu8(a, b); }
   static Int broadcast_byte(uint8_t value) { return _mm512_set1_epi8(static_cast<char>(value)); }
-  static Int byte_of(Int quads, int i) {
-    // Byte i of each quad; what is negative becomes zero.
-    const __m128i from = _mm_add_epi32(_mm_set1_epi32(static_cast<int>(0x80808000u) + i), _mm_setr_epi32(0, 4, 8, 12));
-    return _mm512_shuffle_epi8(quads, _mm512_broadcast_i32x4(from));
-  }
+  static Int byte_of(Int quads, int i) { return _mm512_shuffle_epi8(quads, _mm512_broadcast_i32x4(byte_of_quads(i))); }
   // Each quarter of a register holds four bytes of each vector; then one of each vector side by side.
   static Int to_quads(Int a, Int b, Int c, Int d) {
-    const Int order = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
     const Int bytes = _mm512_packus_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
-    return _mm512_shuffle_epi8(bytes, order);
+    return _mm512_shuffle_epi8(bytes, _mm512_broadcast_i32x4(turned_quads()));
   }
   static Int pack(Int a, Int b) { return _mm512_packs_epi32(a, b); }
   static PairInt unpack(Int v) {

@@ -11,6 +11,13 @@
 namespace pyquant {
 namespace {
 
+// Shuffles of 16 bytes, which every vector repeats: byte i of each of four quads as 32 bits, and four bytes each of the
+// four vectors of a quad turned into four quads. The former's other bytes are zero.
+inline __m128i byte_of_quads(int i) {
+  return _mm_add_epi32(_mm_set1_epi32(static_cast<int>(0x80808000u) + i), _mm_setr_epi32(0, 4, 8, 12));
+}
+inline __m128i turned_quads() { return _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15); }
+
 struct X86Bytes16 {
   using Bytes = __m128i;
   static Bytes load(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }

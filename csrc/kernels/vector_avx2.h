@@ -131,15 +131,12 @@ struct Avx2 {
   static Int min_bytes(Int a, Int b) { return _mm256_min_epu8(a, b); }
   static Int broadcast_byte(uint8_t value) { return _mm256_set1_epi8(static_cast<char>(value)); }
   static Int byte_of(Int quads, int i) {
-    // Byte i of each quad; what is negative becomes zero.
-    const __m128i from = _mm_add_epi32(_mm_set1_epi32(static_cast<int>(0x80808000u) + i), _mm_setr_epi32(0, 4, 8, 12));
-    return _mm256_shuffle_epi8(quads, _mm256_broadcastsi128_si256(from));
+    return _mm256_shuffle_epi8(quads, _mm256_broadcastsi128_si256(byte_of_quads(i)));
   }
   // Each half of a register holds four bytes of each vector; then one of each vector side by side.
   static Int to_quads(Int a, Int b, Int c, Int d) {
-    const Int order = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
     const Int bytes = _mm256_packus_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
-    return _mm256_shuffle_epi8(bytes, order);
+    return _mm256_shuffle_epi8(bytes, _mm256_broadcastsi128_si256(turned_quads()));
   }
   static Int pack(Int a, Int b) { return _mm256_packs_epi32(a, b); }
   static PairInt unpack(Int v) {
