@@ -9,11 +9,11 @@ have them. Cells that several parts share are run once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ingredients import INGREDIENTS, PRUNERS
+from ingredients import INGREDIENTS, PRUNERS, ROUNDERS
 
 from pyquant.codecs import ProductConfig, codec_name
 from pyquant.learn.methods import METHODS
@@ -30,6 +30,7 @@ RATIOS = (8, 12, 20, 30, 45)
 MIXED_RATIOS = (4, 8, 12, 20, 30, 50)
 UNIFORM_BITS = (8, 4)
 TRAINED_RATIOS = (12, 30)
+ROUNDED = ("rule:scalar:4", "rule:scalar:3", "rule:scalar:2")
 SPARSITIES = ("rule:sparse:0.5", "rule:sparse:2:4", "rule:sparse:0.25", "rule:sparse:0.5;run:4")
 GRIDS = ("preset:int4", "rate:3.95", "preset:int3", "rate:2.65", "preset:int2", "rate:1.56", "rate:1.02", "rate:0.67")
 
@@ -123,7 +124,8 @@ class Comparison:
     mixed: tuple[float, ...] = MIXED_RATIOS  # and those at which codecs are compared ..
     mixed_trained: tuple[float, ...] = TRAINED_RATIOS  # .. with training ..
     mixed_second: tuple[str, float] | None = None  # .. and on another subject
-    sparsities: tuple[str, ...] = SPARSITIES  # at which ways to prune are compared
+    rounded: tuple[str, ...] = ROUNDED  # sizes at which ways to round are compared ..
+    sparsities: tuple[str, ...] = SPARSITIES  # .. and those at which ways to prune are
     ingredients: tuple[tuple[str, str], ...] = field(default=())  # subject and size
 
     def codecs(self, ratio: float, *, trained: bool = False, subject: str = "") -> dict[str, Cell]:
@@ -142,6 +144,17 @@ class Comparison:
             rows.append((f"{ratio:g}, {subject}", self.codecs(ratio, subject=subject)))
         return rows
 
+    def rounding(self) -> dict[str, list[Cell]]:
+        """Return the cells of each way to round, by size."""
+        return {size: self._reduced(ROUNDERS, size) for size in self.rounded}
+
+    def pruning(self) -> dict[str, list[Cell]]:
+        """Return the cells of each way to prune, by size."""
+        return {size: self._reduced(PRUNERS, size) for size in self.sparsities}
+
+    def _reduced(self, names: Iterable[str], size: str) -> list[Cell]:
+        return [Cell(subject=self.curve, method=name, size=size) for name in names]
+
     def parts(self) -> dict[str, list[Cell]]:
         """Return the cells of each part, in the order in which they are run."""
         curve = [Cell(subject=self.curve, method="dense")]
@@ -156,8 +169,8 @@ class Comparison:
         subjects = dict.fromkeys(cell.subject for _, row in rows for cell in row.values())
         codecs = [Cell(subject=subject, method="dense") for subject in subjects]
         codecs += [cell for _, row in rows for cell in row.values()]
-        pruning = [curve[0]]
-        pruning += [Cell(subject=self.curve, method=name, size=size) for size in self.sparsities for name in PRUNERS]
+        rounding = [curve[0], *(cell for row in self.rounding().values() for cell in row)]
+        pruning = [curve[0], *(cell for row in self.pruning().values() for cell in row)]
         ingredients = [
             Cell(subject=subject, method=ingredient.name(name), size=ingredient.size(size))
             for subject, size in self.ingredients
@@ -169,6 +182,7 @@ class Comparison:
             "curve": curve,
             "grids": grids,
             "codecs": codecs,
+            "rounding": rounding,
             "pruning": pruning,
             "ingredients": ingredients,
         }
@@ -203,6 +217,7 @@ SMOKE = Comparison(
     grids=("preset:int4", "rate:1.5"),
     mixed=(8,),
     mixed_trained=(8,),
+    rounded=("rule:scalar:3",),
     sparsities=("rule:sparse:0.25",),
     ingredients=(("digits", "preset:large-blocks"),),
 )

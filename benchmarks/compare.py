@@ -26,7 +26,7 @@ import click
 import numpy as np
 from cells import COMPARED, FULL, MIXED, OURS, SMOKE, Cell, Comparison, Row
 from curve import draw
-from ingredients import INGREDIENTS, PRUNERS
+from ingredients import INGREDIENTS, PRUNERS, ROUNDERS
 from numpy.typing import NDArray
 from show import circumstances
 from subjects import Answers, Subject, by_torch, real_subjects, smoke_subjects
@@ -46,7 +46,7 @@ from pyquant.report import Report, dense_bytes
 from pyquant.storage import write_whole
 
 Result = dict[str, Any]
-REDUCED = INGREDIENTS | PRUNERS
+REDUCED = INGREDIENTS | ROUNDERS | PRUNERS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,9 +17,9 @@ import torch
 from pyquant import candidates
 from pyquant.codecs import SparseConfig
 from pyquant.graph import Network
-from pyquant.learn import descent
+from pyquant.learn import descent, grids
 from pyquant.learn.descent import Problem, Solution
-from pyquant.learn.grids import Ordered
+from pyquant.learn.grids import Grids, Ordered
 from pyquant.learn.methods import METHODS, Method, correlated, exactobs, gram
 from pyquant.learn.methods.abgd import Abgd
 from pyquant.learn.methods.base import Floats, Layer, Tensors
@@ -38,6 +38,10 @@ def _codebooks_kept(problem: Problem, solution: Solution, workers: Workers) -> S
 
 def _codes_kept(problem: Problem, solution: Solution, workers: Workers) -> Solution:
     return solution
+
+
+def _nearest(ordered: Ordered, grids: Grids, prices: torch.Tensor | None, workers: Workers) -> torch.Tensor:
+    return grids.nearest(ordered.problem.target)
 
 
 def _largest(ordered: Ordered, config: SparseConfig, count: int, workers: Workers) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,6 +75,8 @@ PIECES: dict[str, tuple[ModuleType | type, str, Any]] = {  # what takes each of 
     "int8 codebooks": (candidates, "CODEBOOK_DTYPES", ("float",)),
     "additive codebooks": (candidates, "CANDIDATE_ADDITIVE", ()),
     "beams": (descent, "BEAM", 1),
+    "error feedback": (grids, "feedback", _nearest),
+    "rounds of least squares and sweeps": (grids, "ROUNDS", 0),
     "greedy removal": (exactobs, "pruned", _largest_fitted),
     "greedy removal and least squares": (exactobs, "pruned", _largest),
 }
@@ -156,6 +162,16 @@ INGREDIENTS: dict[str, Ingredient] = {
     ),
     "additive codebooks": Ingredient(over="int8 codebooks", without=("beams",), allocated=True),
     "codes of several codebooks sought by beams": Ingredient(over="additive codebooks", allocated=True),
+}
+
+ROUNDERS: dict[str, Ingredient] = {
+    "nearest levels": Ingredient(
+        method="obq", without=("corrected target", "error feedback", "rounds of least squares and sweeps")
+    ),
+    "error feedback alone": Ingredient(
+        over="nearest levels", method="obq", without=("corrected target", "rounds of least squares and sweeps")
+    ),
+    "obq": Ingredient(over="error feedback alone", method="obq"),
 }
 
 PRUNERS: dict[str, Ingredient] = {

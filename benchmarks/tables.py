@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import chain
 from math import sqrt
 
 import numpy as np
 from cells import CODEC_METHODS, COMPARED, OURS, UNIFORM_BITS, Cell, Comparison, Result, Results, Row
-from ingredients import INGREDIENTS, PRUNERS
+from ingredients import INGREDIENTS, PRUNERS, ROUNDERS
 from numpy.typing import NDArray
 
 
@@ -22,7 +22,8 @@ def as_markdown(comparison: Comparison, results: Results) -> str:
     lines += [f"### {comparison.curve}, without training", "", *_curve_table(comparison, results), ""]
     lines += [f"### {comparison.curve}, on grids", "", *_grid_table(comparison, results), ""]
     lines += [f"### {comparison.curve}, codecs", "", *_codec_table(comparison, results), ""]
-    lines += [f"### {comparison.curve}, pruned", "", *_pruning_table(comparison, results), ""]
+    lines += [f"### {comparison.curve}, rounded", "", *_reduced_table(ROUNDERS, comparison.rounding(), results), ""]
+    lines += [f"### {comparison.curve}, pruned", "", *_reduced_table(PRUNERS, comparison.pruning(), results), ""]
     for subject, size in comparison.ingredients:
         lines += [f"### Ingredients: {subject}, {size_text(size)}", "", *_ingredient_table(subject, size, results), ""]
     return "\n".join(lines)
@@ -156,10 +157,10 @@ def _by_codec(comparison: Comparison, results: Results, text: Callable[[Result |
     return lines
 
 
-def _pruning_table(comparison: Comparison, results: Results) -> list[str]:
-    lines = [f"| kept | {' | '.join(PRUNERS)} |", "|---|" + "---|" * len(PRUNERS)]
-    for size in comparison.sparsities:
-        found = [results.get(Cell(subject=comparison.curve, method=name, size=size).key) for name in PRUNERS]
+def _reduced_table(names: Collection[str], rows: Mapping[str, Sequence[Cell]], results: Results) -> list[str]:
+    lines = [f"| | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+    for size, cells in rows.items():
+        found = [results.get(cell.key) for cell in cells]
         lines.append(f"| {size_text(size)} | {' | '.join(map(_with_divergence, found))} |")
     return lines
 

@@ -40,6 +40,7 @@ def test_every_kind_of_cell_runs_and_runs_once(tmp_path: Path, monkeypatch: pyte
     patterns = [
         "curve",
         "grids",
+        "rounding",
         "pruning",
         "*exactobs*",
         "*abgd*",
@@ -62,6 +63,9 @@ def test_every_kind_of_cell_runs_and_runs_once(tmp_path: Path, monkeypatch: pyte
     assert dense["bytes"] > int8["bytes"] > int4["bytes"]
     largest, removed = (kept[f"digits / {name} / rule:sparse:0.25"] for name in ("largest weights", "exactobs"))
     assert removed["divergence"] < largest["divergence"]
+    nearest, fed_back = (kept[f"digits / {name} / rule:scalar:3"] for name in ("nearest levels", "obq"))
+    assert fed_back["divergence"] < nearest["divergence"]
+    assert f"| scalar:3 | {nearest['top1']:.2f}" in text
     assert f"| sparse:0.25 | {largest['top1']:.2f}" in text
     int4_learnt, at_a_rate = (kept[f"digits / obq / {size}"] for size in ("preset:int4", "rate:1.5"))
     assert int4["bytes"] > int4_learnt["bytes"] > at_a_rate["bytes"]
@@ -82,17 +86,18 @@ def test_every_kind_of_cell_runs_and_runs_once(tmp_path: Path, monkeypatch: pyte
 
 
 def test_every_ingredient_is_a_piece_of_the_product_and_over_a_row() -> None:
-    from ingredients import INGREDIENTS, PIECES, PRUNERS
+    from ingredients import INGREDIENTS, PIECES, PRUNERS, ROUNDERS
 
-    assert {piece for ingredient in (INGREDIENTS | PRUNERS).values() for piece in ingredient.without} == set(PIECES)
+    ways = INGREDIENTS | ROUNDERS | PRUNERS
+    assert {piece for way in ways.values() for piece in way.without} == set(PIECES)
     for module, name, _ in PIECES.values():
         assert hasattr(module, name)
-    for table in (INGREDIENTS, PRUNERS):
+    for table in (INGREDIENTS, ROUNDERS, PRUNERS):
         first, *others = table.values()
         assert not first.over
         assert {ingredient.over for ingredient in others} <= set(table)
-    for row, ingredient in (INGREDIENTS | PRUNERS).items():
-        with ingredient.known(row):
+    for row, way in ways.items():
+        with way.known(row):
             assert row in METHODS
     assert list(METHODS) == ["gram", "abgd", "pqf", "obq", "exactobs"]
 
