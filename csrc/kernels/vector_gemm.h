@@ -22,8 +22,12 @@ struct VectorGemm {
   using Value = typename A::Value;
   static constexpr int64_t kLanes = A::kLanes;
 
+  // So many steps of a block whose dim the compiler does not know are written out.
+  static constexpr int64_t kSteps = 4;
+
   // The sums stay in registers for the whole depth. A step loads the inputs and broadcasts kRows weights, straight from
-  // the codebook: they need no decoding. `fixed` is a dim known to the compiler, or 0.
+  // the codebook: they need no decoding. `fixed` is a dim known to the compiler, all of whose steps are written out (to
+  // count them takes 8 % of the time), or 0.
   template <int64_t halves, int64_t fixed, bool is_matrix>
   static void registers(const uint16_t* at, const Weight* codebook, int64_t any_dim, int64_t blocks, const Input* panel,
                         const int32_t* rows, Value* out, int64_t out_pitch) noexcept {
@@ -39,26 +43,36 @@ struct VectorGemm {
       for (int64_t v = 0; v < vectors; ++v) sums[r][v] = A::zeros();
       if constexpr (with_half) half_sums[r] = A::half_zeros();
     }
+    const Weight* centroids[A::kRows];
+    const auto multiply = [&](int64_t i) __attribute__((always_inline)) {
+      const Input* const row = panel + rows[i];
+      typename A::Inputs inputs[vectors + 1];
+      typename A::HalfInputs half_inputs;
+#pragma GCC unroll 8
+      for (int64_t v = 0; v < vectors; ++v) inputs[v] = A::inputs(row + v * kLanes);
+      if constexpr (with_half) half_inputs = A::half_inputs(row + vectors * kLanes);
+#pragma GCC unroll 8
+      for (int64_t r = 0; r < A::kRows; ++r) {
+        const typename A::Weights weights = A::weights(centroids[r] + i);
+#pragma GCC unroll 8
+        for (int64_t v = 0; v < vectors; ++v) sums[r][v] = A::multiply_add(weights, inputs[v], sums[r][v]);
+        if constexpr (with_half) half_sums[r] = A::multiply_add(weights, half_inputs, half_sums[r]);
+      }
+    };
     // No counter of blocks: codes and addresses take all of the other registers.
-    for (const int32_t* const end = rows + blocks * dim; rows != end; at += is_matrix ? 0 : A::kRows) {
-      const Weight* centroids[A::kRows];
+    for (const int32_t* const end = rows + blocks * dim; rows != end; rows += dim, at += is_matrix ? 0 : A::kRows) {
 #pragma GCC unroll 8
       for (int64_t r = 0; r < A::kRows; ++r) centroids[r] = codebook + (is_matrix ? r * dim : at[r]);
-#pragma GCC unroll 2
-      for (int64_t i = 0; i < dim; ++i, ++rows) {
-        const Input* const row = panel + *rows;
-        typename A::Inputs inputs[vectors + 1];
-        typename A::HalfInputs half_inputs;
-#pragma GCC unroll 8
-        for (int64_t v = 0; v < vectors; ++v) inputs[v] = A::inputs(row + v * kLanes);
-        if constexpr (with_half) half_inputs = A::half_inputs(row + vectors * kLanes);
-#pragma GCC unroll 8
-        for (int64_t r = 0; r < A::kRows; ++r) {
-          const typename A::Weights weights = A::weights(centroids[r] + i);
-#pragma GCC unroll 8
-          for (int64_t v = 0; v < vectors; ++v) sums[r][v] = A::multiply_add(weights, inputs[v], sums[r][v]);
-          if constexpr (with_half) half_sums[r] = A::multiply_add(weights, half_inputs, half_sums[r]);
+      if constexpr (fixed > 0) {
+#pragma GCC unroll 9
+        for (int64_t i = 0; i < fixed; ++i) multiply(i);
+      } else {
+        int64_t i = 0;
+        for (; i + kSteps <= dim; i += kSteps) {
+#pragma GCC unroll 4
+          for (int64_t step = 0; step < kSteps; ++step) multiply(i + step);
         }
+        for (; i < dim; ++i) multiply(i);
       }
     }
 #pragma GCC unroll 8
@@ -81,10 +95,13 @@ struct VectorGemm {
                    const int32_t* rows, Value* out, int64_t out_pitch, int64_t pixels) noexcept {
     constexpr auto kAll = std::make_integer_sequence<int64_t, 2 * A::kVectors>{};
     const int64_t halves = ceil_div(pixels, kLanes / 2);
-    // Winograd's blocks are this short, and so are blocks of four and eight channels in quads.
+    // Of 1x1 kernels in floats and in quads, of 3x3 kernels in floats, and Winograd's.
     const RegistersFn run = at == nullptr ? registers_for<0, true>(halves, kAll)
                             : dim == 1    ? registers_for<1, false>(halves, kAll)
                             : dim == 2    ? registers_for<2, false>(halves, kAll)
+                            : dim == 4    ? registers_for<4, false>(halves, kAll)
+                            : dim == 8    ? registers_for<8, false>(halves, kAll)
+                            : dim == 9    ? registers_for<9, false>(halves, kAll)
                                           : registers_for<0, false>(halves, kAll);
     run(at, codebook, dim, blocks, panel, rows, out, out_pitch);
   }

@@ -311,7 +311,6 @@ struct VectorKernels {
       Float sum[vectors];
 #pragma GCC unroll 4
       for (int64_t v = 0; v < vectors; ++v) sum[v] = accumulate ? V::load(sums + v * kLanes) : V::broadcast(0.0f);
-#pragma GCC unroll 4
       for (int64_t q = 0; q < positions; ++q) {
         const float* row = tables + at[q] * (kTableStep / static_cast<int64_t>(sizeof(float)));
 #pragma GCC unroll 4
