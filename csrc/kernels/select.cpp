@@ -107,14 +107,20 @@ double matrix_rate(const MatrixKernels& unit, std::chrono::microseconds time) {
 // Processors differ in how wide their units are: some take twice as long for a vector as for half of one, others as
 // long. Where tiles are cut changes no result.
 int64_t measured_grain(const KernelTable& kernels) {
-  constexpr std::chrono::microseconds kTime{500};
+  constexpr std::chrono::microseconds kTime{100};
+  constexpr int kTurns = 8;             // one after the other: clocks change, and wide units take a while to wake
   constexpr double kWorthwhile = 0.92;  // where halves take as long, tiles of three vectors reach 5/6 without one
   if (kernels.lanes == 1) return 1;
   const int64_t half = kernels.lanes / 2;
   const auto rate = [&](int64_t pixels) {
     return tile_rate<float, float>(kernels.gemm_tile, kernels.tile, pixels, kTime);
   };
-  return rate(kernels.tile.pixels - half) > kWorthwhile * rate(kernels.tile.pixels) ? half : kernels.lanes;
+  double narrower = 0, whole = 0;
+  for (int turn = 0; turn < kTurns; ++turn) {
+    narrower = std::max(narrower, rate(kernels.tile.pixels - half));
+    whole = std::max(whole, rate(kernels.tile.pixels));
+  }
+  return narrower > kWorthwhile * whole ? half : kernels.lanes;
 }
 
 // The same for an instruction set of the list, measured once.

@@ -18,11 +18,11 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 #include <utility>
 
 #include "base/sizes.h"
 #include "kernels/kernels.h"
+#include "kernels/table_places.h"
 #include "kernels/vector_gemm.h"
 #include "kernels/vector_quads.h"
 #include "kernels/vector_sparse.h"
@@ -149,21 +149,11 @@ struct ByteKernels {
       Int sum[vectors];
 #pragma GCC unroll 4
       for (int64_t v = 0; v < vectors; ++v) sum[v] = V::broadcast_int(0);
-      const auto add = [&](uint64_t begin) __attribute__((always_inline)) {
-        const int16_t* row = tables + begin * (kTableStep / sizeof(int16_t));
+      for_places(at, positions, [&](uint64_t place) __attribute__((always_inline)) {
+        const int16_t* row = tables + place * (kTableStep / sizeof(int16_t));
 #pragma GCC unroll 4
         for (int64_t v = 0; v < vectors; ++v) sum[v] = V::add_short(sum[v], V::load_int(row + v * 2 * kLanes));
-      };
-      int64_t q = 0;
-      for (; q + 4 <= positions; q += 4) {
-        uint64_t four;
-        std::memcpy(&four, at + q, sizeof four);
-        add(four & 0xffff);
-        add(four >> 16 & 0xffff);
-        add(four >> 32 & 0xffff);
-        add(four >> 48);
-      }
-      for (; q < positions; ++q) add(at[q]);
+      });
 #pragma GCC unroll 4
       for (int64_t v = 0; v < vectors; ++v) {
         const auto wide = V::unpack(sum[v]);

@@ -23,6 +23,7 @@
 
 #include "base/sizes.h"
 #include "kernels/kernels.h"
+#include "kernels/table_places.h"
 #include "kernels/vector_curves.h"
 #include "kernels/vector_gemm.h"
 #include "kernels/vector_sparse.h"
@@ -311,11 +312,11 @@ struct VectorKernels {
       Float sum[vectors];
 #pragma GCC unroll 4
       for (int64_t v = 0; v < vectors; ++v) sum[v] = accumulate ? V::load(sums + v * kLanes) : V::broadcast(0.0f);
-      for (int64_t q = 0; q < positions; ++q) {
-        const float* row = tables + at[q] * (kTableStep / static_cast<int64_t>(sizeof(float)));
+      for_places(at, positions, [&](uint64_t place) __attribute__((always_inline)) {
+        const float* row = tables + place * (kTableStep / sizeof(float));
 #pragma GCC unroll 4
         for (int64_t v = 0; v < vectors; ++v) sum[v] = V::add(sum[v], V::load(row + v * kLanes));
-      }
+      });
 #pragma GCC unroll 4
       for (int64_t v = 0; v < vectors; ++v) V::store(sums + v * kLanes, sum[v]);
     }

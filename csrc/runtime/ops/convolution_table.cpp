@@ -16,6 +16,9 @@ constexpr double kFarSumCost = 1.6;  // where tables lie in the second-level cac
 // Tables of one pass over the outputs: together they should stay in half of the first-level cache.
 constexpr int64_t kTableBytes = 16 * 1024;
 
+// Outputs that are added up, and then written, together: their sums stay in the first-level cache.
+constexpr int64_t kTogether = 64;
+
 int64_t row_bytes(const Convolution& c) { return c.kernels->table_pixels * static_cast<int64_t>(sizeof(float)); }
 
 TablePasses passes_of(const Convolution& c) { return {*c.weight, row_bytes(c), kTableBytes}; }
@@ -62,10 +65,33 @@ class TableStep : public Step {
                             dim, panel + q / weight.codebooks * dim * kernels.table_pixels, pixels,
                             tables + (q - first) * table_floats_);
       }
-      const uint16_t* rows = rows_.data() + first * weight.outputs + group * c_.group_outputs() * count;
-      kernels.table_sum(rows, count, tables, sums, c_.group_outputs(), pixels, first > 0);
+      add(first, count, tables, sums, {.group = group, .pixel = pixel, .pixels = pixels}, state);
     });
-    c_.finish(sums, kernels.table_pixels, group * c_.group_outputs(), c_.group_outputs(), pixel, pixels, state);
+  }
+
+  struct Place {
+    int64_t group;
+    int64_t pixel, pixels;
+  };
+
+  // Add some positions to the sums of all outputs, kTogether after kTogether; behind the last pass these are written.
+  // Each pass asks for its share of the memory that they are written to.
+  void add(int64_t first, int64_t count, const float* tables, float* sums, const Place& place,
+           const RunState& state) const {
+    const int64_t pass = first / passes_.per_pass;
+    const int64_t passes = passes_.num_passes();
+    const int64_t end = (place.group + 1) * c_.group_outputs();
+    for (int64_t output = place.group * c_.group_outputs(); output < end; output += kTogether) {
+      const int64_t outputs = std::min(kTogether, end - output);
+      const int64_t asked = outputs * pass / passes;
+      c_.expect(output + asked, outputs * (pass + 1) / passes - asked, place.pixel, place.pixels, state);
+      const uint16_t* rows = rows_.data() + first * c_.weight->outputs + output * count;
+      c_.kernels->table_sum(rows, count, tables, sums, outputs, place.pixels, first > 0);
+      if (pass + 1 == passes) {
+        c_.finish(sums, c_.kernels->table_pixels, output, outputs, place.pixel, place.pixels, state);
+      }
+      sums += outputs * c_.kernels->table_pixels;
+    }
   }
 
   Convolution c_;
