@@ -185,6 +185,17 @@ def test_curves(isa: str, name: str, rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("step", [1, 2, 3])
+@pytest.mark.parametrize("pixels", AWKWARD)
+def test_max_row(isa: str, step: int, pixels: int, rng: np.random.Generator) -> None:
+    inputs, out = (rng.standard_normal(count, np.float32) for count in (step * pixels, pixels))
+    inputs[0], out[-1] = np.nan, -np.inf
+    np.testing.assert_array_equal(_core.max_row(inputs, step, out, isa=isa), np.maximum(inputs[::step], out))
+    out[0], out[-1] = 1, np.nan
+    np.testing.assert_array_equal(_core.max_row(inputs, step, out, isa=isa), np.maximum(inputs[::step], out))
+
+
+@pytest.mark.parametrize("isa", ISAS)
 def test_tiles_are_of_whole_vectors(isa: str) -> None:
     tile = _core.kernel_tile(isa)
     assert all(tile[name] % tile["lanes"] == 0 for name in ("pixels", "pixels8", "table_pixels", "table8_pixels"))

@@ -177,6 +177,16 @@ void register_kernels(py::module_& m) {
         return to_array(out, {values.size()});
       },
       "name"_a, "values"_a, "isa"_a, "The curve of an activation, by its name as an operation, at values [count].");
+
+  m.def(
+      "max_row",
+      [](const Array<float>& in, int64_t step, const Array<float>& out, const std::string& isa) {
+        const AlignedBuffer<float> inputs = copied(in);
+        AlignedBuffer<float> result = copied(out);
+        select_kernels(isa).max_row(inputs.data(), step, result.data(), out.size());
+        return to_array(result, {out.size()});
+      },
+      "inputs"_a, "step"_a, "out"_a, "isa"_a, "The larger of out and of every step-th of inputs; a NaN is that.");
 }
 
 }  // namespace pyquant

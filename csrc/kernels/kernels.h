@@ -304,6 +304,9 @@ using DequantizeFn = void (*)(const uint32_t* in, float scale, float zero, float
 // The larger byte: out[p] = max(out[p], in[p * step]) for p < count.
 using MaxRow8Fn = void (*)(const uint32_t* in, int64_t step, uint32_t* out, int64_t count) noexcept;
 
+// The same of floats; a NaN is the larger.
+using MaxRowFn = void (*)(const float* in, int64_t step, float* out, int64_t count) noexcept;
+
 // Multiply-add registers with each other, `steps` times, without touching memory; returns the multiply-adds per step.
 using PeakFn = int64_t (*)(int64_t steps, float* sink) noexcept;
 
@@ -363,6 +366,7 @@ struct KernelTable {
   SparseSumFn sparse_sum;
   FinishTileFn finish_tile;
   CurveKernels curves;
+  MaxRowFn max_row;
   MatrixKernels matrix;
   GemmTile8Fn gemm_tile8;
   DecodeQuadsFn decode_quads;

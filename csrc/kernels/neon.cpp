@@ -93,6 +93,7 @@ struct Neon {
   // Not vmaxq_f32() and vminq_f32(): where one operand is NaN, so is their result, and the second one is wanted.
   static Float max(Float a, Float b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
   static Float min(Float a, Float b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
+  static Float max_or_nan(Float a, Float b) { return vmaxq_f32(a, b); }
   static float sum(Float v) { return vaddvq_f32(v); }
   static Pair split(Float a, Float b) { return {vuzp1q_f32(a, b), vuzp2q_f32(a, b)}; }
   static Pair merge(Float even, Float odd) { return {vzip1q_f32(even, odd), vzip2q_f32(even, odd)}; }

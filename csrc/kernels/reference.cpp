@@ -200,6 +200,13 @@ void hardswish_reference(float* values, int64_t count) noexcept {
   for (int64_t i = 0; i < count; ++i) values[i] *= gate(values[i]);
 }
 
+void max_row_reference(const float* in, int64_t step, float* out, int64_t count) noexcept {
+  for (int64_t p = 0; p < count; ++p) {
+    const float value = in[p * step];
+    if (value > out[p] || std::isnan(value)) out[p] = value;
+  }
+}
+
 void decode_words_reference(const uint16_t* codes, int64_t code_pitch, const uint32_t* codebook, int64_t dim,
                             uint32_t* out, int64_t out_pitch, int64_t rows, int64_t blocks) noexcept {
   for (int64_t r = 0; r < rows; ++r) {
@@ -288,6 +295,7 @@ KernelTable reference_kernels() {
                   .silu = &silu_reference,
                   .hardsigmoid = &hardsigmoid_reference,
                   .hardswish = &hardswish_reference};
+  table.max_row = &max_row_reference;
   table.matrix.begin = &nothing;
   table.matrix.end = &nothing;
   table.matrix.decode_words = &decode_words_reference;

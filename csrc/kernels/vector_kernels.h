@@ -9,14 +9,15 @@
 //              kResidentVectors   so many vectors of each of 9 inputs fit the registers, beside sums and a weight
 //              load, store (any alignment), load_first, store_first (the first n lanes), broadcast,
 //              multiply_add(a, b, c) = a * b + c, multiply, add, subtract, max, min (returning the second operand where
-//              one is NaN), split (of two vectors, the Pair of the lanes with even and with odd number), merge (its
-//              inverse),
-//              sum (of all lanes), load_half, store_half, low_half (the first lanes), multiply_add of halves
+//              one is NaN), max_or_nan (returning that one), split (of two vectors, the Pair of the lanes with even and
+//              with odd number), merge (its inverse), sum (of all lanes), load_half, store_half, low_half (the first
+//              lanes), multiply_add of halves
 //
 // V must have internal linkage (an anonymous namespace), so that no two instruction sets share an instantiation.
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <utility>
@@ -367,6 +368,26 @@ struct VectorKernels {
     finish(in, in_pitch, scale, bias, residual, low, high, out, out_pitch, rows, count);
   }
 
+  static void max_row(const float* in, int64_t step, float* out, int64_t count) noexcept {
+    int64_t p = 0;
+    const auto inputs = [&](int64_t behind) {  // of which so many are wanted
+      if (step == 1) return V::load(in + p);
+      const Float first = V::load(in + 2 * p);
+      return V::split(first, 2 * behind > kLanes ? V::load(in + 2 * p + kLanes) : first).first;
+    };
+    if (step <= 2) {
+      for (; p + kLanes <= count; p += kLanes) V::store(out + p, V::max_or_nan(inputs(kLanes), V::load(out + p)));
+      if (const int64_t rest = count - p; rest > 0) {
+        V::store_first(out + p, rest, V::max_or_nan(inputs(rest), V::load_first(out + p, rest)));
+      }
+      return;
+    }
+    for (; p < count; ++p) {
+      const float value = in[p * step];
+      if (value > out[p] || std::isnan(value)) out[p] = value;
+    }
+  }
+
   // gemm_tile's sums, but no memory: what the arithmetic alone allows.
   static int64_t peak(int64_t steps, float* sink) noexcept {
     constexpr int64_t kSums = V::kRows * V::kVectors;
@@ -401,6 +422,7 @@ struct VectorKernels {
     table.sparse_sum = &VectorSparse<Floats>::sum;
     table.finish_tile = &finish_tile;
     table.curves = VectorCurves<V>::kernels();
+    table.max_row = &max_row;
     table.peak = &peak;
     table.matrix.tile.rows = 0;  // the reference's is no unit
     return table;

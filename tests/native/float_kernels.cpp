@@ -293,6 +293,26 @@ void test_curve_of(const KernelTable& tested, const KernelTable& reference, Rand
   test_curve(tested.curves.*curve, reference.curves.*curve, random);
 }
 
+void test_max_row(const KernelTable& tested, const KernelTable& reference, Random& random) {
+  for (const int64_t step : {1, 2, 3}) {
+    for (const int64_t count : kAwkward) {
+      begin_case({{"step", step}, {"count", count}});
+      Guarded<float> in = random.array<float>((count - 1) * step + 1);
+      Guarded<float> start = random.array<float>(count);
+      in[random.below(count) * step] = std::numeric_limits<float>::quiet_NaN();
+      start[random.below(count)] = std::numeric_limits<float>::quiet_NaN();
+      const Rows shape{1, count, count, count};
+      const auto max = [&](const KernelTable& kernels) {
+        Guarded<float> out = output<float>(shape, kExact);
+        copy_rows(start, shape, out);
+        kernels.max_row(in.data(), step, out.data(), count);
+        return out;
+      };
+      expect_rows(max(tested), shape, dense(max(reference), 1, count, count));
+    }
+  }
+}
+
 void test_peak(const KernelTable& tested, const KernelTable&, Random& random) {
   begin_case({});
   Guarded<float> sink = random.array<float>(kMostTilePixels, kExact);
@@ -321,6 +341,7 @@ constexpr KernelTest kTests[] = {
     {"curves.silu", &test_curve_of<&CurveKernels::silu>},
     {"curves.hardsigmoid", &test_curve_of<&CurveKernels::hardsigmoid>},
     {"curves.hardswish", &test_curve_of<&CurveKernels::hardswish>},
+    {"max_row", &test_max_row},
     {"peak", &test_peak},
 };
 

@@ -1,6 +1,5 @@
 // Pooling: the largest or the mean value of a window, for windows of a fixed size and for a fixed number of them.
 #include <algorithm>
-#include <cmath>
 #include <limits>
 
 #include "runtime/ops/ops.h"
@@ -70,7 +69,7 @@ class WindowStep : public PlaneStep {
 
 class MaxPoolStep : public WindowStep {
  public:
-  MaxPoolStep(const Layer& layer, const PlanContext& context) : WindowStep(layer, context) {
+  MaxPoolStep(const Layer& layer, const PlanContext& context) : WindowStep(layer, context), kernels_(context.kernels) {
     const auto& dilation = layer.node->attribute<std::vector<int64_t>>("dilation");
     dilation_y_ = dilation.at(0);
     dilation_x_ = dilation.at(1);
@@ -81,13 +80,7 @@ class MaxPoolStep : public WindowStep {
  protected:
   void run_plane(const float* in, float* out, float* scratch) const override {
     constexpr float least = -std::numeric_limits<float>::infinity();
-    run_windows(in, out, scratch, least, [](const float* from, int64_t step, float* to, int64_t count) {
-      // A NaN wins and stays.
-      for (int64_t x = 0; x < count; ++x) {
-        const float value = from[x * step];
-        to[x] = value > to[x] || std::isnan(value) ? value : to[x];
-      }
-    });
+    run_windows(in, out, scratch, least, kernels_->max_row);
   }
 
   // out[y][x] = the largest of its window: first of each column, width_ of them in `columns`, then of these.
@@ -110,6 +103,7 @@ class MaxPoolStep : public WindowStep {
     }
   }
 
+  const KernelTable* kernels_;
   int64_t dilation_y_, dilation_x_;
 };
 
@@ -118,7 +112,6 @@ class MaxPool8Step : public MaxPoolStep {
  public:
   MaxPool8Step(const Layer& layer, const PlanContext& context)
       : MaxPoolStep(layer, context),
-        kernels_(context.kernels),
         input_(layer.inputs[0]),
         output_(layer.output),
         planes_(context.shapes[output_].at(0) * ceil_div(context.shapes[output_].at(1), kQuad)) {}
@@ -133,7 +126,6 @@ class MaxPool8Step : public MaxPoolStep {
   }
 
  private:
-  const KernelTable* kernels_;
   ValueId input_, output_;
   int64_t planes_;  // of quads
 };
