@@ -38,6 +38,7 @@ struct X86Bytes16 {
   static Bytes high(Bytes a, Bytes b) { return _mm_unpackhi_epi8(a, b); }
   static Bytes low_pairs(Bytes a, Bytes b) { return _mm_unpacklo_epi16(a, b); }
   static Bytes high_pairs(Bytes a, Bytes b) { return _mm_unpackhi_epi16(a, b); }
+  static Bytes low_halves(Bytes a, Bytes b) { return _mm_unpacklo_epi64(a, b); }
   static void store(uint32_t* p, Bytes quads) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), quads); }
   static void store_first(uint32_t* p, int64_t count, Bytes quads) { std::memcpy(p, &quads, count * sizeof *p); }
 };

@@ -47,6 +47,7 @@ struct NeonBytes16 {
   static Bytes high_pairs(Bytes a, Bytes b) {
     return vreinterpretq_u8_u16(vzip2q_u16(vreinterpretq_u16_u8(a), vreinterpretq_u16_u8(b)));
   }
+  static Bytes low_halves(Bytes a, Bytes b) { return vcombine_u8(vget_low_u8(a), vget_low_u8(b)); }
   static void store(uint32_t* p, Bytes quads) { vst1q_u8(reinterpret_cast<uint8_t*>(p), quads); }
   static void store_first(uint32_t* p, int64_t count, Bytes quads) { std::memcpy(p, &quads, count * sizeof *p); }
 };

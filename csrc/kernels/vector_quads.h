@@ -1,8 +1,9 @@
 // Quads of weights decoded from codebooks of bytes: written once over vectors of 16 bytes, `B`, and four of them, `L`.
 //
 // B provides   Bytes, load, load_half and load_four (the others are zero), low and high (the bytes of two vectors by
-//              turns: of their first and last halves), low_pairs, high_pairs (the same of pairs of bytes), add_parts
-//              (of int16), rounded (of two vectors of parts, to bytes), store, store_first (the first n quads)
+//              turns: of their first and last halves), low_pairs, high_pairs (the same of pairs of bytes), low_halves
+//              (side by side), add_parts (of int16), rounded (of two vectors of parts, to bytes), store, store_first
+//              (the first n quads)
 // L provides   what FourVectors does
 //
 // The taps of each channel lie side by side in a centroid. Sums over codebooks are made of these; then four channels
@@ -195,6 +196,44 @@ struct VectorQuads {
     }
   }
 
+  // Four quads, the sums of parts of centroids of one or two quads with one tap.
+  template <int64_t quads>
+  static Bytes four_sums(const ByteCentroids& c, const uint16_t* codes, int64_t codes_step) noexcept {
+    constexpr int64_t n = 4 / quads;
+    const int16_t* parts = c.parts;
+    const auto part = [&](int64_t k) {
+      const int16_t* const centroid = parts + codes[k] * quads * kQuad;
+      return quads == 1 ? B::load_half(centroid) : B::load(centroid);
+    };
+    Bytes sums[n];
+#pragma GCC unroll 4
+    for (int64_t k = 0; k < n; ++k) sums[k] = part(k);
+    for (int64_t m = 1; m < c.codebooks; ++m) {
+      parts += c.centroids * quads * kQuad;
+      codes += codes_step;
+#pragma GCC unroll 4
+      for (int64_t k = 0; k < n; ++k) sums[k] = B::add_parts(sums[k], part(k));
+    }
+    if constexpr (quads == 2) return B::rounded(sums[0], sums[1]);
+    return B::rounded(B::low_halves(sums[0], sums[1]), B::low_halves(sums[n - 2], sums[n - 1]));
+  }
+
+  template <int64_t quads>
+  static void add_quads(const ByteCentroids& c, const uint16_t* codes, int64_t codes_step, int64_t code_pitch,
+                        const int32_t* begin, uint32_t* out, int64_t out_pitch, int64_t outputs,
+                        int64_t positions) noexcept {
+    const int64_t whole = positions * quads / 4 * (4 / quads);  // positions
+    for (int64_t o = 0; o < outputs; ++o) {
+      const uint16_t* const blocks = codes + o * code_pitch;
+      uint32_t* const row = out + o * out_pitch;
+      for (int64_t p = 0; p < whole; p += 4 / quads) {
+        B::store(row + begin[0] + p * quads, four_sums<quads>(c, blocks + p, codes_step));
+      }
+      const int32_t rest[] = {begin[0] + static_cast<int32_t>(whole * quads)};
+      copy_quads(c, blocks + whole, codes_step, code_pitch, rest, row, out_pitch, 1, positions - whole);
+    }
+  }
+
   // The same of one or two channels, which are put together byte by byte.
   static void join_bytes(const ByteCentroids& c, const uint16_t* codes, int64_t codes_step, int64_t code_pitch,
                          const int32_t* begin, uint32_t* out, int64_t out_pitch, int64_t outputs,
@@ -236,7 +275,10 @@ struct VectorQuads {
   static void decode(const ByteCentroids& c, const uint16_t* codes, int64_t codes_step, int64_t code_pitch,
                      const int32_t* begin, uint32_t* out, int64_t out_pitch, int64_t outputs,
                      int64_t positions) noexcept {
-    const DecodeQuadsFn run = c.width() == 1               ? c.n() == 1 ? &copy_quads : &join_bytes
+    const DecodeQuadsFn copy = c.codebooks == 1 || c.quads() > 2 ? &copy_quads
+                               : c.quads() == 2                  ? &add_quads<2>
+                                                                 : &add_quads<1>;
+    const DecodeQuadsFn run = c.width() == 1               ? c.n() == 1 ? copy : &join_bytes
                               : c.width() != kTapsOfVector ? &decode_fours
                               : c.n() == 4                 ? &decode_wide<4>
                               : c.n() == 2                 ? &decode_wide<2>
