@@ -30,6 +30,7 @@ RATIOS = (8, 12, 20, 30, 45)
 MIXED_RATIOS = (4, 8, 12, 20, 30, 50)
 UNIFORM_BITS = (8, 4)
 TRAINED_RATIOS = (12, 30)
+# Without a rate: where there is one, codes are found in another way, of which these pieces are none.
 ROUNDED = ("rule:scalar:4", "rule:scalar:3", "rule:scalar:2")
 SPARSITIES = ("rule:sparse:0.5", "rule:sparse:2:4", "rule:sparse:0.25", "rule:sparse:0.5;run:4")
 GRIDS = ("preset:int4", "rate:3.95", "preset:int3", "rate:2.65", "preset:int2", "rate:1.56", "rate:1.02", "rate:0.67")
@@ -43,7 +44,7 @@ class Cell:
     """One thing to measure; its key names it in the results."""
 
     subject: str  # the network
-    method: str  # of METHODS or INGREDIENTS, MIXED, `dense`, or `int8` and the like
+    method: str  # of METHODS, INGREDIENTS, ROUNDERS or PRUNERS, MIXED, `dense`, or `int8` and the like
     size: str = ""  # none where the method decides it; of a trained cell, that of its row
     trained: bool = False
 

@@ -40,8 +40,8 @@ def _codes_kept(problem: Problem, solution: Solution, workers: Workers) -> Solut
     return solution
 
 
-def _nearest(ordered: Ordered, grids: Grids, prices: torch.Tensor | None, workers: Workers) -> torch.Tensor:
-    return grids.nearest(ordered.problem.target)
+def _nearest(ordered: Ordered, own: Grids, prices: torch.Tensor | None, workers: Workers) -> torch.Tensor:
+    return own.nearest(ordered.problem.target)
 
 
 def _largest(ordered: Ordered, config: SparseConfig, count: int, workers: Workers) -> tuple[torch.Tensor, torch.Tensor]:
@@ -171,7 +171,10 @@ ROUNDERS: dict[str, Ingredient] = {
     "error feedback alone": Ingredient(
         over="nearest levels", method="obq", without=("corrected target", "rounds of least squares and sweeps")
     ),
-    "obq": Ingredient(over="error feedback alone", method="obq"),
+    "error feedback, least squares and sweeps": Ingredient(
+        over="error feedback alone", method="obq", without=("corrected target",)
+    ),
+    "obq": Ingredient(over="error feedback, least squares and sweeps", method="obq"),
 }
 
 PRUNERS: dict[str, Ingredient] = {

@@ -12,6 +12,8 @@ from cells import CODEC_METHODS, COMPARED, OURS, UNIFORM_BITS, Cell, Comparison,
 from ingredients import INGREDIENTS, PRUNERS, ROUNDERS
 from numpy.typing import NDArray
 
+DIVERGENCES = "Top-1 in %, the divergence from the dense network's shares of classes in nats, and bytes."
+
 
 def as_markdown(comparison: Comparison, results: Results) -> str:
     """Return the tables of what has been measured so far."""
@@ -22,8 +24,11 @@ def as_markdown(comparison: Comparison, results: Results) -> str:
     lines += [f"### {comparison.curve}, without training", "", *_curve_table(comparison, results), ""]
     lines += [f"### {comparison.curve}, on grids", "", *_grid_table(comparison, results), ""]
     lines += [f"### {comparison.curve}, codecs", "", *_codec_table(comparison, results), ""]
-    lines += [f"### {comparison.curve}, rounded", "", *_reduced_table(ROUNDERS, comparison.rounding(), results), ""]
-    lines += [f"### {comparison.curve}, pruned", "", *_reduced_table(PRUNERS, comparison.pruning(), results), ""]
+    for title, names, rows in (
+        ("rounded", ROUNDERS, comparison.rounding()),
+        ("pruned", PRUNERS, comparison.pruning()),
+    ):
+        lines += [f"### {comparison.curve}, {title}", "", *_reduced_table(names, rows, results), ""]
     for subject, size in comparison.ingredients:
         lines += [f"### Ingredients: {subject}, {size_text(size)}", "", *_ingredient_table(subject, size, results), ""]
     return "\n".join(lines)
@@ -138,7 +143,7 @@ def _grid_table(comparison: Comparison, results: Results) -> list[str]:
 
 def _codec_table(comparison: Comparison, results: Results) -> list[str]:
     return [
-        "Top-1 in %, the divergence from the dense network's shares of classes in nats, and bytes.",
+        DIVERGENCES,
         "",
         *_by_codec(comparison, results, _with_divergence),
         "",
@@ -158,7 +163,7 @@ def _by_codec(comparison: Comparison, results: Results, text: Callable[[Result |
 
 
 def _reduced_table(names: Collection[str], rows: Mapping[str, Sequence[Cell]], results: Results) -> list[str]:
-    lines = [f"| | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+    lines = [DIVERGENCES, "", f"| codec | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
     for size, cells in rows.items():
         found = [results.get(cell.key) for cell in cells]
         lines.append(f"| {size_text(size)} | {' | '.join(map(_with_divergence, found))} |")

@@ -64,6 +64,9 @@ CONVOLUTIONS: list[tuple[tuple[int, int, int, int], Any, int, int, dict[str, Any
     ((6, 4, 5, 3), (3, 2, 2), 7, 3, {"padding": (2, 1, 0, 3), "stride": (3, 1)}, (11, 12)),
     ((12, 2, 3, 3), (1, 3, 3), 8, 1, {"padding": (2, 2, 2, 2), "dilation": (2, 2), "groups": 3}, (10, 10)),
     ((6, 1, 3, 3), (1, 3, 3), 4, 1, {"padding": (1, 1, 1, 1), "groups": 6}, (5, 21)),
+    # More outputs than are summed together, over several passes of tables.
+    ((140, 34, 3, 3), (1, 1, 3), 40, 1, {"padding": (1, 1, 1, 1), "groups": 2}, (7, 7)),
+    ((70, 9, 3, 3), (1, 3, 3), 80, 2, {"padding": (1, 1, 1, 1)}, (5, 8)),
     # Whole vectors of pixels in each picture, and kernel rows of which two, but not all, meet the same input rows.
     (
         (6, 4, 3, 3),

@@ -186,7 +186,7 @@ void register_kernels(py::module_& m) {
         select_kernels(isa).max_row(inputs.data(), step, result.data(), out.size());
         return to_array(result, {out.size()});
       },
-      "inputs"_a, "step"_a, "out"_a, "isa"_a, "The larger of out and of every step-th of inputs; a NaN is that.");
+      "inputs"_a, "step"_a, "out"_a, "isa"_a, "The larger of out and of every step-th of inputs; a NaN is the larger.");
 }
 
 }  // namespace pyquant

@@ -304,7 +304,7 @@ using DequantizeFn = void (*)(const uint32_t* in, float scale, float zero, float
 // The larger byte: out[p] = max(out[p], in[p * step]) for p < count.
 using MaxRow8Fn = void (*)(const uint32_t* in, int64_t step, uint32_t* out, int64_t count) noexcept;
 
-// The same of floats; a NaN is the larger.
+// The same of floats: a NaN is the larger, of two zeros either.
 using MaxRowFn = void (*)(const float* in, int64_t step, float* out, int64_t count) noexcept;
 
 // Multiply-add registers with each other, `steps` times, without touching memory; returns the multiply-adds per step.

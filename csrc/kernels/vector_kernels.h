@@ -9,7 +9,7 @@
 //              kResidentVectors   so many vectors of each of 9 inputs fit the registers, beside sums and a weight
 //              load, store (any alignment), load_first, store_first (the first n lanes), broadcast,
 //              multiply_add(a, b, c) = a * b + c, multiply, add, subtract, max, min (returning the second operand where
-//              one is NaN), max_or_nan (returning that one), split (of two vectors, the Pair of the lanes with even and
+//              one is NaN), max_or_nan (returning the NaN), split (of two vectors, the Pair of the lanes with even and
 //              with odd number), merge (its inverse), sum (of all lanes), load_half, store_half, low_half (the first
 //              lanes), multiply_add of halves
 //
@@ -370,10 +370,10 @@ struct VectorKernels {
 
   static void max_row(const float* in, int64_t step, float* out, int64_t count) noexcept {
     int64_t p = 0;
-    const auto inputs = [&](int64_t behind) {  // of which so many are wanted
+    const auto inputs = [&](int64_t wanted) {
       if (step == 1) return V::load(in + p);
       const Float first = V::load(in + 2 * p);
-      return V::split(first, 2 * behind > kLanes ? V::load(in + 2 * p + kLanes) : first).first;
+      return V::split(first, 2 * wanted > kLanes ? V::load(in + 2 * p + kLanes) : first).first;
     };
     if (step <= 2) {
       for (; p + kLanes <= count; p += kLanes) V::store(out + p, V::max_or_nan(inputs(kLanes), V::load(out + p)));

@@ -196,7 +196,7 @@ struct VectorQuads {
     }
   }
 
-  // Four quads, the sums of parts of centroids of one or two quads with one tap.
+  // Four quads with one tap each: rounded sums of the parts of 4 / quads centroids of each codebook.
   template <int64_t quads>
   static Bytes four_sums(const ByteCentroids& c, const uint16_t* codes, int64_t codes_step) noexcept {
     constexpr int64_t n = 4 / quads;
@@ -214,23 +214,28 @@ struct VectorQuads {
 #pragma GCC unroll 4
       for (int64_t k = 0; k < n; ++k) sums[k] = B::add_parts(sums[k], part(k));
     }
-    if constexpr (quads == 2) return B::rounded(sums[0], sums[1]);
-    return B::rounded(B::low_halves(sums[0], sums[1]), B::low_halves(sums[n - 2], sums[n - 1]));
+    if constexpr (quads == 2) {
+      return B::rounded(sums[0], sums[1]);
+    } else {
+      return B::rounded(B::low_halves(sums[0], sums[1]), B::low_halves(sums[2], sums[3]));
+    }
   }
 
+  // Sums of such centroids: quads as they lie, four at a time.
   template <int64_t quads>
   static void add_quads(const ByteCentroids& c, const uint16_t* codes, int64_t codes_step, int64_t code_pitch,
                         const int32_t* begin, uint32_t* out, int64_t out_pitch, int64_t outputs,
                         int64_t positions) noexcept {
-    const int64_t whole = positions * quads / 4 * (4 / quads);  // positions
+    constexpr int64_t n = 4 / quads;
+    const int64_t whole = positions / n * n;
     for (int64_t o = 0; o < outputs; ++o) {
       const uint16_t* const blocks = codes + o * code_pitch;
       uint32_t* const row = out + o * out_pitch;
-      for (int64_t p = 0; p < whole; p += 4 / quads) {
+      for (int64_t p = 0; p < whole; p += n) {
         B::store(row + begin[0] + p * quads, four_sums<quads>(c, blocks + p, codes_step));
       }
-      const int32_t rest[] = {begin[0] + static_cast<int32_t>(whole * quads)};
-      copy_quads(c, blocks + whole, codes_step, code_pitch, rest, row, out_pitch, 1, positions - whole);
+      const int32_t rest_begin[] = {begin[0] + static_cast<int32_t>(whole * quads)};
+      copy_quads(c, blocks + whole, codes_step, code_pitch, rest_begin, row, out_pitch, 1, positions - whole);
     }
   }
 

@@ -6,7 +6,7 @@ namespace pyquant {
 namespace {
 
 // Where the table of one position alone is large, passes are as short as the loads and stores of sums permit.
-constexpr int64_t kFewestPositions = 8;
+constexpr int64_t kFewestPositions = 4;
 
 }  // namespace
 

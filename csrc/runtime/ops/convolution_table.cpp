@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "base/cache_size.h"
 #include "runtime/ops/convolution.h"
 #include "runtime/table_rows.h"
 
@@ -13,15 +14,28 @@ constexpr double kBuildCost = 1.1;
 constexpr double kSumCost = 1.2;
 constexpr double kFarSumCost = 1.6;  // where tables lie in the second-level cache
 
-// Tables of one pass over the outputs: together they should stay in half of the first-level cache.
-constexpr int64_t kTableBytes = 16 * 1024;
+// Tables of one pass over the outputs: together they should stay in two thirds of the first-level cache.
+int64_t near_bytes() {
+  static const int64_t bytes = first_level_cache() * 2 / 3;
+  return bytes;
+}
 
-// Outputs that are added up, and then written, together: their sums stay in the first-level cache.
+// Where fewer of one pass take more than that, tables lie in the second-level cache in any case: so many positions load
+// and store sums less often.
+constexpr int64_t kFarPositions = 8;
+
+// Outputs that a pass adds up together, and the last one writes while their sums are in the first-level cache.
 constexpr int64_t kTogether = 64;
 
 int64_t row_bytes(const Convolution& c) { return c.kernels->table_pixels * static_cast<int64_t>(sizeof(float)); }
 
-TablePasses passes_of(const Convolution& c) { return {*c.weight, row_bytes(c), kTableBytes}; }
+bool are_near(const TablePasses& passes) { return passes.per_pass * passes.table_bytes <= near_bytes(); }
+
+TablePasses passes_of(const Convolution& c) {
+  const TablePasses passes{*c.weight, row_bytes(c), near_bytes()};
+  const TablePasses longer{*c.weight, row_bytes(c), kFarPositions * passes.table_bytes};
+  return are_near(passes) || !longer.fit() ? passes : longer;
+}
 
 int64_t num_tiles(const Convolution& c) { return ceil_div(c.geometry.pixels(), c.kernels->table_pixels); }
 
@@ -74,8 +88,8 @@ class TableStep : public Step {
     int64_t pixel, pixels;
   };
 
-  // Add some positions to the sums of all outputs, kTogether after kTogether; behind the last pass these are written.
-  // Each pass asks for its share of the memory that they are written to.
+  // Add some positions to the sums of all outputs, kTogether at a time; the last pass also writes these. Each pass asks
+  // for its share of the memory that they will be written to.
   void add(int64_t first, int64_t count, const float* tables, float* sums, const Place& place,
            const RunState& state) const {
     const int64_t pass = first / passes_.per_pass;
@@ -111,7 +125,7 @@ double cost(const Convolution& c, int threads) {
   const auto vectors = static_cast<double>(c.kernels->table_pixels / c.kernels->lanes);
   const auto build = static_cast<double>(weight.codebooks * weight.centroids * c.patches.rows());
   const auto sum = static_cast<double>(c.group_outputs() * passes.positions);
-  const double sum_cost = passes.per_pass * passes.table_bytes <= kTableBytes ? kSumCost : kFarSumCost;
+  const double sum_cost = are_near(passes) ? kSumCost : kFarSumCost;
   return static_cast<double>(ceil_div(units, threads)) * vectors * c.kernels->table_cost() *
          (kBuildCost * build + sum_cost * sum);
 }
