@@ -24,11 +24,8 @@ def as_markdown(comparison: Comparison, results: Results) -> str:
     lines += [f"### {comparison.curve}, without training", "", *_curve_table(comparison, results), ""]
     lines += [f"### {comparison.curve}, on grids", "", *_grid_table(comparison, results), ""]
     lines += [f"### {comparison.curve}, codecs", "", *_codec_table(comparison, results), ""]
-    for title, names, rows in (
-        ("rounded", ROUNDERS, comparison.rounding()),
-        ("pruned", PRUNERS, comparison.pruning()),
-    ):
-        lines += [f"### {comparison.curve}, {title}", "", *_reduced_table(names, rows, results), ""]
+    lines += [f"### {comparison.curve}, rounded", "", *_reduced_table(ROUNDERS, comparison.rounding(), results), ""]
+    lines += [f"### {comparison.curve}, pruned", "", *_reduced_table(PRUNERS, comparison.pruning(), results), ""]
     for subject, size in comparison.ingredients:
         lines += [f"### Ingredients: {subject}, {size_text(size)}", "", *_ingredient_table(subject, size, results), ""]
     return "\n".join(lines)

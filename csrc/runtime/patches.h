@@ -7,6 +7,7 @@
 // Dimensions: N images · C channels · H, W rows and columns of a plane · P output pixels of an image (OH * OW)
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -31,6 +32,18 @@ struct ConvGeometry {
   int64_t plane() const { return height * width; }
   int64_t out_plane() const { return out_height * out_width; }
   int64_t pixels() const { return images * out_plane(); }
+
+  // Call body(image, first, run) for each image that some pixels are of: `run` of them, from its pixel `first` on.
+  template <typename Body>
+  void for_images(int64_t pixel, int64_t count, const Body& body) const {
+    while (count > 0) {
+      const int64_t first = pixel % out_plane();
+      const int64_t run = std::min(count, out_plane() - first);
+      body(pixel / out_plane(), first, run);
+      pixel += run;
+      count -= run;
+    }
+  }
 };
 
 // Call body(channel, row, column) for each weight of a row; in the padding of tail blocks, these lie outside the

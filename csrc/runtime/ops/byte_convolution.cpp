@@ -135,25 +135,23 @@ void ByteConvolution::finish_bytes(const int32_t* tile, int64_t pitch, int64_t o
                  .plain = common[kPlain] != 0.0f};
   const int64_t plane = c.geometry.out_plane();
   const int64_t quads = ceil_div(c.weight->outputs, kQuad);
-  while (count > 0) {
-    const int64_t image = pixel / plane;
-    const int64_t run = std::min(count, (image + 1) * plane - pixel);
-    const int64_t at = (image * quads + output / kQuad) * plane + pixel % plane;
+  c.geometry.for_images(pixel, count, [&](int64_t image, int64_t first, int64_t run) {
+    const int64_t at = (image * quads + output / kQuad) * plane + first;
     if (c.residual >= 0) finish.residual = state.quads(c.residual) + at;
     c.kernels->finish_tile8(tile, pitch, finish, state.quads(c.output) + at, plane, round_up(rows, kQuad), run);
     tile += run;
-    pixel += run;
-    count -= run;
-  }
+  });
 }
 
 void ByteConvolution::expect(int64_t output, int64_t rows, int64_t pixel, int64_t count, const RunState& state) const {
   if (!writes_bytes_) return c.expect(output, rows, pixel, count, state);
   const int64_t plane = c.geometry.out_plane();
-  const int64_t row = pixel / plane * ceil_div(c.weight->outputs, kQuad) + output / kQuad;
-  const int64_t at = row * plane + pixel % plane;
-  expect_rows<true>(state.quads(c.output) + at, plane, ceil_div(rows, kQuad), count);
-  if (c.residual >= 0) expect_rows<false>(state.quads(c.residual) + at, plane, ceil_div(rows, kQuad), count);
+  const int64_t quads = ceil_div(c.weight->outputs, kQuad);
+  c.geometry.for_images(pixel, count, [&](int64_t image, int64_t first, int64_t run) {
+    const int64_t at = (image * quads + output / kQuad) * plane + first;
+    expect_rows<true>(state.quads(c.output) + at, plane, ceil_div(rows, kQuad), run);
+    if (c.residual >= 0) expect_rows<false>(state.quads(c.residual) + at, plane, ceil_div(rows, kQuad), run);
+  });
 }
 
 }  // namespace pyquant

@@ -1,6 +1,5 @@
 #include "runtime/ops/convolution.h"
 
-#include <algorithm>
 #include <array>
 #include <cmath>
 #include <limits>
@@ -79,19 +78,6 @@ std::vector<float> or_filled(const std::vector<float>& values, int64_t size, flo
   return values.empty() ? std::vector<float>(size, filler) : values;
 }
 
-// Call body(at, run) for those of `count` pixels that lie in one image: the first output's are at + 0 .. at + run - 1.
-template <typename Body>
-void for_images(const Convolution& c, int64_t first_output, int64_t pixel, int64_t count, const Body& body) {
-  const int64_t plane = c.geometry.out_plane();
-  while (count > 0) {
-    const int64_t image = pixel / plane;
-    const int64_t run = std::min(count, (image + 1) * plane - pixel);
-    body((image * c.weight->outputs + first_output) * plane + pixel % plane, run);
-    pixel += run;
-    count -= run;
-  }
-}
-
 }  // namespace
 
 Convolution::Convolution(const Layer& layer, const PlanContext& context)
@@ -116,7 +102,8 @@ void Convolution::finish(const float* tile, int64_t pitch, const float* row_scal
                          const RunState& state) const {
   const Clamp clamp = clamp_of(activation);
   const int64_t plane = geometry.out_plane();
-  for_images(*this, first_output, pixel, count, [&](int64_t at, int64_t run) {
+  geometry.for_images(pixel, count, [&](int64_t image, int64_t first, int64_t run) {
+    const int64_t at = (image * weight->outputs + first_output) * plane + first;
     float* const out = state.values[output] + at;
     kernels->finish_tile(tile, pitch, row_scale, row_bias, residual < 0 ? nullptr : state.values[residual] + at,
                          clamp.low, clamp.high, out, plane, rows, run);
@@ -130,7 +117,8 @@ void Convolution::finish(const float* tile, int64_t pitch, const float* row_scal
 void Convolution::expect(int64_t first_output, int64_t rows, int64_t pixel, int64_t count,
                          const RunState& state) const {
   const int64_t plane = geometry.out_plane();
-  for_images(*this, first_output, pixel, count, [&](int64_t at, int64_t run) {
+  geometry.for_images(pixel, count, [&](int64_t image, int64_t first, int64_t run) {
+    const int64_t at = (image * weight->outputs + first_output) * plane + first;
     expect_rows<true>(state.values[output] + at, plane, rows, run);
     if (residual >= 0) expect_rows<false>(state.values[residual] + at, plane, rows, run);
   });
