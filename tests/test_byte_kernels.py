@@ -19,6 +19,15 @@ def random_quads(rng: np.random.Generator, *shape: int) -> Quads:
     return quads
 
 
+def quads_for_tiles(isa: str, rng: np.random.Generator, *shape: int) -> Quads:
+    """Return quads of any weights that a register tile takes: where it adds in pairs, two are no more than 128."""
+    weights = as_weights(random_quads(rng, *shape))
+    if _core.kernel_tile(isa)["adds_in_pairs"]:
+        first, second = weights[..., ::2], weights[..., 1::2]
+        second[...] = np.clip(second, -128 - first, 128 - first)
+    return as_quads(weights % 256)
+
+
 def as_bytes(quads: Quads) -> NDArray[np.int64]:
     """Return the four unsigned bytes of each quad, the lowest first."""
     return quads[..., None] >> np.arange(0, 32, 8, dtype=np.uint32) & np.uint32(0xFF)
@@ -37,7 +46,7 @@ def as_quads(values: NDArray[np.int64]) -> Quads:
 @pytest.mark.parametrize(("dim", "blocks"), [(1, 1), (1, 65), (2, 33), (9, 7), (576, 1)])
 def test_gemm_tile8(isa: str, dim: int, blocks: int, rng: np.random.Generator) -> None:
     tile = _core.kernel_tile(isa)
-    codebook = random_quads(rng, 19, dim)
+    codebook = quads_for_tiles(isa, rng, 19, dim)
     codes = rng.integers(19, size=(blocks, tile["rows8"])).astype(np.uint16)
     weights = as_weights(codebook[codes]).transpose(1, 0, 2, 3).reshape(tile["rows8"], -1)
     for pixels in sorted({min(p, tile["pixels8"]) for p in (*AWKWARD, tile["pixels8"])}):
@@ -50,7 +59,7 @@ def test_gemm_tile8(isa: str, dim: int, blocks: int, rng: np.random.Generator) -
 @pytest.mark.parametrize("isa", ISAS)
 def test_gemm_tile8_of_a_matrix(isa: str, rng: np.random.Generator) -> None:
     tile = _core.kernel_tile(isa)
-    matrix, panel = random_quads(rng, tile["rows8"], 19), random_quads(rng, 19, tile["pixels8"])
+    matrix, panel = quads_for_tiles(isa, rng, tile["rows8"], 19), random_quads(rng, 19, tile["pixels8"])
     weights = as_weights(matrix).reshape(tile["rows8"], -1)
     inputs = as_bytes(panel).transpose(0, 2, 1).reshape(76, -1).astype(np.int64)
     np.testing.assert_array_equal(_core.gemm_tile8(None, matrix, panel, isa=isa), weights @ inputs)
@@ -58,13 +67,14 @@ def test_gemm_tile8_of_a_matrix(isa: str, rng: np.random.Generator) -> None:
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_gemm_tile8_of_the_largest_bytes(isa: str) -> None:
-    """Neither 255 * -128 nor sums of such products are cut off on the way."""
+    """No sum of products of the largest weights that a tile takes is cut off on the way."""
     tile = _core.kernel_tile(isa)
     at = np.zeros((1, tile["rows8"]), np.uint16)
-    for weight, value in [(0x80808080, -128), (0x7F7F7F7F, 127)]:
-        codebook = np.full(64, weight, np.uint32)
+    pairs = [(-128, 0), (127, 1), (64, 64), (-64, -64), (127, -128)]
+    for pair in pairs if tile["adds_in_pairs"] else [*pairs, (-128, -128), (127, 127)]:
+        codebook = np.full(64, as_quads(np.array(2 * pair) % 256), np.uint32)
         panel = np.full((64, tile["pixels8"]), 0xFFFFFFFF, np.uint32)
-        assert (_core.gemm_tile8(at, codebook, panel, isa=isa) == 64 * 4 * 255 * value).all()
+        assert (_core.gemm_tile8(at, codebook, panel, isa=isa) == 64 * 2 * 255 * sum(pair)).all()
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -174,6 +174,31 @@ def test_integer_kernels_of_codebooks(case: Any, rng: np.random.Generator) -> No
     check_layer(file, x)
 
 
+@pytest.mark.parametrize(
+    "codec",
+    [
+        DenseConfig(),
+        ScalarConfig(bits=8),
+        ProductConfig(block=(4, 1, 1), centroids=8),
+        ProductConfig(block=(1, 3, 3), centroids=8),
+        ProductConfig(block=(1, 3, 3), centroids=8, codebooks=5),
+    ],
+    ids=lambda codec: codec.setting,
+)
+def test_large_weights_side_by_side(codec: Any, rng: np.random.Generator) -> None:
+    """Two products of the largest bytes exceed 16 bits, in which some kernels add them."""
+    node, tensors = weighted_layer(rng, (18, 12, 3, 3), codec, padding=(1, 1, 1, 1))
+    for role in {"layer.weight", "layer.codebook"} & set(tensors):
+        shape, dtype = tensors[role].shape, tensors[role].dtype
+        tensors[role] = (np.sign(rng.uniform(-1, 2, shape)) * rng.uniform(0.6, 1, shape)).astype(dtype)
+    x = rng.uniform(0, 1, size=(2, 12, 9, 9)).astype(np.float32)
+    file = model_file([node], tensors, x.shape)
+    check_layer(file, x)
+    decoded_once = [run(file, x, isa=isa, kernel="direct8", memory_budget=1 << 20) for isa in ISAS]
+    decoded_in_each_run = [run(file, x, isa=isa, kernel="direct8") for isa in ISAS]
+    np.testing.assert_array_equal(decoded_once, decoded_in_each_run)
+
+
 # Other shapes of blocks, and sums of centroids that are too many to be made beforehand.
 DECODED: list[tuple[tuple[int, int, int, int], Any, int, int, dict[str, Any], tuple[int, int]]] = [
     ((20, 12, 3, 3), (1, 1, 3), 16, 1, {"padding": (1, 1, 1, 1)}, (13, 9)),

@@ -18,7 +18,8 @@ void register_kernels(py::module_& m) {
         const KernelTable kernels = select_kernels(isa);
         return py::dict("lanes"_a = kernels.lanes, "rows"_a = kernels.tile.rows, "pixels"_a = kernels.tile.pixels,
                         "table_pixels"_a = kernels.table_pixels, "rows8"_a = kernels.tile8.rows,
-                        "pixels8"_a = kernels.tile8.pixels, "table8_pixels"_a = kernels.table8_pixels);
+                        "pixels8"_a = kernels.tile8.pixels, "adds_in_pairs"_a = kernels.adds_in_pairs,
+                        "table8_pixels"_a = kernels.table8_pixels);
       },
       "isa"_a, "Lanes of a vector, and the rows and pixels that the kernels of an instruction set take.");
 

@@ -87,6 +87,7 @@ struct Avx512Vnni : Avx512 {
   struct PairInt {
     Int first, second;
   };
+  static constexpr bool kAddsInPairs = false;
   static constexpr int64_t kRows8 = 8;
   static constexpr int64_t kVectors8 = 3;
   static constexpr double kLeastVectors8 = 1.0;

@@ -202,10 +202,12 @@ struct CurveKernels {
 };
 
 // out[r][p] = sum over j < blocks, i < dim of codebook[at[j][r] + i] · panel[rows[j * dim + i] + p], products of quads;
-// all as above.
+// all as above. Where a table `adds_in_pairs`, the first two weights of a quad, and the last two, must not add up to
+// more than kMostPair or less than -kMostPair: two products with inputs of up to 255 then fit 16 bits.
 using GemmTile8Fn = void (*)(const uint16_t* at, const uint32_t* codebook, int64_t dim, int64_t blocks,
                              const uint32_t* panel, const int32_t* rows, int32_t* out, int64_t out_pitch,
                              int64_t pixels) noexcept;
+constexpr int32_t kMostPair = 128;
 
 // out[r][p] = sum over s < steps, k < kMatrixWords of weights[r][s * kMatrixWords + k] · panel[at[s] + k * panel_pitch
 // + p], products of quads, for r < rows and p < pixels.
@@ -352,6 +354,7 @@ struct KernelTable {
   int64_t grain;   // lanes by which tiles are best cut: half a vector where it takes half the time, or a whole one
   Tile tile;
   Tile tile8;
+  bool adds_in_pairs;     // whether gemm_tile8 adds two products in 16 bits
   int64_t table_pixels;   // pixels of a table row
   int64_t table8_pixels;  // of one of int16
   PackRowsFn pack_rows;

@@ -116,6 +116,7 @@ struct Neon {
   struct PairInt {
     Int first, second;
   };
+  static constexpr bool kAddsInPairs = false;
   static constexpr int64_t kRows8 = 8;
   static constexpr int64_t kVectors8 = 2;
   static constexpr double kLeastVectors8 = 1.0;

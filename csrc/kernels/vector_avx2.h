@@ -2,8 +2,9 @@
 //
 // Register tile 4 x 3: 12 sums, 3 inputs and 1 broadcast weight fill the 16 registers; 7 loads for 12 multiply-adds.
 //
-// Of quads it is 4 x 2: bytes are widened to 16 bits, the even and the odd ones apart, for vpmaddubsw would saturate:
-// 8 sums, 4 inputs, 2 weights. Two vpmaddwd and two additions multiply a vector of quads.
+// Of quads it is 4 x 2: 8 sums, 2 inputs, 1 weight, and ones, with which vpmaddwd adds what vpmaddubsw has added in
+// pairs: three instructions for a vector of quads. Elsewhere, where weights may be any, vpmaddubsw would saturate:
+// bytes are widened to 16 bits, the even and the odd ones apart, and two vpmaddwd and two additions multiply a vector.
 #pragma once
 
 #include <immintrin.h>
@@ -83,6 +84,7 @@ struct Avx2 {
   struct PairInt {
     Int first, second;
   };
+  static constexpr bool kAddsInPairs = true;
   static constexpr int64_t kRows8 = 4;
   static constexpr int64_t kVectors8 = 2;
   static constexpr double kLeastVectors8 = 1.0;
@@ -116,6 +118,14 @@ struct Avx2 {
   static HalfInt dot(Weights weights, HalfInputs inputs, HalfInt sums) {
     sums = _mm_add_epi32(sums, _mm_madd_epi16(low_half_int(weights.even), inputs.even));
     return _mm_add_epi32(sums, _mm_madd_epi16(low_half_int(weights.odd), inputs.odd));
+  }
+  static Int dot_in_pairs(Int weights, Int inputs, Int sums) {
+    const Int pairs = _mm256_maddubs_epi16(inputs, weights);
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+  static HalfInt dot_in_pairs(Int weights, HalfInt inputs, HalfInt sums) {
+    const HalfInt pairs = _mm_maddubs_epi16(inputs, low_half_int(weights));
+    return _mm_add_epi32(sums, _mm_madd_epi16(pairs, _mm_set1_epi16(1)));
   }
   static Int bit_and(Int a, Int b) { return _mm256_and_si256(a, b); }
   static Int bit_or(Int a, Int b) { return _mm256_or_si256(a, b); }

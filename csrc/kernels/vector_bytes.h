@@ -5,9 +5,11 @@
 //   Int, HalfInt   a vector of kLanes values of four bytes, and one of half as many
 //   Decoder        the VectorQuads of its vectors
 //   Inputs, HalfInputs, Weights   quads as dot() takes them, made by inputs() and weights()
+//   kAddsInPairs   whether the register tile multiplies by dot_in_pairs(weights, quads, sums), of vectors as they are,
+//                  which adds two products in 16 bits
 //   kRows8, kVectors8   the register tile
 //   kLeastVectors8      a narrower register tile is no faster
-//   kDotCost       of dot(), in multiply-adds of floats
+//   kDotCost       of what it multiplies by, in multiply-adds of floats
 //   kTable8Vectors      vectors of int16 per table row
 //   load_int, store_int (any alignment), load_int_first, store_int_first (the first n lanes), broadcast_int,
 //   dot(weights, inputs, sums) of each lane, exact, bit_and, bit_or, shift_left<n>, shift_right<n> (zeros come in),
@@ -18,6 +20,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 
 #include "base/sizes.h"
@@ -75,6 +78,22 @@ struct ByteKernels {
     static void store(Value* p, Sums sums) { V::store_int(p, sums); }
     static void store(Value* p, HalfSums sums) { V::store_half_int(p, sums); }
   };
+
+  // The same by dot_in_pairs().
+  struct QuadsInPairs : Quads {
+    using Sums = typename V::Int;
+    using HalfSums = typename V::HalfInt;
+    using Inputs = typename V::Int;
+    using HalfInputs = typename V::HalfInt;
+    using Weights = typename V::Int;
+
+    static Inputs inputs(const uint32_t* p) { return V::load_int(p); }
+    static HalfInputs half_inputs(const uint32_t* p) { return V::load_half_int(p); }
+    static Weights weights(const uint32_t* p) { return V::broadcast_int(*p); }
+    static Sums multiply_add(Weights w, Inputs x, Sums sums) { return V::dot_in_pairs(w, x, sums); }
+    static HalfSums multiply_add(Weights w, HalfInputs x, HalfSums sums) { return V::dot_in_pairs(w, x, sums); }
+  };
+  using TileQuads = std::conditional_t<V::kAddsInPairs, QuadsInPairs, Quads>;
 
   static void turn_quads(const uint32_t* in, int64_t pitch, int64_t taps, int64_t pixels, uint32_t* out) noexcept {
     const int64_t groups = ceil_div(taps, 4);
@@ -288,8 +307,9 @@ struct ByteKernels {
                    .pixels = V::kVectors8 * kLanes,
                    .least_vectors = V::kLeastVectors8,
                    .step_cost = V::kDotCost};
+    table.adds_in_pairs = V::kAddsInPairs;
     table.table8_pixels = kTablePixels;
-    table.gemm_tile8 = &VectorGemm<Quads>::tile;
+    table.gemm_tile8 = &VectorGemm<TileQuads>::tile;
     table.decode_quads = &V::Decoder::decode;
     table.turn_quads = &turn_quads;
     table.table_build8 = &table_build8;

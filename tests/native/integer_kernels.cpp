@@ -1,5 +1,6 @@
 // The tests of the kernels that compute with integers: every bit is that of the reference.
 #include <algorithm>
+#include <cstdlib>
 #include <iterator>
 #include <limits>
 #include <utility>
@@ -24,21 +25,39 @@ Guarded<T> filled(int64_t size, T value, Place place = {}) {
   return array;
 }
 
-// Neither 255 * -128 nor a sum of such products is cut off on the way.
+// The second weight of each pair is made so small that products of both fit 16 bits.
+uint32_t fitting(uint32_t quad) {
+  uint32_t result = 0;
+  for (const int shift : {0, 16}) {
+    const int first = static_cast<int8_t>(quad >> shift & 0xff),
+              second = static_cast<int8_t>(quad >> shift >> 8 & 0xff);
+    const int smaller = std::clamp(second, -kMostPair - first, kMostPair - first);
+    result |= static_cast<uint32_t>((smaller & 0xff) << 8 | (first & 0xff)) << shift;
+  }
+  return result;
+}
+
+uint32_t repeated_pair(int64_t first, int64_t second) {
+  return 0x00010001 * static_cast<uint32_t>((second & 0xff) << 8 | (first & 0xff));
+}
+
+// No sum of products of the largest weights that a tile takes is cut off on the way.
 void test_extreme_products(const KernelTable& tested) {
   constexpr int64_t kDim = 64, kBlocks = 3;
   const int64_t rows = tested.tile8.rows, pixels = tested.tile8.pixels;
-  for (const int64_t weight : {-128, 127}) {
-    begin_case({{"weight", weight}});
+  for (const auto& [first, second] :
+       {std::pair<int64_t, int64_t>{-128, 0}, {127, 1}, {64, 64}, {-64, -64}, {127, -128}, {-128, -128}, {127, 127}}) {
+    if (tested.adds_in_pairs && std::abs(first + second) > kMostPair) continue;
+    begin_case({{"first", first}, {"second", second}});
     const Guarded<uint16_t> at = filled<uint16_t>(kBlocks * rows, 0);
-    const Guarded<uint32_t> codebook = filled<uint32_t>(kDim, 0x01010101 * (weight & 0xff));
+    const Guarded<uint32_t> codebook = filled<uint32_t>(kDim, repeated_pair(first, second));
     const Guarded<uint32_t> panel = filled<uint32_t>(kBlocks * kDim * pixels, 0xffffffff);
     const Rows shape{rows, pixels, pixels, pixels};
     Guarded<int32_t> out = output<int32_t>(shape);
     const std::vector<int32_t> begins = rows_apart(kBlocks * kDim, pixels);
     tested.gemm_tile8(at.data(), codebook.data(), kDim, kBlocks, panel.data(), begins.data(), out.data(), pixels,
                       pixels);
-    const auto sum = static_cast<int32_t>(kBlocks * kDim * 4 * 255 * weight);
+    const auto sum = static_cast<int32_t>(kBlocks * kDim * 2 * 255 * (first + second));
     expect_rows(out, shape, std::vector<int32_t>(static_cast<size_t>(rows * pixels), sum));
   }
 }
@@ -47,7 +66,8 @@ void test_gemm_tile8(const KernelTable& tested, const KernelTable& reference, Ra
   const auto gemm = [](const KernelTable& kernels) {
     return Gemm<uint32_t, int32_t>{kernels.gemm_tile8, kernels.tile8};
   };
-  test_gemm(gemm(tested), gemm(reference), tested.lanes, random);
+  test_gemm(gemm(tested), gemm(reference), tested.lanes, random,
+            [&](uint32_t quad) { return tested.adds_in_pairs ? fitting(quad) : quad; });
   test_extreme_products(tested);
 }
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <type_traits>
 #include <vector>
 
@@ -41,16 +42,19 @@ struct Gemm {
   }
 };
 
-// Tiles of every width, of weights that are found in a codebook and of a matrix, blocks = 0.
-template <typename Weight, typename Sum>
-void test_gemm(const Gemm<Weight, Sum>& tested, const Gemm<Weight, Sum>& reference, int64_t lanes, Random& random) {
+// Tiles of every width, of weights that are found in a codebook and of a matrix, blocks = 0; `fitting` makes of any
+// weight one that may be multiplied.
+template <typename Weight, typename Sum, typename Fitting = std::identity>
+void test_gemm(const Gemm<Weight, Sum>& tested, const Gemm<Weight, Sum>& reference, int64_t lanes, Random& random,
+               const Fitting& fitting = {}) {
   constexpr int64_t kCentroids = 19;
   const int64_t tile_rows = tested.tile.rows, most = tested.tile.pixels;
   for (const int64_t dim : {1, 2, 3, 4, 8, 9, 18}) {
     for (const int64_t any_blocks : {0, 1, 2, 7, 33}) {
       const bool is_matrix = any_blocks == 0;
       const int64_t blocks = is_matrix ? 1 : any_blocks, depth = dim * blocks;
-      const Guarded<Weight> codebook = random.array<Weight>((is_matrix ? tile_rows : kCentroids) * dim);
+      Guarded<Weight> codebook = random.array<Weight>((is_matrix ? tile_rows : kCentroids) * dim);
+      for (int64_t i = 0; i < codebook.size(); ++i) codebook[i] = fitting(codebook[i]);
       Guarded<uint16_t> at = random.codes(1, blocks * tile_rows, blocks * tile_rows, kCentroids);
       for (int64_t i = 0; i < at.size(); ++i) at[i] = static_cast<uint16_t>((is_matrix ? i : at[i]) * dim);
       const Guarded<Weight> whole_panel = random.rows<Weight>(depth, most, most);

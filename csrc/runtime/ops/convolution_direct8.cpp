@@ -2,12 +2,15 @@
 //
 // Where a quad is part of a centroid, weights are read from the codebook by way of their codes. Where it is made of
 // several, the rows of a tile are decoded first, unless memory is granted to keep them.
+//
+// Where a kernel cannot multiply the largest weights, it multiplies what is near, and the rest follows: quad_rests.h.
 #include <algorithm>
 #include <limits>
 #include <optional>
 
 #include "runtime/coded_rows.h"
 #include "runtime/ops/byte_panel_step.h"
+#include "runtime/quad_rests.h"
 
 namespace pyquant {
 namespace {
@@ -31,20 +34,21 @@ class Direct8Step : public BytePanelStep {
     const Weight& weight = *b_.c.weight;
     if (source_ == QuadSource::kStored) {
       quads_ = b_.take_dense_rows();
-      return;
-    }
-    if (source_ == QuadSource::kCentroid) {
+    } else if (source_ == QuadSource::kCentroid) {
       quads_ = b_.take_centroids();
       at_ = joint_codes(weight, b_.c.geometry.groups, t_.tile_rows, order_.block.dim());
     } else {
       decoder_ = b_.take_decoder();
+    }
+    if (b_.c.kernels->adds_in_pairs) leave_rests();
+    if (source_ == QuadSource::kDecoded) {
       kept_ = context.kept->get<uint32_t>(b_.c.weight, kernel(), weight.outputs * order_.depth(),
                                           [&](uint32_t* rows) { decode(0, weight.outputs, rows); });
     }
   }
 
   int64_t scratch_floats() const override {
-    return t_.own_panel_floats() + decoded_quads() + sums_quads() + b_.finish_floats(b_.c.kernels->tile8.pixels);
+    return t_.own_panel_floats() + decoded_quads() + sums_quads() + b_.finish_floats(sums_pitch());
   }
 
  private:
@@ -61,7 +65,26 @@ class Direct8Step : public BytePanelStep {
     if (source_ == QuadSource::kCentroid) return 0;
     return round_up(t_.tile_rows * order_.depth(), 16);
   }
-  int64_t sums_quads() const { return t_.tile_rows * b_.c.kernels->tile8.pixels; }
+  int64_t sums_pitch() const { return rests_.empty() ? b_.c.kernels->tile8.pixels : kSparsePixels; }
+  int64_t sums_quads() const { return t_.tile_rows * sums_pitch(); }
+
+  // Make all quads fit, and keep what is left of them.
+  void leave_rests() {
+    const int64_t depth = order_.depth(), dim = order_.block.dim(), blocks = order_.blocks_per_row();
+    AlignedBuffer<uint16_t> codes;
+    if (source_ == QuadSource::kCentroid) codes = joint_codes(*b_.c.weight, 1, 1, 1);
+    rests_ = QuadRests(b_.c.weight->outputs, panels_.rows, [&](int64_t o, uint32_t* quads) {
+      if (source_ == QuadSource::kDecoded) return decode(o, 1, quads);
+      if (source_ == QuadSource::kStored) {
+        std::copy_n(quads_.data() + o * depth, depth, quads);
+        return;
+      }
+      for (int64_t j = 0; j < blocks; ++j) {
+        std::copy_n(quads_.data() + codes[o * blocks + j] * dim, dim, quads + j * dim);
+      }
+    });
+    std::transform(quads_.data(), quads_.data() + quads_.size(), quads_.data(), &fitting_quad);
+  }
 
   void multiply(const TiledWork& work, const RunState& state, float* scratch) const override {
     const KernelTable& kernels = *b_.c.kernels;
@@ -75,10 +98,12 @@ class Direct8Step : public BytePanelStep {
       const Rows rows = rows_from(output, count, decoded);
       for (int64_t tile = work.first_tile; tile < work.last_tile; ++tile) {
         const auto* const panel = reinterpret_cast<const uint32_t*>(work.panel(t_, tile));
+        const int64_t pixels = t_.lanes_of(tile);
         kernels.gemm_tile8(rows.at, rows.codebook, rows.dim, rows.blocks, panel, panels_.rows.data(), sums,
-                           kernels.tile8.pixels, t_.lanes_of(tile));
-        b_.finish(sums, kernels.tile8.pixels, output, count, unit.first_pixel + t_.begin(tile), t_.lanes_of(tile),
-                  epilogue(state), state, rest);
+                           sums_pitch(), pixels);
+        rests_.add(kernels, output, count, panel, sums, pixels);
+        b_.finish(sums, sums_pitch(), output, count, unit.first_pixel + t_.begin(tile), pixels, epilogue(state), state,
+                  rest);
       }
     }
   }
@@ -108,6 +133,7 @@ class Direct8Step : public BytePanelStep {
 
   void decode(int64_t output, int64_t count, uint32_t* rows) const {
     decoder_->decode(*b_.c.kernels, output, count, &QuadDecoder::kTogether, rows, order_.depth());
+    rests_.fit(output, count, rows, order_.depth());
   }
 
   QuadSource source_;
@@ -116,6 +142,7 @@ class Direct8Step : public BytePanelStep {
   AlignedBuffer<uint16_t> at_;          // of centroids: where those of the rows of a tile begin
   std::optional<QuadDecoder> decoder_;  // what is decoded
   KeptWeights::Values<uint32_t> kept_;  // of it; null: in each run
+  QuadRests rests_;
 };
 
 double cost(const Convolution& c, int threads) {
