@@ -60,7 +60,7 @@ void register_byte_kernels(py::module_& m) {
         const int64_t taps = in.shape(0), pitch = in.shape(1), rows = 4 * ceil_div(taps, 4);
         const AlignedBuffer<uint32_t> quads = copied(in);
         AlignedBuffer<uint32_t> out(rows * pitch);
-        select_kernels(isa).turn_quads(quads.data(), pitch, taps, pixels, out.data());
+        select_kernels(isa).turn_quads(quads.data(), rows_apart(taps, pitch).data(), taps, pixels, out.data(), pitch);
         return to_array(out, {rows, pitch});
       },
       "inputs"_a, "pixels"_a, "isa"_a, "Quads of taps [4 * groups, pitch] from quads of channels [taps, pitch].");

@@ -20,7 +20,8 @@
 // In 8 bits, an activation is an unsigned byte q that stands for scale * (q - zero), a weight a signed byte. Four
 // channels of a pixel, or four weights, are a quad: one uint32_t, the first in its lowest byte. A plane of quads takes
 // the place of four planes; spare bytes of the last one hold `zero`. The direct path then multiplies quads with quads,
-// the table path has tables of int16. Integer kernels compute the same bits on every instruction set.
+// the table path has tables of int16, or of bytes that fit registers (shuffle). Integer kernels compute the same bits
+// on every instruction set.
 //
 // Kernels neither allocate, throw, lock nor read globals. They load and store whole vectors: arrays need kSlackBytes of
 // readable (outputs: writable) memory behind them. Results of one table are the same bits for any split of the work.
@@ -253,11 +254,12 @@ using DecodeQuadsFn = void (*)(const ByteCentroids& centroids, const uint16_t* c
                                int64_t code_pitch, const int32_t* begin, uint32_t* out, int64_t out_pitch,
                                int64_t outputs, int64_t positions) noexcept;
 
-// Turn quads of channels into quads of taps: byte i of out[c * groups + g][p] is byte c of in[4 * g + i][p], for
+// Turn quads of channels into quads of taps: byte i of out[c * groups + g][p] is byte c of in[at[4 * g + i] + p], for
 // c < 4 and g < groups = taps / 4, rounded up; 0 where 4 * g + i >= taps.
-//   in   [taps, pitch]
+//   at   [taps]: where the quads of each begin
 //   out  [4 * groups, pitch]   1 <= pixels <= pitch, a multiple of the lanes; whole vectors are read and written
-using TurnQuadsFn = void (*)(const uint32_t* in, int64_t pitch, int64_t taps, int64_t pixels, uint32_t* out) noexcept;
+using TurnQuadsFn = void (*)(const uint32_t* in, const int32_t* at, int64_t taps, int64_t pixels, uint32_t* out,
+                             int64_t pitch) noexcept;
 
 // table[k][p] = round(sum over i < dim of codebook[k][i] · panel[i][p] / 2^shift), halves upwards, which must fit.
 //   codebook  [centroids, dim] quads of weights
@@ -269,6 +271,48 @@ using TableBuild8Fn = void (*)(const uint32_t* codebook, int64_t centroids, int6
 // As table_sum, of tables [positions, K, table8_pixels]. The sum of one call must fit int16_t.
 using TableSum8Fn = void (*)(const uint16_t* at, int64_t positions, const int16_t* tables, int32_t* sums,
                              int64_t outputs, int64_t pixels, bool accumulate) noexcept;
+
+// Codebooks of up to kShuffled centroids, whose products with the inputs of a block at one pixel are a table of bytes
+// that fits a register: four tables do.
+struct ShuffledCodebooks {
+  const uint32_t* quads;   // [M, dim, kShuffled] quads of weights, zero behind the last centroid
+  const uint32_t* bounds;  // [M, dim]: the largest of all centroids, byte by byte, without signs
+  int64_t codebooks;       // M: 1, 2 or 4
+  int64_t dim;             // quads of a block, up to kMostShuffledQuads
+  int64_t blocks;          // J
+  int64_t shift;           // at least 1; with it no scale is above 127
+
+  // Positions are added up four at a time; there may be some behind the last, whose tables are zero.
+  constexpr int64_t groups() const { return (blocks * codebooks + 3) / 4; }
+};
+constexpr int64_t kShuffled = 16;
+constexpr int64_t kMostShuffledQuads = 6;
+
+// Where the entry of a centroid is in the tables of four positions, of the i-th.
+constexpr uint8_t shuffled_place(int64_t i, int64_t centroid) {
+  return static_cast<uint8_t>(centroid / 4 * 16 + i / 2 * 8 + centroid % 4 * 2 + i % 2);
+}
+
+// What multiplying with it divides by a scale, in mulhrs: round(2^14 / scale).
+constexpr int32_t shuffled_factor(int32_t scale) { return ((1 << 15) / scale + 1) / 2; }
+
+// out[o][p] = sum over positions q = j * M + m of scale(q, p) * entry(q, p, centroid that o has at q), in steps of
+// 2^shift. Each table has a scale, so that its entries fill a byte:
+//   x = panel[j * dim + i][p] - zeros, byte by byte
+//   scale = (sum over i < dim of bounds[m][i] · |x| >> (shift + 7)) + 1
+//   product = (sum over i < dim of quads[m][i][k] · x + 2^(shift - 1) / 2) >> (shift - 1)
+//   entry = (product * shuffled_factor(scale) + 2^14) >> 15, clamped to -128..127
+//   places   [outputs / 16, groups, 16, 4]: of each output's centroids; outputs are a multiple of 16
+//   panel    [J * dim, kShuffledPixels], whole vectors are read; 1 <= pixels <= kShuffledPixels
+//   scratch  shuffle8_bytes(groups), aligned
+//   out      [outputs, kShuffledPixels], pixels up to the next multiple of 4 are written
+using ShuffleTile8Fn = void (*)(const ShuffledCodebooks& codebooks, const uint8_t* places, int64_t outputs,
+                                const uint32_t* panel, uint32_t zeros, int64_t pixels, void* scratch,
+                                int32_t* out) noexcept;
+constexpr int64_t kShuffledPixels = 64;
+
+// For 16 pixels: tables, scales and factors of four positions, and a sum of scales.
+constexpr int64_t shuffle8_bytes(int64_t groups) { return 16 * (groups * (64 + 4 + 8) + 4); }
 
 // As sparse_sum, products of quads.
 using SparseSum8Fn = void (*)(const Sparse<uint32_t>* weights, const int32_t* begin, const uint32_t* panel,
@@ -357,6 +401,7 @@ struct KernelTable {
   bool adds_in_pairs;     // whether gemm_tile8 adds two products in 16 bits
   int64_t table_pixels;   // pixels of a table row
   int64_t table8_pixels;  // of one of int16
+  bool shuffles;          // whether shuffle_tile8 is faster than others
   PackRowsFn pack_rows;
   GemmTileFn gemm_tile;
   DecodeRowsFn decode_rows;
@@ -376,6 +421,7 @@ struct KernelTable {
   TurnQuadsFn turn_quads;
   TableBuild8Fn table_build8;
   TableSum8Fn table_sum8;
+  ShuffleTile8Fn shuffle_tile8;
   SparseSum8Fn sparse_sum8;
   FinishTile8Fn finish_tile8;
   QuantizeFn quantize;

@@ -60,6 +60,47 @@ void matrix_tile8_reference(const uint32_t* weights, int64_t weights_pitch, cons
   }
 }
 
+// The distance of each byte from that of `zeros`.
+uint32_t distances(uint32_t quad, uint32_t zeros) {
+  uint32_t result = 0;
+  for (int64_t i = 0; i < 4; ++i) {
+    const uint32_t byte = byte_of(quad, i), zero = byte_of(zeros, i);
+    result |= (byte > zero ? byte - zero : zero - byte) << (8 * i);
+  }
+  return result;
+}
+
+void shuffle_tile8_reference(const ShuffledCodebooks& codebooks, const uint8_t* places, int64_t outputs,
+                             const uint32_t* panel, uint32_t zeros, int64_t pixels, void*, int32_t* out) noexcept {
+  constexpr int64_t pitch = kShuffledPixels;
+  const int64_t dim = codebooks.dim, shift = codebooks.shift, groups = codebooks.groups();
+  for (int64_t p = 0; p < pixels; ++p) {
+    for (int64_t o = 0; o < outputs; ++o) out[o * pitch + p] = 0;
+    for (int64_t q = 0; q < codebooks.blocks * codebooks.codebooks; ++q) {
+      const int64_t m = q % codebooks.codebooks;
+      const uint32_t* const inputs = panel + q / codebooks.codebooks * dim * pitch + p;
+      int32_t bound = 0;
+      for (int64_t i = 0; i < dim; ++i)
+        bound += dot(codebooks.bounds[m * dim + i], distances(inputs[i * pitch], zeros));
+      const int32_t scale = (bound >> (shift + 7)) + 1;
+      int32_t entries[4 * kShuffled];  // by place
+      for (int64_t k = 0; k < kShuffled; ++k) {
+        int32_t product = (1 << (shift - 1)) / 2;
+        for (int64_t i = 0; i < dim; ++i) {
+          const uint32_t weights = codebooks.quads[(m * dim + i) * kShuffled + k];
+          product += dot(weights, inputs[i * pitch]) - dot(weights, zeros);
+        }
+        const int32_t entry = ((product >> (shift - 1)) * shuffled_factor(scale) + (1 << 14)) >> 15;
+        entries[shuffled_place(q % 4, k)] = std::clamp(entry, -128, 127);
+      }
+      for (int64_t o = 0; o < outputs; ++o) {
+        const uint8_t place = places[((o / 16 * groups + q / 4) * 16 + o % 16) * 4 + q % 4];
+        out[o * pitch + p] += scale * entries[place];
+      }
+    }
+  }
+}
+
 void sparse_sum8_reference(const Sparse<uint32_t>* weights, const int32_t* begin, const uint32_t* panel, int32_t* sums,
                            int64_t outputs, int64_t pixels, bool accumulate) noexcept {
   for (int64_t o = 0; o < outputs; ++o) {
@@ -102,13 +143,14 @@ void decode_quads_reference(const ByteCentroids& centroids, const uint16_t* code
   }
 }
 
-void turn_quads_reference(const uint32_t* in, int64_t pitch, int64_t taps, int64_t pixels, uint32_t* out) noexcept {
+void turn_quads_reference(const uint32_t* in, const int32_t* at, int64_t taps, int64_t pixels, uint32_t* out,
+                          int64_t pitch) noexcept {
   const int64_t groups = ceil_div(taps, 4);
   for (int64_t c = 0; c < 4; ++c) {
     for (int64_t g = 0; g < groups; ++g) {
       for (int64_t p = 0; p < pixels; ++p) {
         uint32_t quad = 0;
-        for (int64_t i = 0; i < 4 && 4 * g + i < taps; ++i) quad |= byte_of(in[(4 * g + i) * pitch + p], c) << (8 * i);
+        for (int64_t i = 0; i < 4 && 4 * g + i < taps; ++i) quad |= byte_of(in[at[4 * g + i] + p], c) << (8 * i);
         out[(c * groups + g) * pitch + p] = quad;
       }
     }
@@ -200,6 +242,8 @@ KernelTable with_reference_bytes(KernelTable table) {
   table.turn_quads = &turn_quads_reference;
   table.table_build8 = &table_build8_reference;
   table.table_sum8 = &table_sum8_reference;
+  table.shuffles = true;
+  table.shuffle_tile8 = &shuffle_tile8_reference;
   table.sparse_sum8 = &sparse_sum8_reference;
   table.finish_tile8 = &finish_tile8_reference;
   table.quantize = &quantize_reference;

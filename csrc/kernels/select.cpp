@@ -14,6 +14,7 @@
 #include "kernels/amx.h"
 #include "kernels/avx2.h"
 #include "kernels/avx512.h"
+#include "kernels/avx512vbmi.h"
 #include "kernels/avx512vnni.h"
 #include "kernels/avxvnni.h"
 #elif defined(__aarch64__)
@@ -36,6 +37,10 @@ bool runs_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+
+bool runs_avx512vbmi() {
+  return runs_avx512() && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi");
+}
 #endif
 
 // In rising order of preference; each table starts from the one before it, so an entry that an instruction set does not
@@ -48,6 +53,7 @@ constexpr InstructionSet kInstructionSets[] = {
     {"avxvnni", [] { return runs_avx2() && runs_avxvnni(); }, &improve_with_avxvnni},
     {"avx512", &runs_avx512, &improve_with_avx512},
     {"avx512vnni", [] { return runs_avx512() && __builtin_cpu_supports("avx512vnni"); }, &improve_with_avx512vnni},
+    {"avx512vbmi", &runs_avx512vbmi, &improve_with_avx512vbmi},
     {"amx", [] { return runs_avx512() && __builtin_cpu_supports("avx512vnni") && runs_amx(); }, &improve_with_amx},
 #elif defined(__aarch64__)
     {"neon", [] { return true; }, &improve_with_neon},

@@ -95,14 +95,15 @@ struct ByteKernels {
   };
   using TileQuads = std::conditional_t<V::kAddsInPairs, QuadsInPairs, Quads>;
 
-  static void turn_quads(const uint32_t* in, int64_t pitch, int64_t taps, int64_t pixels, uint32_t* out) noexcept {
+  static void turn_quads(const uint32_t* in, const int32_t* at, int64_t taps, int64_t pixels, uint32_t* out,
+                         int64_t pitch) noexcept {
     const int64_t groups = ceil_div(taps, 4);
     const Int even = V::broadcast_int(0x00ff00ff), odd = V::broadcast_int(0xff00ff00);
     const Int low = V::broadcast_int(0x0000ffff), high = V::broadcast_int(0xffff0000);
     for (int64_t g = 0; g < groups; ++g) {
       for (int64_t p = 0; p < pixels; p += kLanes) {
         const auto row = [&](int64_t i) {
-          return 4 * g + i < taps ? V::load_int(in + (4 * g + i) * pitch + p) : V::broadcast_int(0);
+          return 4 * g + i < taps ? V::load_int(in + at[4 * g + i] + p) : V::broadcast_int(0);
         };
         const Int r0 = row(0), r1 = row(1), r2 = row(2), r3 = row(3);
         // Bytes 0 and 2 of two rows, bytes 1 and 3 of two rows; then pairs of these.
@@ -309,6 +310,7 @@ struct ByteKernels {
                    .step_cost = V::kDotCost};
     table.adds_in_pairs = V::kAddsInPairs;
     table.table8_pixels = kTablePixels;
+    table.shuffles = false;
     table.gemm_tile8 = &VectorGemm<TileQuads>::tile;
     table.decode_quads = &V::Decoder::decode;
     table.turn_quads = &turn_quads;

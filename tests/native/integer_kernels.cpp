@@ -129,88 +129,6 @@ void test_decode_quads(const KernelTable& tested, const KernelTable& reference, 
   }
 }
 
-void test_turn_quads(const KernelTable& tested, const KernelTable& reference, Random& random) {
-  for (const int64_t taps : {1, 2, 3, 4, 5, 7, 8, 9, 49}) {
-    for (const int64_t pixels : kAwkward) {
-      begin_case({{"taps", taps}, {"pixels", pixels}});
-      const int64_t writable = round_up(pixels, tested.lanes);
-      const Rows shape{4 * ceil_div(taps, 4), pixels, writable, writable + 3};
-      const Guarded<uint32_t> in = random.rows<uint32_t>(taps, pixels, shape.pitch);
-      const auto turn = [&](const KernelTable& kernels) {
-        Guarded<uint32_t> out = output<uint32_t>(shape);
-        kernels.turn_quads(in.data(), shape.pitch, taps, pixels, out.data());
-        return out;
-      };
-      expect_rows(turn(tested), shape, dense(turn(reference), shape.rows, pixels, shape.pitch));
-    }
-  }
-}
-
-// A layer of the table path: tables are a matter between the two kernels of an instruction set, only sums compare.
-struct TableLayer {
-  int64_t outputs, positions, dim, shift;
-  const Guarded<uint16_t>& codes;     // [outputs, positions]
-  const Guarded<uint32_t>& codebook;  // [kCentroids, dim]
-  bool accumulate;
-
-  // panel [positions * dim, table8_pixels], sums [outputs, table8_pixels]
-  void run(const KernelTable& kernels, const uint32_t* panel, int64_t pixels, int32_t* sums) const {
-    const int64_t pitch = kernels.table8_pixels;
-    Guarded<int16_t> tables(positions * kCentroids * pitch, kUnsetOutput, kAligned);
-    for (int64_t q = 0; q < positions; ++q) {
-      kernels.table_build8(codebook.data(), kCentroids, dim, panel + q * dim * pitch, pixels, shift,
-                           tables.data() + q * kCentroids * pitch);
-    }
-    if (!tables.surroundings_are_unset()) throw Failure("expected nothing around the tables to be written");
-    const Guarded<uint16_t> at =
-        rows_of_tables(codes, positions, kCentroids, pitch * static_cast<int64_t>(sizeof(int16_t)));
-    kernels.table_sum8(at.data(), positions, tables.data(), sums, outputs, pixels, accumulate);
-  }
-};
-
-// The least shift for which tables and sums of so many bytes fit int16_t, whatever the weights.
-int64_t shift_for(int64_t largest, int64_t dim, int64_t positions) {
-  int64_t shift = 0;
-  while (((dim * 4 * 128 * largest >> shift) + 1) * positions > std::numeric_limits<int16_t>::max()) ++shift;
-  return shift;
-}
-
-void test_tables8(const KernelTable& tested, const KernelTable& reference, Random& random) {
-  const int64_t pitch = tested.table8_pixels, columns = reference.table8_pixels;
-  for (const int64_t dim : {1, 2, 3, 4, 5, 9}) {
-    for (const auto& [outputs, positions] : {std::pair{1, 1}, {2, 3}, {31, 4}, {3, 18}}) {
-      for (const bool accumulate : {false, true}) {
-        for (int64_t pixels = 1; pixels <= pitch; ++pixels) {
-          const int64_t largest = pixels % 2 == 0 ? 255 : 15, shift = shift_for(largest, dim, positions);
-          begin_case({{"dim", dim},
-                      {"outputs", outputs},
-                      {"positions", positions},
-                      {"accumulate", accumulate},
-                      {"pixels", pixels},
-                      {"shift", shift}});
-          const Guarded<uint16_t> codes = random.codes(outputs, positions, positions, kCentroids);
-          const Guarded<uint32_t> codebook = random.array<uint32_t>(kCentroids * dim);
-          Guarded<uint32_t> panel = random.rows<uint32_t>(positions * dim, pixels, pitch);
-          for (int64_t i = 0; i < panel.size(); ++i) panel[i] &= static_cast<uint32_t>(0x01010101 * largest);
-          Guarded<int32_t> start = random.rows<int32_t>(outputs, pixels, pitch);
-          for (int64_t i = 0; i < start.size(); ++i) start[i] /= 2;  // sums fit int32_t
-          const TableLayer layer{outputs, positions, dim, shift, codes, codebook, accumulate};
-          const Rows shape = table_rows(tested.lanes, pitch, outputs, pixels);
-          Guarded<int32_t> sums = output<int32_t>(shape, kAligned);
-          if (accumulate) copy_rows(start, shape, sums);
-          layer.run(tested, panel.data(), pixels, sums.data());
-          const std::vector<int32_t> expected = in_pieces<int32_t>(
-              columns, outputs, pixels, [&](int64_t first, int64_t count, std::vector<int32_t>& out) {
-                if (accumulate) out = columns_of(start, pitch, first, columns);
-                layer.run(reference, columns_of(panel, pitch, first, columns).data(), count, out.data());
-              });
-          expect_rows(sums, shape, expected);
-        }
-      }
-    }
-  }
-}
-
 void test_sparse_sum8(const KernelTable& tested, const KernelTable& reference, Random& random) {
   test_sparse<uint32_t, int32_t>(tested.sparse_sum8, reference.sparse_sum8, tested.lanes, random);
 }
@@ -394,10 +312,8 @@ void test_max_row8(const KernelTable& tested, const KernelTable& reference, Rand
 }
 
 constexpr KernelTest kTests[] = {
-    {"gemm_tile8", &test_gemm_tile8},     {"decode_quads", &test_decode_quads},
-    {"turn_quads", &test_turn_quads},     {"table_build8 and table_sum8", &test_tables8},
-    {"finish_tile8", &test_finish_tile8}, {"quantize", &test_quantize},
-    {"dequantize", &test_dequantize},     {"max_row8", &test_max_row8},
+    {"gemm_tile8", &test_gemm_tile8},   {"decode_quads", &test_decode_quads}, {"finish_tile8", &test_finish_tile8},
+    {"quantize", &test_quantize},       {"dequantize", &test_dequantize},     {"max_row8", &test_max_row8},
     {"sparse_sum8", &test_sparse_sum8},
 };
 

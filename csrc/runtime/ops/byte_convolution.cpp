@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "runtime/coded_rows.h"
 
@@ -34,6 +35,13 @@ AlignedBuffer<uint32_t> ByteConvolution::take_dense_rows() {
     weight_sums.push_back(row.sum);
   }
   return quads;
+}
+
+AlignedBuffer<float> ByteConvolution::take_codebooks() {
+  ByteCodebooks bytes = byte_codebooks(*c.weight);
+  weight_scale.assign(c.weight->outputs, bytes.scale);
+  weight_sums = row_sums(*c.weight, bytes.values);
+  return std::move(bytes.values);
 }
 
 AlignedBuffer<uint32_t> ByteConvolution::take_centroids() {

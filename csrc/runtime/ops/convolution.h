@@ -79,6 +79,7 @@ Path dot_path();
 Path direct8_path();
 Path matrix8_path();
 Path table8_path();
+Path shuffle8_path();
 Path sparse8_path();
 
 }  // namespace pyquant

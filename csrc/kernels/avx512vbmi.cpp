@@ -1,0 +1,256 @@
+// Built with AVX-512, VNNI and VBMI enabled; reached only through select_kernels().
+//
+// vpermb looks 64 bytes up in a register: four positions of 16 outputs, in the tables of one pixel. vpdpbusd multiplies
+// the four with the scales of their tables and adds them, so that two instructions take the place of four positions'
+// products. Tables are made with centroids as lanes, for one pixel after the other: nothing has to be transposed.
+#include "kernels/avx512vbmi.h"
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+
+#include "base/sizes.h"
+
+namespace pyquant {
+namespace {
+
+constexpr int64_t kPixels = 16;  // whose tables are there at once
+constexpr int64_t kPitch = kShuffledPixels;
+constexpr int64_t kPixelsTogether = 4;  // whose tables meet the same places
+constexpr int64_t kVectors = 4;         // of 16 outputs, likewise
+constexpr int64_t kTables = 64;         // bytes of the tables of a pixel for four positions
+constexpr int64_t kMostScale = 127;
+
+constexpr auto kFactors = [] {
+  std::array<int32_t, kMostScale + 1> factors{};
+  for (int32_t scale = 1; scale <= kMostScale; ++scale) factors[scale] = shuffled_factor(scale);
+  return factors;
+}();
+
+// What is known of some pixels before their sums: [kPixels / kPixelsTogether, groups, kPixelsTogether] of each.
+struct Tables {
+  Tables(void* scratch, int64_t groups)
+      : bytes(static_cast<uint8_t*>(scratch)),
+        scales(reinterpret_cast<uint32_t*>(bytes + kPixels * groups * kTables)),
+        factors01(scales + kPixels * groups),
+        factors23(factors01 + kPixels * groups),
+        offsets(reinterpret_cast<int32_t*>(factors23 + kPixels * groups)) {}
+
+  uint8_t* bytes;
+  uint32_t* scales;     // a byte for each position
+  uint32_t* factors01;  // 16 bits for each of the first two
+  uint32_t* factors23;
+  int32_t* offsets;  // [kPixels]: of the sums, for bytes of tables are entries + 128
+};
+
+template <int64_t codebooks, int64_t dim>
+struct Builder {
+  const ShuffledCodebooks& books;
+  const uint32_t* panel;
+  uint32_t zeros;
+
+  // The inputs of a block; of one behind the last, whose factors are zero, any.
+  const uint32_t* inputs(int64_t block) const { return panel + (block < books.blocks ? block * dim * kPitch : 0); }
+
+  // Lanes are pixels.
+  void write_scales(const Tables& tables) const noexcept {
+    const int64_t groups = books.groups();
+    const __m128i shift = _mm_cvtsi64_si128(books.shift + 7);
+    const __m512i zero = _mm512_set1_epi32(static_cast<int>(zeros));
+    __m512i sum = _mm512_setzero_si512();
+    for (int64_t g = 0; g < groups; ++g) {
+      __m512i scales[4], factors[4];
+#pragma GCC unroll 4
+      for (int64_t i = 0; i < 4; ++i) {
+        const int64_t block = (4 * g + i) / codebooks, m = i % codebooks;
+        scales[i] = factors[i] = _mm512_setzero_si512();
+        if (block >= books.blocks) continue;
+        const uint32_t* const rows = inputs(block);
+        __m512i bound = _mm512_setzero_si512();
+#pragma GCC unroll 8
+        for (int64_t d = 0; d < dim; ++d) {
+          const __m512i bounds = _mm512_set1_epi32(static_cast<int>(books.bounds[m * dim + d]));
+          const __m512i x = _mm512_loadu_si512(rows + d * kPitch);
+          const __m512i distance = _mm512_or_si512(_mm512_subs_epu8(x, zero), _mm512_subs_epu8(zero, x));
+          bound = _mm512_dpbusd_epi32(bound, distance, bounds);
+        }
+        scales[i] = _mm512_add_epi32(_mm512_srl_epi32(bound, shift), _mm512_set1_epi32(1));
+        factors[i] = _mm512_i32gather_epi32(scales[i], kFactors.data(), 4);
+        sum = _mm512_add_epi32(sum, scales[i]);
+      }
+      const auto joined = [](__m512i low, __m512i high, int bits) {
+        return _mm512_or_si512(low, _mm512_slli_epi32(high, bits));
+      };
+      write(joined(joined(scales[0], scales[1], 8), joined(scales[2], scales[3], 8), 16), tables.scales, g);
+      write(joined(factors[0], factors[1], 16), tables.factors01, g);
+      write(joined(factors[2], factors[3], 16), tables.factors23, g);
+    }
+    _mm512_storeu_si512(tables.offsets, _mm512_mullo_epi32(sum, _mm512_set1_epi32(-128)));
+  }
+
+  void write(__m512i of_pixels, uint32_t* to, int64_t g) const noexcept {
+    const int64_t step = books.groups() * kPixelsTogether;
+    to += g * kPixelsTogether;
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_castsi512_si128(of_pixels));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + step), _mm512_extracti32x4_epi32(of_pixels, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 2 * step), _mm512_extracti32x4_epi32(of_pixels, 2));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 3 * step), _mm512_extracti32x4_epi32(of_pixels, 3));
+  }
+
+  // Lanes are centroids.
+  void write_tables(const Tables& tables, int64_t pixels) const noexcept {
+    const int64_t groups = books.groups();
+    __m512i quads[codebooks][dim];
+#pragma GCC unroll 4
+    for (int64_t m = 0; m < codebooks; ++m) {
+#pragma GCC unroll 8
+      for (int64_t d = 0; d < dim; ++d) quads[m][d] = _mm512_loadu_si512(books.quads + (m * dim + d) * kShuffled);
+    }
+    __m512i start[codebooks];
+#pragma GCC unroll 4
+    for (int64_t m = 0; m < codebooks; ++m) {
+      const __m512i zero = _mm512_set1_epi32(static_cast<int>(zeros));
+      __m512i products = _mm512_setzero_si512();
+#pragma GCC unroll 8
+      for (int64_t d = 0; d < dim; ++d) products = _mm512_dpbusd_epi32(products, zero, quads[m][d]);
+      start[m] = _mm512_sub_epi32(_mm512_set1_epi32((1 << (books.shift - 1)) / 2), products);
+    }
+    const __m512i down = _mm512_set1_epi32(static_cast<int>(books.shift - 1));
+    const __m512i up = _mm512_set1_epi32(static_cast<int>(16 - (books.shift - 1)));
+    const __m512i sign = _mm512_set1_epi8(-128);
+    constexpr __mmask32 kOdd = 0xaaaaaaaa;
+    // 16 bits of two products side by side, from the bit on that counts.
+    const auto pair = [&](__m512i even, __m512i odd) {
+      return _mm512_mask_blend_epi16(kOdd, _mm512_srlv_epi32(even, down), _mm512_sllv_epi32(odd, up));
+    };
+    const auto factors = [](uint32_t both) { return _mm512_set1_epi32(static_cast<int>(both)); };
+    for (int64_t g = 0; g < groups; ++g) {
+      const uint32_t* rows[4];
+#pragma GCC unroll 4
+      for (int64_t i = 0; i < 4; i += codebooks) rows[i] = inputs((4 * g + i) / codebooks);
+      for (int64_t p = 0; p < pixels; ++p) {
+        __m512i products[4];
+#pragma GCC unroll 4
+        for (int64_t first = 0; first < 4; first += codebooks) {
+#pragma GCC unroll 4
+          for (int64_t m = 0; m < codebooks; ++m) products[first + m] = start[m];
+#pragma GCC unroll 8
+          for (int64_t d = 0; d < dim; ++d) {
+            const __m512i input = _mm512_set1_epi32(static_cast<int>(rows[first][d * kPitch + p]));
+#pragma GCC unroll 4
+            for (int64_t m = 0; m < codebooks; ++m) {
+              products[first + m] = _mm512_dpbusd_epi32(products[first + m], input, quads[m][d]);
+            }
+          }
+        }
+        const int64_t at = (p / kPixelsTogether * groups + g) * kPixelsTogether + p % kPixelsTogether;
+        const __m512i first = _mm512_mulhrs_epi16(pair(products[0], products[1]), factors(tables.factors01[at]));
+        const __m512i second = _mm512_mulhrs_epi16(pair(products[2], products[3]), factors(tables.factors23[at]));
+        _mm512_storeu_si512(tables.bytes + at * kTables, _mm512_xor_si512(_mm512_packs_epi16(first, second), sign));
+      }
+    }
+  }
+};
+
+// The sums of some pixels and vectors of outputs stay in registers.
+template <int64_t vectors>
+void sum(const Tables& tables, int64_t groups, const uint8_t* places, int64_t first_pixel, int32_t* out) noexcept {
+  __m512i sums[vectors][kPixelsTogether];
+#pragma GCC unroll 4
+  for (int64_t v = 0; v < vectors; ++v) {
+#pragma GCC unroll 4
+    for (int64_t p = 0; p < kPixelsTogether; ++p) sums[v][p] = _mm512_set1_epi32(tables.offsets[first_pixel + p]);
+  }
+  const int64_t at = first_pixel * groups;
+  const uint8_t* bytes = tables.bytes + at * kTables;
+  const uint32_t* scales = tables.scales + at;
+  for (int64_t g = 0; g < groups; ++g, bytes += kPixelsTogether * kTables, scales += kPixelsTogether) {
+    __m512i tables_of[kPixelsTogether], scales_of[kPixelsTogether];
+#pragma GCC unroll 4
+    for (int64_t p = 0; p < kPixelsTogether; ++p) {
+      tables_of[p] = _mm512_loadu_si512(bytes + p * kTables);
+      scales_of[p] = _mm512_set1_epi32(static_cast<int>(scales[p]));
+    }
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < vectors; ++v) {
+      const __m512i found = _mm512_loadu_si512(places + (v * groups + g) * 64);
+#pragma GCC unroll 4
+      for (int64_t p = 0; p < kPixelsTogether; ++p) {
+        sums[v][p] = _mm512_dpbusd_epi32(sums[v][p], _mm512_permutexvar_epi8(found, tables_of[p]), scales_of[p]);
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int64_t v = 0; v < vectors; ++v) {
+    const __m512i low01 = _mm512_unpacklo_epi32(sums[v][0], sums[v][1]);
+    const __m512i high01 = _mm512_unpackhi_epi32(sums[v][0], sums[v][1]);
+    const __m512i low23 = _mm512_unpacklo_epi32(sums[v][2], sums[v][3]);
+    const __m512i high23 = _mm512_unpackhi_epi32(sums[v][2], sums[v][3]);
+    // Of outputs 0, 4, 8 and 12, then 1, 5.. and so on, four pixels each.
+    const __m512i outputs[4] = {_mm512_unpacklo_epi64(low01, low23), _mm512_unpackhi_epi64(low01, low23),
+                                _mm512_unpacklo_epi64(high01, high23), _mm512_unpackhi_epi64(high01, high23)};
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < 4; ++i) {
+      int32_t* const to = out + (v * 16 + i) * kPitch + first_pixel;
+      const auto store = [&](int64_t row, __m128i pixels) {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to + row * kPitch), pixels);
+      };
+      store(0, _mm512_castsi512_si128(outputs[i]));
+      store(4, _mm512_extracti32x4_epi32(outputs[i], 1));
+      store(8, _mm512_extracti32x4_epi32(outputs[i], 2));
+      store(12, _mm512_extracti32x4_epi32(outputs[i], 3));
+    }
+  }
+}
+
+template <int64_t codebooks, int64_t dim>
+void build(const ShuffledCodebooks& books, const uint32_t* panel, uint32_t zeros, int64_t pixels,
+           const Tables& tables) noexcept {
+  const Builder<codebooks, dim> builder{books, panel, zeros};
+  builder.write_scales(tables);
+  builder.write_tables(tables, pixels);
+}
+
+using BuildFn = decltype(&build<1, 1>);
+
+template <int64_t codebooks>
+BuildFn build_for(int64_t dim) noexcept {
+  static_assert(kMostShuffledQuads == 6);
+  static constexpr BuildFn kDims[] = {&build<codebooks, 1>, &build<codebooks, 2>, &build<codebooks, 3>,
+                                      &build<codebooks, 4>, &build<codebooks, 5>, &build<codebooks, 6>};
+  return kDims[dim - 1];
+}
+
+void shuffle_tile8(const ShuffledCodebooks& books, const uint8_t* places, int64_t outputs, const uint32_t* panel,
+                   uint32_t zeros, int64_t all_pixels, void* scratch, int32_t* all_out) noexcept {
+  const int64_t groups = books.groups();
+  const Tables tables(scratch, groups);
+  const BuildFn write = books.codebooks == 1   ? build_for<1>(books.dim)
+                        : books.codebooks == 2 ? build_for<2>(books.dim)
+                                               : build_for<4>(books.dim);
+  for (int64_t from = 0; from < all_pixels; from += kPixels) {
+    const int64_t pixels = std::min(kPixels, all_pixels - from);
+    int32_t* const out = all_out + from;
+    write(books, panel + from, zeros, pixels, tables);
+    for (int64_t p = 0; p < pixels; p += kPixelsTogether) {
+      int64_t o = 0;
+      for (; o + 16 * kVectors <= outputs; o += 16 * kVectors) {
+        sum<kVectors>(tables, groups, places + o * groups * 4, p, out + o * kPitch);
+      }
+      for (; o < outputs; o += 16) sum<1>(tables, groups, places + o * groups * 4, p, out + o * kPitch);
+    }
+  }
+}
+
+}  // namespace
+
+KernelTable improve_with_avx512vbmi(KernelTable table) {
+  table.isa = "avx512vbmi";
+  table.shuffles = true;
+  table.shuffle_tile8 = &shuffle_tile8;
+  return table;
+}
+
+}  // namespace pyquant

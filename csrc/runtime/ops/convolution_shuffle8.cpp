@@ -1,0 +1,161 @@
+// The table path where tables fit registers: bytes of them are shuffled into the order of the outputs' codes.
+//
+// There are few centroids, whose products with a pixel's inputs are bytes, of a scale for each block and pixel.
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "runtime/coded_rows.h"
+#include "runtime/ops/block_inputs.h"
+#include "runtime/ops/byte_convolution.h"
+#include "runtime/ops/table_shares.h"
+#include "runtime/table_rows.h"
+
+namespace pyquant {
+namespace {
+
+constexpr int64_t kLanes = 16;    // outputs whose places lie side by side
+constexpr int64_t kTogether = 4;  // positions, and pixels
+constexpr int64_t kMostInput = 255;
+constexpr int64_t kMostScale = 127;
+
+// In fp32 multiply-adds, for four positions: of 16 pixels, to find scales and, for each, to make tables, but for the
+// products; of a vector of outputs, to look up and add; and to lay out a vector of sums for 16 pixels.
+constexpr double kScaleCost = 110;
+constexpr double kTablesCost = 24;
+constexpr double kSumCost = 2.3;
+constexpr double kTurnCost = 320;
+
+TableShares shares_of(const Convolution& c, int threads) { return {c, kShuffledPixels, kTogether, threads}; }
+
+bool applies(const Convolution& c) {
+  if (!c.kernels->shuffles || !BlockInputs::exist(c)) return false;
+  const Weight& weight = *c.weight;
+  return weight.centroids <= kShuffled && kTogether % weight.codebooks == 0 &&
+         BlockInputs::block_quads(weight) <= kMostShuffledQuads;
+}
+
+class Shuffle8Step : public Step {
+ public:
+  Shuffle8Step(const Layer& layer, const Convolution& convolution, const PlanContext& context)
+      : Step(layer.node->name, layer.op, "shuffle8"),
+        b_(convolution, context),
+        inputs_(convolution, kShuffledPixels),
+        units_(shares_of(convolution, context.threads).units()) {
+    const Weight& weight = *b_.c.weight;
+    codebooks_ = {.quads = nullptr,
+                  .bounds = nullptr,
+                  .codebooks = weight.codebooks,
+                  .dim = BlockInputs::block_quads(weight),
+                  .blocks = weight.blocks_per_row(),
+                  .shift = 1};
+    write_codebooks(BlockInputs::centroid_quads(weight, b_.take_codebooks()));
+    b_.weight_sums.assign(weight.outputs, 0);  // the kernel takes the zero from each input
+    write_places(weight);
+  }
+
+  int64_t scratch_floats() const override {
+    return inputs_.floats() + tables_floats() + sums_rows() * kShuffledPixels + b_.finish_floats(kShuffledPixels);
+  }
+
+  int64_t shared_floats() const override { return b_.epilogue_floats(); }
+
+  void run(const RunState& state) const override {
+    b_.write_epilogue(codebooks_.shift, state, state.shared);
+    state.pool->parallel_for(static_cast<int64_t>(units_.size()),
+                             [&](int64_t unit, int worker) { run_unit(units_[unit], state, state.scratch[worker]); });
+  }
+
+ private:
+  int64_t sums_rows() const { return round_up(b_.c.weight->outputs, kLanes); }
+  int64_t tables_floats() const { return round_up(shuffle8_bytes(codebooks_.groups()) / 4, kLanes); }
+
+  // Quads [M, K, dim] with centroids as lanes, and the largest byte of all of them.
+  void write_codebooks(const AlignedBuffer<uint32_t>& quads) {
+    const int64_t centroids = b_.c.weight->centroids, dim = codebooks_.dim;
+    quads_ = AlignedBuffer<uint32_t>(codebooks_.codebooks * dim * kShuffled);
+    bounds_ = AlignedBuffer<uint32_t>(codebooks_.codebooks * dim);
+    std::fill_n(quads_.data(), quads_.size(), 0);
+    int64_t most = 0;
+    for (int64_t m = 0; m < codebooks_.codebooks; ++m) {
+      int64_t bound = 0;
+      for (int64_t i = 0; i < dim; ++i) {
+        int64_t largest[kQuad] = {};
+        for (int64_t k = 0; k < centroids; ++k) {
+          const uint32_t quad = quads[(m * centroids + k) * dim + i];
+          quads_[(m * dim + i) * kShuffled + k] = quad;
+          for (int64_t b = 0; b < kQuad; ++b) {
+            const auto byte = static_cast<int8_t>(quad >> (8 * b) & 0xff);
+            largest[b] = std::max<int64_t>(largest[b], std::abs(byte));
+          }
+        }
+        uint32_t bounds = 0;
+        for (int64_t b = 0; b < kQuad; ++b) {
+          bounds |= static_cast<uint32_t>(largest[b]) << (8 * b);
+          bound += kMostInput * largest[b];
+        }
+        bounds_[m * dim + i] = bounds;
+      }
+      most = std::max(most, bound);
+    }
+    while ((most >> (codebooks_.shift + 7)) + 1 > kMostScale) ++codebooks_.shift;
+    codebooks_.quads = quads_.data();
+    codebooks_.bounds = bounds_.data();
+  }
+
+  void write_places(const Weight& weight) {
+    const int64_t groups = codebooks_.groups();
+    places_ = AlignedBuffer<uint8_t>(sums_rows() * groups * kTogether);
+    std::fill_n(places_.data(), places_.size(), 0);
+    for (int64_t o = 0; o < weight.outputs; ++o) {
+      for (int64_t q = 0; q < weight.blocks_per_row() * weight.codebooks; ++q) {
+        places_[((o / kLanes * groups + q / kTogether) * kLanes + o % kLanes) * kTogether + q % kTogether] =
+            shuffled_place(q % kTogether, code_at(weight, o, q));
+      }
+    }
+  }
+
+  void run_unit(const TableUnit& unit, const RunState& state, float* scratch) const {
+    float* const tables = scratch;
+    auto* const sums = reinterpret_cast<int32_t*>(tables + tables_floats());
+    float* const panel = tables + tables_floats() + sums_rows() * kShuffledPixels;
+    float* const rest = panel + inputs_.floats();
+    const uint32_t* const inputs = inputs_.write(b_.c, state, unit.pixel, unit.pixels, panel);
+    const uint32_t zeros = state.quantization[b_.c.input].zeros();
+    const uint8_t* const places = places_.data() + unit.output * codebooks_.groups() * kTogether;
+    b_.c.kernels->shuffle_tile8(codebooks_, places, round_up(unit.outputs, kLanes), inputs, zeros, unit.pixels, tables,
+                                sums);
+    b_.finish(sums, kShuffledPixels, unit.output, unit.outputs, unit.pixel, unit.pixels, state.shared, state, rest);
+  }
+
+  ByteConvolution b_;
+  BlockInputs inputs_;
+  std::vector<TableUnit> units_;
+  ShuffledCodebooks codebooks_;
+  AlignedBuffer<uint32_t> quads_;
+  AlignedBuffer<uint32_t> bounds_;
+  AlignedBuffer<uint8_t> places_;  // as shuffle_tile8 takes them
+};
+
+double cost(const Convolution& c, int threads) {
+  if (!applies(c)) return std::numeric_limits<double>::infinity();
+  const Weight& weight = *c.weight;
+  const auto groups = static_cast<double>(ceil_div(weight.blocks_per_row() * weight.codebooks, kTogether));
+  const double tables =
+      4 * c.kernels->tile8.step_cost * static_cast<double>(BlockInputs::block_quads(weight)) + kTablesCost;
+  return shares_of(c, threads).cost([&](int64_t pixels, int64_t outputs) {
+    const auto vectors = static_cast<double>(ceil_div(outputs, kLanes));
+    const double pixel = kScaleCost / kLanes + tables + kSumCost * vectors;
+    return static_cast<double>(round_up(pixels, kTogether)) * (groups * pixel + kTurnCost / kLanes * vectors);
+  });
+}
+
+std::unique_ptr<Step> make(const Layer& layer, const Convolution& convolution, const PlanContext& context) {
+  return std::make_unique<Shuffle8Step>(layer, convolution, context);
+}
+
+}  // namespace
+
+Path shuffle8_path() { return {.kernel = "shuffle8", .reads = Format::kBytes, .cost = &cost, .make = &make}; }
+
+}  // namespace pyquant
