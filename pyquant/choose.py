@@ -35,6 +35,16 @@ DENSE_BYTES = 4  # of a dense fp32 weight, what coding is compared with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Wide:
+    """The blocks and codebooks of layers of so many outputs or more."""
+
+    outputs: int
+    channels: int  # of a block
+    centroids: int
+    codebooks: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
     """Block sizes and centroids by kind of layer.
 
@@ -46,9 +56,10 @@ class Preset:
     whole map of features, as the first layer of a detector's box head does (12544), and holds a large part of all
     weights: its blocks are those that PQF ("Permute, Quantize, and Fine-tune", Martinez et al., 2021) gives that layer.
 
-    `lut` is made for the table path, which multiplies for each centroid and then adds once for each output. So layers
-    of many outputs have few centroids, whose tables stay in the first-level cache. Layers of few outputs are multiplied
-    directly in less time, and are coded as in `small-blocks`.
+    `lut` is made for the table paths, which multiply for each centroid and then add once for each output. So layers of
+    many outputs have few centroids, whose tables stay in the first-level cache; those of 3x3 have sums of two codebooks
+    of 16, whose tables fit registers. Layers of few outputs are multiplied directly in less time, and are coded as in
+    `small-blocks`.
     """
 
     spatial_channels: int  # of a 3x3 block
@@ -56,9 +67,8 @@ class Preset:
     bottleneck_channels: int  # of a 1x1 block in a network of bottlenecks
     linear_channels: int = 4
     centroids: int = 256
-    # From so many outputs on, so many centroids instead, of 1x3x3 blocks and of 1x1 blocks of eight channels.
-    wide_spatial: tuple[tuple[int, int], ...] = ()
-    wide_pointwise: tuple[tuple[int, int], ...] = ()
+    wide_spatial: tuple[Wide, ...] = ()  # of 3x3 convolutions, by rising outputs
+    wide_pointwise: tuple[Wide, ...] = ()  # of 1x1 convolutions
     linear_centroids: int = 2048
     wide_linear_centroids: int = 1024
     wide_linear_inputs: int = 1024
@@ -69,23 +79,22 @@ class Preset:
     def config(self, node: Node, weight: Weight, bottlenecks: bool) -> ProductConfig | None:
         """Return the codec for a layer, or None where it has too few blocks for two centroids."""
         o, c, kh, kw = as_conv_shape(weight.shape)
-        centroids = self.centroids
+        centroids, codebooks = self.centroids, 1
         wide = {(1, 1): self.wide_pointwise, (3, 3): self.wide_spatial}.get((kh, kw), ())
         if node.op == "linear":
             channels = self.linear_channels
             centroids = self.wide_linear_centroids if c >= self.wide_linear_inputs else self.linear_centroids
             if c >= self.map_linear_inputs:
                 channels, centroids = self.map_linear_channels, self.map_linear_centroids
-        elif node.attributes["groups"] == 1 and (few := [k for outputs, k in wide if o >= outputs]):
-            channels = 8 if (kh, kw) == (1, 1) else 1
-            centroids = few[-1]
+        elif node.attributes["groups"] == 1 and (widest := [choice for choice in wide if o >= choice.outputs]):
+            channels, centroids, codebooks = widest[-1].channels, widest[-1].centroids, widest[-1].codebooks
         elif (kh, kw) == (1, 1):
             channels = self.bottleneck_channels if bottlenecks else self.pointwise_channels
         else:
             channels = self.spatial_channels if (kh, kw) == (3, 3) else 1
         block = (min(channels, c), kh, kw)
         centroids = min(centroids, clamped_centroids(block_count(weight.shape, block)))
-        return ProductConfig(block=block, centroids=centroids) if centroids > 1 else None
+        return ProductConfig(block=block, centroids=centroids, codebooks=codebooks) if centroids > 1 else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,8 +126,11 @@ PRESETS: dict[str, Preset | GridPreset | SparsePreset] = {
         spatial_channels=1,
         pointwise_channels=4,
         bottleneck_channels=4,
-        wide_spatial=((256, 32), (512, 64)),
-        wide_pointwise=((256, 32),),
+        wide_spatial=(
+            Wide(outputs=256, channels=2, centroids=16, codebooks=2),
+            Wide(outputs=512, channels=1, centroids=16, codebooks=2),
+        ),
+        wide_pointwise=(Wide(outputs=256, channels=8, centroids=32),),
     ),
     "int8": GridPreset(bits=8),
     "int4": GridPreset(bits=4),

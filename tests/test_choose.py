@@ -33,9 +33,9 @@ def chain(*shapes: tuple[int, ...], names: tuple[str, ...] = ()) -> Graph:
     return Graph(inputs=(declared,), nodes=tuple(nodes), outputs=(f"v{len(shapes)}",))
 
 
-def product(*block: int, centroids: int) -> ProductConfig:
+def product(*block: int, centroids: int, codebooks: int = 1) -> ProductConfig:
     c, kh, kw = block
-    return ProductConfig(block=(c, kh, kw), centroids=centroids)
+    return ProductConfig(block=(c, kh, kw), centroids=centroids, codebooks=codebooks)
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,8 @@ def test_presets_are_those_of_abgd(graph: Graph, preset: str, layer: str, expect
 @pytest.mark.parametrize(
     ("graph", "layer", "expected"),
     [
-        (RESNET18, "layer3.0.conv1", product(1, 3, 3, centroids=32)),
-        (RESNET18, "layer4.1.conv2", product(1, 3, 3, centroids=64)),
+        (RESNET18, "layer3.0.conv1", product(2, 3, 3, centroids=16, codebooks=2)),
+        (RESNET18, "layer4.1.conv2", product(1, 3, 3, centroids=16, codebooks=2)),
         (RESNET18, "layer4.0.downsample.0", product(8, 1, 1, centroids=32)),
         (RESNET50, "layer1.0.conv3", product(8, 1, 1, centroids=32)),
         (RESNET50, "layer4.0.conv3", product(8, 1, 1, centroids=32)),
