@@ -68,7 +68,7 @@ class Preset:
     linear_channels: int = 4
     centroids: int = 256
     wide_spatial: tuple[Wide, ...] = ()  # of 3x3 convolutions, by rising outputs
-    wide_pointwise: tuple[Wide, ...] = ()  # of 1x1 convolutions
+    wide_pointwise: tuple[Wide, ...] = ()  # of 1x1 convolutions, likewise
     linear_centroids: int = 2048
     wide_linear_centroids: int = 1024
     wide_linear_inputs: int = 1024

@@ -89,6 +89,7 @@ def aarch64(tmp_path_factory: pytest.TempPathFactory) -> Objects:
         ("x86_64", "csrc/kernels/avxvnni.cpp", "-mavxvnni"),
         ("x86_64", "csrc/kernels/avx512.cpp", "-mavx512bw"),
         ("x86_64", "csrc/kernels/avx512vnni.cpp", "-mavx512vnni"),
+        ("x86_64", "csrc/kernels/avx512vbmi.cpp", "-mavx512vbmi"),
         ("aarch64", "csrc/kernels/neon.cpp", "-fno-schedule-insns"),
     ],
 )

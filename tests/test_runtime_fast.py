@@ -99,8 +99,8 @@ def check_layer(file: ModelFile, x: Floats) -> None:
     as_bytes = writing_bytes(file, x, low, high)
     step = (high - low) / 255
     for kernel in {"direct8", "matrix8", "table8", "shuffle8", "sparse8"} & set(candidates(file, x, isa="reference")):
-        # Entries of tables are rounded to 16 bits.
-        error = 0.02 * most if kernel in {"table8", "shuffle8"} else 0
+        # Entries of tables are rounded, to 16 bits or to 8.
+        error = {"table8": 0.02, "shuffle8": 0.03}.get(kernel, 0.0) * most
         first = run(as_bytes, x, isa="reference", kernel=kernel)
         assert np.abs(first - expected).max() <= 0.51 * step + error
         isas = [isa for isa in ISAS if kernel in candidates(file, x, isa=isa)]
@@ -156,6 +156,8 @@ INTEGERS: list[tuple[tuple[int, int, int, int], Any, int, int, dict[str, Any], t
     ((10, 12, 3, 3), (2, 3, 3), 32, 1, {"padding": (1, 1, 1, 1)}, (29, 31)),
     ((6, 7, 3, 3), (1, 3, 3), 300, 1, {"padding": (2, 2, 2, 2), "dilation": (2, 2)}, (10, 10)),
     ((5, 6, 5, 5), (1, 5, 5), 9, 1, {"padding": (2, 2, 2, 2)}, (3, 66)),
+    ((20, 8, 3, 3), (2, 3, 3), 16, 2, {"padding": (1, 1, 0, 2)}, (17, 15)),
+    ((17, 5, 3, 3), (1, 3, 3), 12, 4, {"padding": (1, 1, 1, 1)}, (5, 130)),
 ]
 
 
@@ -173,6 +175,7 @@ def test_integer_kernels_of_codebooks(case: Any, rng: np.random.Generator) -> No
     file, x = coded_layer(case, rng)
     assert {"direct8", "table8"} <= set(candidates(file, x))
     check_layer(file, x)
+    check_layer(file, x[:1])  # whose inputs may be unfolded by columns
 
 
 @pytest.mark.parametrize(

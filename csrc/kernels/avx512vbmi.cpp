@@ -3,6 +3,10 @@
 // vpermb looks 64 bytes up in a register: four positions of 16 outputs, in the tables of one pixel. vpdpbusd multiplies
 // the four with the scales of their tables and adds them, so that two instructions take the place of four positions'
 // products. Tables are made with centroids as lanes, for one pixel after the other: nothing has to be transposed.
+//
+// A bound is below 127 * 2^(shift + 7), so that a product, in steps of 2^(shift - 1), is below 127 * 2^8, and the 16
+// bits that are taken of it are all. A sum of 131,586 positions, more than a row that fits has, is below 127 * 128 *
+// 131,586 < 2^31.
 #include "kernels/avx512vbmi.h"
 
 #include <immintrin.h>
@@ -10,8 +14,6 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
-
-#include "base/sizes.h"
 
 namespace pyquant {
 namespace {
@@ -21,11 +23,9 @@ constexpr int64_t kPitch = kShuffledPixels;
 constexpr int64_t kPixelsTogether = 4;  // whose tables meet the same places
 constexpr int64_t kVectors = 4;         // of 16 outputs, likewise
 constexpr int64_t kTables = 64;         // bytes of the tables of a pixel for four positions
-constexpr int64_t kMostScale = 127;
-
 constexpr auto kFactors = [] {
-  std::array<int32_t, kMostScale + 1> factors{};
-  for (int32_t scale = 1; scale <= kMostScale; ++scale) factors[scale] = shuffled_factor(scale);
+  std::array<int32_t, kMostShuffledScale + 1> factors{};
+  for (int32_t scale = 1; scale <= kMostShuffledScale; ++scale) factors[scale] = shuffled_factor(scale);
   return factors;
 }();
 

@@ -280,13 +280,14 @@ struct ShuffledCodebooks {
   int64_t codebooks;       // M: 1, 2 or 4
   int64_t dim;             // quads of a block, up to kMostShuffledQuads
   int64_t blocks;          // J
-  int64_t shift;           // at least 1; with it no scale is above 127
+  int64_t shift;           // at least 1; with it no scale is above kMostShuffledScale
 
   // Positions are added up four at a time; there may be some behind the last, whose tables are zero.
   constexpr int64_t groups() const { return (blocks * codebooks + 3) / 4; }
 };
 constexpr int64_t kShuffled = 16;
 constexpr int64_t kMostShuffledQuads = 6;
+constexpr int64_t kMostShuffledScale = 127;
 
 // Where the entry of a centroid is in the tables of four positions, of the i-th.
 constexpr uint8_t shuffled_place(int64_t i, int64_t centroid) {
@@ -401,7 +402,7 @@ struct KernelTable {
   bool adds_in_pairs;     // whether gemm_tile8 adds two products in 16 bits
   int64_t table_pixels;   // pixels of a table row
   int64_t table8_pixels;  // of one of int16
-  bool shuffles;          // whether shuffle_tile8 is faster than others
+  bool shuffles;          // whether there is a path for shuffle_tile8
   PackRowsFn pack_rows;
   GemmTileFn gemm_tile;
   DecodeRowsFn decode_rows;

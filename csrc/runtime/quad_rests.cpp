@@ -19,6 +19,14 @@ uint32_t rest_of(uint32_t quad) {
 
 }  // namespace
 
+bool fits(uint32_t quad) {
+  for (int64_t i = 0; i < kQuad; i += 2) {
+    const int32_t pair = weight_of(quad, i) + weight_of(quad, i + 1);
+    if (pair < -kMostPair || pair > kMostPair) return false;
+  }
+  return true;
+}
+
 uint32_t fitting_quad(uint32_t quad) {
   uint32_t fitting = 0;
   for (int64_t i = 0; i < kQuad; i += 2) {
@@ -31,10 +39,9 @@ uint32_t fitting_quad(uint32_t quad) {
 
 void QuadRests::add_output(const std::vector<uint32_t>& quads, const std::vector<int32_t>& at) {
   for (size_t k = 0; k < quads.size(); ++k) {
-    if (const uint32_t rest = rest_of(quads[k]); rest != 0) {
-      rests_.push_back({.value = rest, .at = at[k]});
-      places_.push_back(static_cast<int32_t>(k));
-    }
+    if (fits(quads[k])) continue;
+    rests_.push_back({.value = rest_of(quads[k]), .at = at[k]});
+    places_.push_back(static_cast<int32_t>(k));
   }
   begin_.push_back(static_cast<int32_t>(rests_.size()));
 }

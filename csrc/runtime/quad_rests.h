@@ -1,7 +1,8 @@
 // What gemm_tile8 leaves of weights whose products it would cut off, where it adds these in pairs.
 //
-// Few weights are so large: one quad in a hundred of a layer, or none. Of such a quad gemm_tile8 multiplies what it
-// can; the rest, which is small, is multiplied by sparse_sum8, exactly, and added.
+// Of layers as they are trained, one quad in a hundred is so large, or none. Of such a quad gemm_tile8 multiplies what
+// it can; the rest is multiplied by sparse_sum8, exactly, and added. Where most quads are so, as of weights that are
+// all +1 and -1, that takes twice as long, and three times the memory of dense bytes.
 #pragma once
 
 #include <cstdint>
@@ -10,6 +11,9 @@
 #include "kernels/kernels.h"
 
 namespace pyquant {
+
+// Whether gemm_tile8 can multiply a quad: each of its two pairs adds up to kMostPair at most, without its sign.
+bool fits(uint32_t quad);
 
 // The nearest quad of weights whose pairs add up to kMostPair at most: of a pair that does not, the second is smaller.
 uint32_t fitting_quad(uint32_t quad);

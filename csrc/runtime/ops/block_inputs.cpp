@@ -15,19 +15,29 @@ WeightOrder panel_order(const Weight& weight) {
   return quad_order(weight, turns(weight.block) ? QuadSource::kStored : QuadSource::kCentroid);
 }
 
-// A tile may have pixels of two images, behind those of the first of which inputs by columns would be others.
-bool by_columns(const Convolution& c) {
-  return turns(c.weight->block) && c.geometry.images == 1 &&
-         Patches::apply_by_columns(in_quads(c.geometry), panel_order(*c.weight));
+int64_t panel_pitch(const Patches& patches, int64_t pitch, int64_t lanes) {
+  return round_up(pitch + std::max<int64_t>(patches.behind(), 0), lanes);
+}
+
+// By columns where that is less to lay out: of large planes, the rows behind a tile's pixels are more than these. A
+// tile may have pixels of two images, behind those of the first of which inputs by columns would be others.
+Patches patches_of(const Convolution& c, int64_t pitch) {
+  const ConvGeometry geometry = in_quads(c.geometry);
+  const WeightOrder order = panel_order(*c.weight);
+  Patches patches(geometry, order, c.kernels);
+  if (!turns(c.weight->block) || geometry.images > 1 || !Patches::apply_by_columns(geometry, order)) return patches;
+  Patches columns(geometry, order, c.kernels, true);
+  const bool is_less = columns.rows() * panel_pitch(columns, pitch, c.kernels->lanes) < patches.rows() * pitch;
+  return is_less ? columns : patches;
 }
 
 }  // namespace
 
 BlockInputs::BlockInputs(const Convolution& c, int64_t pitch)
-    : patches_(in_quads(c.geometry), panel_order(*c.weight), c.kernels, by_columns(c)),
+    : patches_(patches_of(c, pitch)),
       pitch_(pitch),
       behind_(std::max<int64_t>(patches_.behind(), 0)),
-      panel_pitch_(round_up(pitch + behind_, c.kernels->lanes)),
+      panel_pitch_(panel_pitch(patches_, pitch, c.kernels->lanes)),
       taps_(turns(c.weight->block) ? c.weight->kernel_rows * c.weight->kernel_columns : 0) {
   if (taps_ > 0) begin_ = patches_.offsets(panel_pitch_);
 }

@@ -40,7 +40,6 @@ AlignedBuffer<uint32_t> ByteConvolution::take_dense_rows() {
 AlignedBuffer<float> ByteConvolution::take_codebooks() {
   ByteCodebooks bytes = byte_codebooks(*c.weight);
   weight_scale.assign(c.weight->outputs, bytes.scale);
-  weight_sums = row_sums(*c.weight, bytes.values);
   return std::move(bytes.values);
 }
 

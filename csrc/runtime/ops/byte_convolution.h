@@ -23,7 +23,7 @@ class ByteConvolution {
   // Return the quads [O, depth] of a dense weight, in quad_order(), and take up their scales and sums.
   AlignedBuffer<uint32_t> take_dense_rows();
 
-  // Return the codebooks [M, K, d] of a coded weight in whole numbers, and take up their scale and sums.
+  // Return the codebooks [M, K, d] of a coded weight in whole numbers, and take up their scale.
   AlignedBuffer<float> take_codebooks();
 
   // Return the joint codebook of a coded weight as quads [K, d / 4], in quad_order(), or what decodes its quads, and

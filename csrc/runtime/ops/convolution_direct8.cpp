@@ -70,6 +70,9 @@ class Direct8Step : public BytePanelStep {
 
   // Make all quads fit, and keep what is left of them.
   void leave_rests() {
+    const bool all_fit =
+        source_ != QuadSource::kDecoded && std::all_of(quads_.data(), quads_.data() + quads_.size(), &fits);
+    if (all_fit) return;
     const int64_t depth = order_.depth(), dim = order_.block.dim(), blocks = order_.blocks_per_row();
     AlignedBuffer<uint16_t> codes;
     if (source_ == QuadSource::kCentroid) codes = joint_codes(*b_.c.weight, 1, 1, 1);

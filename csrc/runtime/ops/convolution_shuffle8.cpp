@@ -2,10 +2,10 @@
 //
 // There are few centroids, whose products with a pixel's inputs are bytes, of a scale for each block and pixel.
 #include <algorithm>
+#include <cstdlib>
 #include <limits>
 #include <vector>
 
-#include "runtime/coded_rows.h"
 #include "runtime/ops/block_inputs.h"
 #include "runtime/ops/byte_convolution.h"
 #include "runtime/ops/table_shares.h"
@@ -14,24 +14,25 @@
 namespace pyquant {
 namespace {
 
-constexpr int64_t kLanes = 16;    // outputs whose places lie side by side
-constexpr int64_t kTogether = 4;  // positions, and pixels
+constexpr int64_t kOutputs = 16;   // whose places lie side by side
+constexpr int64_t kPositions = 4;  // that are added up together
+constexpr int64_t kPixels = 4;     // that a kernel computes together
 constexpr int64_t kMostInput = 255;
-constexpr int64_t kMostScale = 127;
 
 // In fp32 multiply-adds, for four positions: of 16 pixels, to find scales and, for each, to make tables, but for the
 // products; of a vector of outputs, to look up and add; and to lay out a vector of sums for 16 pixels.
+constexpr int64_t kScaled = 16;  // pixels
 constexpr double kScaleCost = 110;
 constexpr double kTablesCost = 24;
 constexpr double kSumCost = 2.3;
 constexpr double kTurnCost = 320;
 
-TableShares shares_of(const Convolution& c, int threads) { return {c, kShuffledPixels, kTogether, threads}; }
+TableShares shares_of(const Convolution& c, int threads) { return {c, kShuffledPixels, kPixels, kOutputs, threads}; }
 
 bool applies(const Convolution& c) {
   if (!c.kernels->shuffles || !BlockInputs::exist(c)) return false;
   const Weight& weight = *c.weight;
-  return weight.centroids <= kShuffled && kTogether % weight.codebooks == 0 &&
+  return weight.centroids <= kShuffled && kPositions % weight.codebooks == 0 &&
          BlockInputs::block_quads(weight) <= kMostShuffledQuads;
 }
 
@@ -67,8 +68,8 @@ class Shuffle8Step : public Step {
   }
 
  private:
-  int64_t sums_rows() const { return round_up(b_.c.weight->outputs, kLanes); }
-  int64_t tables_floats() const { return round_up(shuffle8_bytes(codebooks_.groups()) / 4, kLanes); }
+  int64_t sums_rows() const { return round_up(b_.c.weight->outputs, kOutputs); }
+  int64_t tables_floats() const { return round_up(shuffle8_bytes(codebooks_.groups()) / 4, 16); }
 
   // Quads [M, K, dim] with centroids as lanes, and the largest byte of all of them.
   void write_codebooks(const AlignedBuffer<uint32_t>& quads) {
@@ -98,19 +99,19 @@ class Shuffle8Step : public Step {
       }
       most = std::max(most, bound);
     }
-    while ((most >> (codebooks_.shift + 7)) + 1 > kMostScale) ++codebooks_.shift;
+    while ((most >> (codebooks_.shift + 7)) + 1 > kMostShuffledScale) ++codebooks_.shift;
     codebooks_.quads = quads_.data();
     codebooks_.bounds = bounds_.data();
   }
 
   void write_places(const Weight& weight) {
     const int64_t groups = codebooks_.groups();
-    places_ = AlignedBuffer<uint8_t>(sums_rows() * groups * kTogether);
+    places_ = AlignedBuffer<uint8_t>(sums_rows() * groups * kPositions);
     std::fill_n(places_.data(), places_.size(), 0);
     for (int64_t o = 0; o < weight.outputs; ++o) {
       for (int64_t q = 0; q < weight.blocks_per_row() * weight.codebooks; ++q) {
-        places_[((o / kLanes * groups + q / kTogether) * kLanes + o % kLanes) * kTogether + q % kTogether] =
-            shuffled_place(q % kTogether, code_at(weight, o, q));
+        places_[((o / kOutputs * groups + q / kPositions) * kOutputs + o % kOutputs) * kPositions + q % kPositions] =
+            shuffled_place(q % kPositions, code_at(weight, o, q));
       }
     }
   }
@@ -122,9 +123,9 @@ class Shuffle8Step : public Step {
     float* const rest = panel + inputs_.floats();
     const uint32_t* const inputs = inputs_.write(b_.c, state, unit.pixel, unit.pixels, panel);
     const uint32_t zeros = state.quantization[b_.c.input].zeros();
-    const uint8_t* const places = places_.data() + unit.output * codebooks_.groups() * kTogether;
-    b_.c.kernels->shuffle_tile8(codebooks_, places, round_up(unit.outputs, kLanes), inputs, zeros, unit.pixels, tables,
-                                sums);
+    const uint8_t* const places = places_.data() + unit.output * codebooks_.groups() * kPositions;
+    b_.c.kernels->shuffle_tile8(codebooks_, places, round_up(unit.outputs, kOutputs), inputs, zeros, unit.pixels,
+                                tables, sums);
     b_.finish(sums, kShuffledPixels, unit.output, unit.outputs, unit.pixel, unit.pixels, state.shared, state, rest);
   }
 
@@ -140,13 +141,13 @@ class Shuffle8Step : public Step {
 double cost(const Convolution& c, int threads) {
   if (!applies(c)) return std::numeric_limits<double>::infinity();
   const Weight& weight = *c.weight;
-  const auto groups = static_cast<double>(ceil_div(weight.blocks_per_row() * weight.codebooks, kTogether));
+  const auto groups = static_cast<double>(ceil_div(weight.blocks_per_row() * weight.codebooks, kPositions));
   const double tables =
       4 * c.kernels->tile8.step_cost * static_cast<double>(BlockInputs::block_quads(weight)) + kTablesCost;
   return shares_of(c, threads).cost([&](int64_t pixels, int64_t outputs) {
-    const auto vectors = static_cast<double>(ceil_div(outputs, kLanes));
-    const double pixel = kScaleCost / kLanes + tables + kSumCost * vectors;
-    return static_cast<double>(round_up(pixels, kTogether)) * (groups * pixel + kTurnCost / kLanes * vectors);
+    const auto vectors = static_cast<double>(ceil_div(outputs, kOutputs));
+    const double pixel = kScaleCost / kScaled + tables + kSumCost * vectors;
+    return static_cast<double>(round_up(pixels, kPixels)) * (groups * pixel + kTurnCost / kScaled * vectors);
   });
 }
 

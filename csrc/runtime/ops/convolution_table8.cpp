@@ -22,6 +22,8 @@ constexpr double kRowCost = 2.0;
 constexpr double kSumCost = 1.05;
 constexpr double kPassCost = 8.0;  // reading and writing the sums of an output
 
+constexpr int64_t kOutputs = 8;  // ranges of them begin at whole quads
+
 // Tables of one pass over the outputs. Shorter passes read and write sums more often than they save loads from the
 // second-level cache.
 constexpr int64_t kTableBytes = 48 * 1024;
@@ -38,7 +40,7 @@ TablePasses passes_of(const Convolution& c) {
 }
 
 TableShares shares_of(const Convolution& c, int threads) {
-  return {c, c.kernels->table8_pixels, 2 * c.kernels->lanes, threads};
+  return {c, c.kernels->table8_pixels, 2 * c.kernels->lanes, kOutputs, threads};
 }
 
 class Table8Step : public Step {
@@ -52,6 +54,7 @@ class Table8Step : public Step {
         rows_(table_rows(*convolution.weight, passes_, row_bytes(convolution))),
         dim_(BlockInputs::block_quads(*convolution.weight)) {
     const AlignedBuffer<float> values = b_.take_codebooks();
+    b_.weight_sums = row_sums(*b_.c.weight, values);
     quads_ = BlockInputs::centroid_quads(*b_.c.weight, values);
     shift_ = smallest_shift(values);
   }

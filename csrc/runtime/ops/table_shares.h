@@ -19,14 +19,14 @@ struct TableUnit {
 // Every thread has the same number of `grain`s of pixels. Of the few that are left, it has a range of outputs, for
 // which the tables are built again.
 struct TableShares {
-  TableShares(const Convolution& c, int64_t tile_, int64_t grain, int threads_)
+  TableShares(const Convolution& c, int64_t tile_, int64_t grain, int64_t range, int threads_)
       : threads(threads_),
         pixels(c.geometry.pixels()),
         outputs(c.weight->outputs),
         tile(tile_),
         own_pixels(std::min(ceil_div(pixels, grain) / threads * grain, pixels)),
         left_pixels(std::max<int64_t>(pixels - threads * own_pixels, 0)),
-        left_outputs(std::min(round_up(ceil_div(outputs, threads), kRangeMultiple), outputs)) {}
+        left_outputs(std::min(round_up(ceil_div(outputs, threads), range), outputs)) {}
 
   // In the order of the threads that are to take them.
   std::vector<TableUnit> units() const {
@@ -52,8 +52,6 @@ struct TableShares {
   double cost(const CostOf& cost_of) const {
     return cost_of(own_pixels, outputs) + cost_of(left_pixels, left_outputs);
   }
-
-  static constexpr int64_t kRangeMultiple = 16;  // ranges of outputs begin at whole vectors
 
   int64_t threads;
   int64_t pixels;
