@@ -59,7 +59,8 @@ class Preset:
     `lut` is made for the table paths, which multiply for each centroid and then add once for each output. So layers of
     many outputs have few centroids, whose tables stay in the first-level cache; those of 3x3 have sums of two codebooks
     of 16, whose tables fit registers. Layers of few outputs are multiplied directly in less time, and are coded as in
-    `small-blocks`.
+    `small-blocks`; so are 1x1 convolutions where there are few, beside whole blocks, for they cost accuracy more than
+    time.
     """
 
     spatial_channels: int  # of a 3x3 block
@@ -68,7 +69,7 @@ class Preset:
     linear_channels: int = 4
     centroids: int = 256
     wide_spatial: tuple[Wide, ...] = ()  # of 3x3 convolutions, by rising outputs
-    wide_pointwise: tuple[Wide, ...] = ()  # of 1x1 convolutions, likewise
+    wide_pointwise: tuple[Wide, ...] = ()  # of 1x1 convolutions in a network of bottlenecks, likewise
     linear_centroids: int = 2048
     wide_linear_centroids: int = 1024
     wide_linear_inputs: int = 1024
@@ -80,7 +81,7 @@ class Preset:
         """Return the codec for a layer, or None where it has too few blocks for two centroids."""
         o, c, kh, kw = as_conv_shape(weight.shape)
         centroids, codebooks = self.centroids, 1
-        wide = {(1, 1): self.wide_pointwise, (3, 3): self.wide_spatial}.get((kh, kw), ())
+        wide = {(1, 1): self.wide_pointwise if bottlenecks else (), (3, 3): self.wide_spatial}.get((kh, kw), ())
         if node.op == "linear":
             channels = self.linear_channels
             centroids = self.wide_linear_centroids if c >= self.wide_linear_inputs else self.linear_centroids
