@@ -23,6 +23,7 @@ constexpr int64_t kPitch = kShuffledPixels;
 constexpr int64_t kPixelsTogether = 4;  // whose tables meet the same places
 constexpr int64_t kVectors = 4;         // of 16 outputs, likewise
 constexpr int64_t kTables = 64;         // bytes of the tables of a pixel for four positions
+
 constexpr auto kFactors = [] {
   std::array<int32_t, kMostShuffledScale + 1> factors{};
   for (int32_t scale = 1; scale <= kMostShuffledScale; ++scale) factors[scale] = shuffled_factor(scale);

@@ -43,7 +43,7 @@ float largest(const float* values, int64_t count) {
   return most;
 }
 
-bool sums_fit(const Weight& weight) { return checked_multiply(weight.depth(), 128 * 255) <= INT32_MAX; }
+bool sums_fit(const Weight& weight) { return checked_multiply(weight.depth(), 128 * kMostInput) <= INT32_MAX; }
 
 QuadSource quad_source(const Weight& weight, int64_t groups) {
   // A quad must not hold channels of two groups.

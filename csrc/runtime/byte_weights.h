@@ -21,6 +21,8 @@ enum class QuadSource {
 
 QuadSource quad_source(const Weight& weight, int64_t groups);
 
+constexpr int64_t kMostInput = 255;  // that an input's byte can be
+
 // Whether sums of products of bytes, as many as an output has inputs, fit 32 bits.
 bool sums_fit(const Weight& weight);
 

@@ -2,8 +2,9 @@
 //
 // There are few centroids, whose products with a pixel's inputs are bytes, of a scale for each block and pixel.
 #include <algorithm>
-#include <cstdlib>
+#include <cmath>
 #include <limits>
+#include <numeric>
 #include <vector>
 
 #include "runtime/ops/block_inputs.h"
@@ -17,7 +18,6 @@ namespace {
 constexpr int64_t kOutputs = 16;   // whose places lie side by side
 constexpr int64_t kPositions = 4;  // that are added up together
 constexpr int64_t kPixels = 4;     // that a kernel computes together
-constexpr int64_t kMostInput = 255;
 
 // In fp32 multiply-adds, for four positions: of 16 pixels, to find scales and, for each, to make tables, but for the
 // products; of a vector of outputs, to look up and add; and to lay out a vector of sums for 16 pixels.
@@ -50,7 +50,7 @@ class Shuffle8Step : public Step {
                   .dim = BlockInputs::block_quads(weight),
                   .blocks = weight.blocks_per_row(),
                   .shift = 1};
-    write_codebooks(BlockInputs::centroid_quads(weight, b_.take_codebooks()));
+    write_codebooks(weight, b_.take_codebooks());
     b_.weight_sums.assign(weight.outputs, 0);  // the kernel takes the zero from each input
     write_places(weight);
   }
@@ -71,33 +71,28 @@ class Shuffle8Step : public Step {
   int64_t sums_rows() const { return round_up(b_.c.weight->outputs, kOutputs); }
   int64_t tables_floats() const { return round_up(shuffle8_bytes(codebooks_.groups()) / 4, 16); }
 
-  // Quads [M, K, dim] with centroids as lanes, and the largest byte of all of them.
-  void write_codebooks(const AlignedBuffer<uint32_t>& quads) {
-    const int64_t centroids = b_.c.weight->centroids, dim = codebooks_.dim;
-    quads_ = AlignedBuffer<uint32_t>(codebooks_.codebooks * dim * kShuffled);
-    bounds_ = AlignedBuffer<uint32_t>(codebooks_.codebooks * dim);
+  // Of codebooks [M, K, d]: quads with centroids as lanes, and those of the largest weights.
+  void write_codebooks(const Weight& weight, const AlignedBuffer<float>& values) {
+    const int64_t books = weight.codebooks, centroids = weight.centroids;
+    const int64_t dim = codebooks_.dim, weights = weight.block.dim();
+    const AlignedBuffer<uint32_t> quads = BlockInputs::centroid_quads(weight, values);
+    quads_ = AlignedBuffer<uint32_t>(books * dim * kShuffled);
     std::fill_n(quads_.data(), quads_.size(), 0);
-    int64_t most = 0;
-    for (int64_t m = 0; m < codebooks_.codebooks; ++m) {
-      int64_t bound = 0;
-      for (int64_t i = 0; i < dim; ++i) {
-        int64_t largest[kQuad] = {};
-        for (int64_t k = 0; k < centroids; ++k) {
-          const uint32_t quad = quads[(m * centroids + k) * dim + i];
-          quads_[(m * dim + i) * kShuffled + k] = quad;
-          for (int64_t b = 0; b < kQuad; ++b) {
-            const auto byte = static_cast<int8_t>(quad >> (8 * b) & 0xff);
-            largest[b] = std::max<int64_t>(largest[b], std::abs(byte));
-          }
-        }
-        uint32_t bounds = 0;
-        for (int64_t b = 0; b < kQuad; ++b) {
-          bounds |= static_cast<uint32_t>(largest[b]) << (8 * b);
-          bound += kMostInput * largest[b];
-        }
-        bounds_[m * dim + i] = bounds;
+    AlignedBuffer<float> largest(books * weights);
+    std::fill_n(largest.data(), largest.size(), 0.0f);
+    for (int64_t k = 0; k < books * centroids; ++k) {
+      const int64_t m = k / centroids;
+      for (int64_t i = 0; i < dim; ++i) quads_[(m * dim + i) * kShuffled + k % centroids] = quads[k * dim + i];
+      for (int64_t i = 0; i < weights; ++i) {
+        float& most = largest[m * weights + i];
+        most = std::max(most, std::fabs(values[k * weights + i]));
       }
-      most = std::max(most, bound);
+    }
+    bounds_ = BlockInputs::centroid_quads(weight, largest);
+    int64_t most = 0;  // that a bound can be
+    for (int64_t m = 0; m < books; ++m) {
+      const float* const begin = largest.data() + m * weights;
+      most = std::max(most, kMostInput * static_cast<int64_t>(std::accumulate(begin, begin + weights, 0.0f)));
     }
     while ((most >> (codebooks_.shift + 7)) + 1 > kMostShuffledScale) ++codebooks_.shift;
     codebooks_.quads = quads_.data();

@@ -14,8 +14,6 @@
 namespace pyquant {
 namespace {
 
-constexpr int64_t kMostInput = 255;
-
 // In fp32 multiply-adds: making a row of a table of products, but for the products themselves, and adding one, for a
 // vector of int16.
 constexpr double kRowCost = 2.0;
