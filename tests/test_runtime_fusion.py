@@ -1,11 +1,15 @@
 """Which layers become one step, and that the result stays the same where they may not."""
 
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
 import numpy as np
 import pytest
 from layer_networks import model_file, weighted_layer
 from tolerance import assert_close
 
-from pyquant import reference
+from pyquant import _core, reference
 from pyquant.codecs import DenseConfig, ProductConfig
 from pyquant.graph import Node
 from pyquant.runtime import Model
@@ -100,3 +104,47 @@ def test_activation_moves_before_a_shuffle(activation: str, x: np.ndarray, rng: 
     assert run([conv, shuffle, node(activation, "act", "p")], tensors, x) == [f"conv2d+{activation}", "pixel_shuffle"]
     both = [conv, shuffle, node(activation, "act", "p"), node("add", "sum", "act_out", "p")]
     assert run(both, tensors, x) == ["conv2d", "pixel_shuffle", activation, "add"]
+
+
+@pytest.mark.parametrize("kernel", _core.kernel_names(True))
+@pytest.mark.parametrize("plane", [(5, 9), (14, 14), (56, 56)], ids=str)
+def test_a_sum_may_take_the_place_of_its_residual(
+    kernel: str, plane: tuple[int, int], rng: np.random.Generator
+) -> None:
+    """Whether the residual is read once more decides where the sum is written, and nothing else."""
+    codec = ProductConfig(block=(2, 3, 3), centroids=9)
+    padded = {"padding": (1, 1, 1, 1)}
+    before, tensors = weighted_layer(rng, (10, 6, 3, 3), codec, name="before", output="a", **padded)
+    conv, more = weighted_layer(rng, (10, 10, 3, 3), codec, name="conv", inputs=("a",), output="b", **padded)
+    last, others = weighted_layer(rng, (10, 10, 3, 3), codec, name="last", inputs=("b",), output="c", **padded)
+    tensors = {**tensors, **more, **others}
+    nodes = [before, conv, last, node("add", "sum", "c", "a"), node("relu", "act", "sum_out")]
+    x = rng.standard_normal((2, 6, *plane), dtype=np.float32)
+    file = model_file(nodes, tensors, x.shape)
+
+    def run_for(names: tuple[str, ...], steps: int = len(nodes), **options: Any) -> dict[str, np.ndarray]:
+        graph = replace(file.network.graph, nodes=file.network.graph.nodes[:steps], outputs=names)
+        model = Model(replace(file, network=replace(file.network, graph=graph)), **options)
+        got = model(x)
+        return got if isinstance(got, dict) else {names[0]: got}
+
+    values = run_for(tuple(file.network.graph.values()))
+    ranges = np.array([(min(v.min(), 0), max(v.max(), 0)) for v in values.values()], np.float32)
+    file = replace(file, network=file.network.with_activation_ranges(ranges))
+    for precision, threads in product(("exact", "fast"), (1, 3)):
+        if kernel not in _core.kernel_names(precision == "fast"):
+            continue
+        options: dict[str, Any] = {"precision": precision, "kernel": kernel, "threads": threads}
+        assert "conv2d+add+relu" in [step["op"] for step in Model(file, **options).profile(x)["steps"]]
+        both = run_for(("act_out", "a"), **options)
+        np.testing.assert_array_equal(run_for(("act_out",), **options)["act_out"], both["act_out"])
+        if precision == "exact":  # in bytes, values that leave the network are not rounded
+            np.testing.assert_array_equal(run_for(("a",), steps=1, **options)["a"], both["a"])
+
+
+def test_an_input_that_is_also_the_residual_is_not_overwritten(rng: np.random.Generator) -> None:
+    """Every output of a convolution reads it."""
+    conv, tensors = weighted_layer(rng, (90, 90, 1, 1), CODEC)
+    for plane in ((1, 1), (14, 14), (40, 40)):
+        x = rng.standard_normal((1, 90, *plane), dtype=np.float32)
+        assert run([conv, node("add", "sum", "x", "y")], tensors, x) == ["conv2d+add"]

@@ -19,6 +19,20 @@ void need(int64_t& most, int64_t floats, const Step& step) {
 
 }  // namespace
 
+// Sums take the place of the residual that no other step reads any more: each is written once, where it was read. So
+// a processor's cache holds one value in place of two, and need not fetch what is overwritten.
+void Plan::write_over_residual(const Layer& layer, int64_t step, std::vector<Lifetime>& lifetimes) {
+  const ValueId place = storage[layer.residual];
+  Lifetime& before = lifetimes[place];
+  Lifetime& after = lifetimes[layer.output];
+  const auto is_input = [&](ValueId input) { return storage[input] == place; };
+  if (before.last != step || before.floats != after.floats) return;
+  if (std::any_of(layer.inputs.begin(), layer.inputs.end(), is_input)) return;
+  before.last = after.last;
+  after = {};
+  std::replace(storage.begin(), storage.end(), layer.output, place);
+}
+
 Plan::Plan(const Graph& graph, PlanContext context) {
   FormattedLayers formatted = assign_formats(fuse_layers(graph, context), graph, context);
   outputs = std::move(formatted.outputs);
@@ -54,6 +68,7 @@ Plan::Plan(const Graph& graph, PlanContext context) {
   };
 
   for (const ValueId input : graph.inputs) write(input, -1);
+  std::vector<std::pair<int64_t, const Layer*>> additions;  // steps that add a residual
   auto section = sections.begin();
   for (size_t i = 0; i < formatted.layers.size(); ++i) {
     const Layer& layer = formatted.layers[i];
@@ -71,7 +86,10 @@ Plan::Plan(const Graph& graph, PlanContext context) {
       need(scratch_floats, steps.back()->scratch_floats(), *steps.back());
       need(shared_floats, steps.back()->shared_floats(), *steps.back());
       for (const ValueId input : layer.inputs) read(input, step);
-      if (layer.residual >= 0) read(layer.residual, step);
+      if (layer.residual >= 0) {
+        read(layer.residual, step);
+        additions.emplace_back(step, &layer);
+      }
       write(layer.output, step);
     }
     if (section != sections.end() && i + 1 == section->end_layer) {
@@ -82,6 +100,7 @@ Plan::Plan(const Graph& graph, PlanContext context) {
     }
   }
   for (const ValueId output : outputs) read(output, static_cast<int64_t>(steps.size()));
+  for (const auto& [step, layer] : additions) write_over_residual(*layer, step, lifetimes);
   placement = place(lifetimes, kSlackBytes / static_cast<int64_t>(sizeof(float)));
 }
 
