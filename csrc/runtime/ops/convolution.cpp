@@ -121,7 +121,9 @@ void Convolution::expect(int64_t first_output, int64_t rows, int64_t pixel, int6
   geometry.for_images(pixel, count, [&](int64_t image, int64_t first, int64_t run) {
     const int64_t at = (image * weight->outputs + first_output) * plane + first;
     expect_rows<true>(state.values[output] + at, plane, rows, run);
-    if (residual >= 0) expect_rows<false>(state.values[residual] + at, plane, rows, run);
+    if (residual >= 0 && state.values[residual] != state.values[output]) {
+      expect_rows<false>(state.values[residual] + at, plane, rows, run);
+    }
   });
 }
 

@@ -11,6 +11,14 @@
 namespace pyquant {
 namespace {
 
+// Whether loads that are each so many floats behind the last make a processor ask for wrong lines, perhaps such as
+// another thread is about to write. Prefetchers that foresee equal steps keep 16 bits of them, with a sign: measured on
+// Emerald Rapids, where they follow steps of up to 26 kB, and steps from 96 kB on not at all.
+bool misleads_prefetcher(int64_t floats) {
+  constexpr int64_t kFirst = (int64_t{1} << 15) / sizeof(float), kEnd = 3 * kFirst;
+  return floats >= kFirst && floats < kEnd;
+}
+
 double cost_of_rows(const Weight& weight) { return has_joint_codebook(weight) ? 0.0 : decode_cost(weight); }
 
 Panels panels_of(const Convolution& c, int threads) {
@@ -26,6 +34,7 @@ class DirectStep : public Step {
     if (has_joint_codebook(weight)) {
       at_ = joint_codes(weight, c_.geometry.groups, t_.tile_rows, weight.block.dim());
       if (weight.codebooks > 1) codebook_ = joint_codebook(weight, weight.codebook);
+      if (t_.in_place && misleads_prefetcher(weight.block.dim() * panels_.row_pitch())) exchange_blocks();
       return;
     }
     if (weight.dense.empty()) kept_ = c_.kept_rows(context);
@@ -61,10 +70,25 @@ class DirectStep : public Step {
       const int64_t count = std::min(t_.tile_rows, work.last_output - row);
       const Rows rows = rows_from(output, count, scratch);
       for (int64_t tile = work.first_tile; tile < work.last_tile; ++tile) {
+        const int64_t pixel = unit.first_pixel + t_.begin(tile);
+        const int64_t pixels = t_.lanes_of(tile);
+        if (c_.residual_lies_elsewhere(state)) c_.expect(output, count, pixel, pixels, state);
         kernels.gemm_tile(rows.at, rows.codebook, rows.dim, rows.blocks, work.panel(t_, tile), panels_.rows.data(),
-                          sums, kernels.tile.pixels, t_.lanes_of(tile));
-        c_.finish(sums, kernels.tile.pixels, output, count, unit.first_pixel + t_.begin(tile), t_.lanes_of(tile),
-                  state);
+                          sums, kernels.tile.pixels, pixels);
+        c_.finish(sums, kernels.tile.pixels, output, count, pixel, pixels, state);
+      }
+    }
+  }
+
+  // Exchange the second and third of each four blocks: from one to the next it is no longer the same step.
+  void exchange_blocks() {
+    const int64_t blocks = c_.weight->blocks_per_row();
+    const int64_t dim = c_.weight->block.dim();
+    const auto exchange = [](auto* second, int64_t size) { std::swap_ranges(second, second + size, second + size); };
+    for (int64_t block = 1; block + 3 <= blocks; block += 4) {
+      exchange(panels_.rows.data() + block * dim, dim);
+      for (int64_t tile = 0; tile < c_.geometry.groups * t_.row_tiles(); ++tile) {
+        exchange(at_.data() + (tile * blocks + block) * t_.tile_rows, t_.tile_rows);
       }
     }
   }
