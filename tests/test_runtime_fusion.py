@@ -113,7 +113,7 @@ def test_a_sum_may_take_the_place_of_its_residual(
 ) -> None:
     """Whether the residual is read once more decides where the sum is written, and nothing else."""
     codec = ProductConfig(block=(2, 3, 3), centroids=9)
-    padded = {"padding": (1, 1, 1, 1)}
+    padded: dict[str, Any] = {"padding": (1, 1, 1, 1)}
     before, tensors = weighted_layer(rng, (10, 6, 3, 3), codec, name="before", output="a", **padded)
     conv, more = weighted_layer(rng, (10, 10, 3, 3), codec, name="conv", inputs=("a",), output="b", **padded)
     last, others = weighted_layer(rng, (10, 10, 3, 3), codec, name="last", inputs=("b",), output="c", **padded)

@@ -1,4 +1,4 @@
-"""Heads of detectors, run with a chunk of the boxes at a time."""
+"""Heads of detectors, run with a chunk of the boxes at a time, and large values, with an image or a few at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from layer_networks import weighted_layer
 from numpy.typing import NDArray
 
 from pyquant import reference
-from pyquant.codecs import DenseConfig
+from pyquant.codecs import DenseConfig, ProductConfig
 from pyquant.file import ModelFile
 from pyquant.graph import Graph, GraphInput, Network, Node
 from pyquant.runtime import Model
@@ -120,3 +120,80 @@ def test_profile_adds_up_the_chunks(rng: np.random.Generator) -> None:
     steps = Model(file).profile(*inputs)["steps"]
     assert [step["name"] for step in steps] == ["align", "conv", "pool", "fc", "masks"]
     assert all(step["ms"] > 0 for step in steps)
+
+
+PADDED: dict[str, Any] = {"padding": (1, 1, 1, 1)}
+
+
+def large_planes(
+    rng: np.random.Generator, images: int, *, side: int = 64, outputs: tuple[str, ...] = ("scores",)
+) -> Build:
+    """Return a network that begins with values of 128 channels, a residual among them, and its input.
+
+    Where `side` is 64, such a value takes 2 MB for each image in floats; in bytes it does where it is 128.
+    """
+    dense, pair = DenseConfig(), ProductConfig(block=(2, 3, 3), centroids=16)
+    wide, tensors = weighted_layer(rng, (128, 4, 1, 1), dense, name="wide", inputs=("x",), output="w")
+    down, more = weighted_layer(rng, (6, 128, 1, 1), dense, name="down", inputs=("w",), output="d")
+    conv, coded = weighted_layer(rng, (6, 6, 3, 3), pair, name="conv", inputs=("d",), output="c", **PADDED)
+    up, others = weighted_layer(rng, (128, 6, 1, 1), dense, name="up", inputs=("c",), output="u")
+    add = Node(op="add", name="sum", inputs=("u", "w"), outputs=("s",))
+    relu = Node(op="relu", name="relu", inputs=("s",), outputs=("r",))
+    pool = Node(
+        op="max_pool2d", name="pool", inputs=("r",), outputs=("p",), attributes={"kernel": (8, 8), "stride": (8, 8)}
+    )
+    flat = Node(op="flatten", name="flat", inputs=("p",), outputs=("f",))
+    fc, last = weighted_layer(rng, (5, 2 * side**2), dense, name="fc", inputs=("f",), output="scores")
+    graph = Graph(
+        inputs=(GraphInput(name="x", shape=(None, 4, None, None), default=(4, side, side)),),
+        nodes=(wide, down, conv, up, add, relu, pool, flat, fc),
+        outputs=outputs,
+    )
+    scaled = {
+        name: 0.1 * tensor if tensor.dtype == np.float32 else tensor for name, tensor in {**tensors, **more}.items()
+    }
+    network = Network(graph=graph, tensors={**scaled, **coded, **others, **last})
+    return ModelFile(network=network), [rng.standard_normal((images, 4, side, side), dtype=np.float32)]
+
+
+@pytest.mark.parametrize(("images", "threads"), [(2, 1), (3, 1), (3, 2), (4, 2), (2, 2), (6, 3)])
+@pytest.mark.parametrize("outputs", [("scores",), ("w", "scores"), ("d", "r", "scores"), ("p",)])
+def test_images_of_large_values(images: int, threads: int, outputs: tuple[str, ...], rng: np.random.Generator) -> None:
+    file, inputs = large_planes(rng, images, outputs=outputs)
+    expected = reference.run(file.network, *inputs)
+    model = Model(file, threads=threads)
+    for _ in range(2):  # a run leaves the plan as it was
+        got = model(*inputs)
+        for name, values in (got if isinstance(got, dict) else {outputs[0]: got}).items():
+            np.testing.assert_allclose(values, expected[name], rtol=0, atol=1e-5 * np.abs(expected[name]).max())
+    assert all(step["ms"] > 0 for step in model.profile(*inputs)["steps"])
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_images_of_large_values_in_bytes(calibrated: bool, rng: np.random.Generator) -> None:
+    """Ranges that a run measures are those of all images, so that these are not run one by one then."""
+    file, (x,) = large_planes(rng, 4, side=128)
+    x *= np.array([0.2, 1, 2, 4], np.float32).reshape(4, 1, 1, 1)
+    if calibrated:
+        names = tuple(file.network.graph.values())
+        values = reference.run(replace(file.network, graph=replace(file.network.graph, outputs=names)), x)
+        ranges = np.array([(min(values[name].min(), 0), max(values[name].max(), 0)) for name in names], np.float32)
+        file = replace(file, network=file.network.with_activation_ranges(ranges))
+    results = [
+        np.asarray(Model(file, precision="fast", kernel="direct8", isa=isa, threads=threads)(x))
+        for isa, threads in (("reference", 1), (None, 1), (None, 2), (None, 4))
+    ]
+    for got in results[1:]:
+        np.testing.assert_allclose(got, results[0], rtol=0, atol=1e-5 * np.abs(results[0]).max())
+    (exact,) = reference.run(file.network, x).values()
+    assert np.abs(results[0] - exact).max() < 0.05 * np.abs(exact).max()
+
+
+def test_memory_for_images_grows_by_what_is_there_as_a_whole(rng: np.random.Generator) -> None:
+    sizes = []
+    for images in (4, 40):
+        file, inputs = large_planes(rng, images)
+        plan, _ = Model(file, threads=2)._prepare(inputs)
+        sizes.append(plan.arena_bytes)
+    assert sizes[1] - sizes[0] < 1.1 * 36 * 4 * (4 * 64 * 64 + 128 * 64)  # inputs, and what is pooled
+    assert sizes[0] > 4 * 2 * 128 * 64 * 64

@@ -36,7 +36,7 @@ void Plan::write_over_residual(const Layer& layer, int64_t step, std::vector<Lif
 Plan::Plan(const Graph& graph, PlanContext context) {
   FormattedLayers formatted = assign_formats(fuse_layers(graph, context), graph, context);
   outputs = std::move(formatted.outputs);
-  sections = find_sections(formatted.layers, outputs, context.shapes, context.formats);
+  sections = find_sections(formatted.layers, outputs, context);
   for (const Section& section : sections) {
     for (const ValueId value : section.inner) context.shapes[value].at(0) = section.chunk;
   }
@@ -88,7 +88,9 @@ Plan::Plan(const Graph& graph, PlanContext context) {
       for (const ValueId input : layer.inputs) read(input, step);
       if (layer.residual >= 0) {
         read(layer.residual, step);
-        additions.emplace_back(step, &layer);
+        // Of a value that is there as a whole, rows may be computed twice.
+        const bool in_section = section != sections.end() && i >= section->first_layer;
+        if (!in_section || is_inner(*section, layer.residual)) additions.emplace_back(step, &layer);
       }
       write(layer.output, step);
     }

@@ -8,19 +8,22 @@
 namespace pyquant {
 namespace {
 
-// Floats of the largest value of a chunk, about: 16 MB keep kernels busy, and are little beside a backbone's values.
+// Floats of the largest value of a chunk of boxes, about: 16 MB keep kernels busy, and are little beside a backbone's
+// values.
 constexpr int64_t kChunkFloats = int64_t{1} << 22;
 constexpr int64_t kRowsTogether = 8;  // chunks are multiples of it where they can be: kernels take rows by vectors
 
-int64_t row_size(Shape shape, Format format) {
-  shape.at(0) = 1;
-  return size_of(shape, format);
-}
+// An image's value of so many floats fills a second-level cache by itself.
+constexpr int64_t kLargeFloats = int64_t{1} << 19;
+
+// So many layers without may lie between two with large values, as in a block of three convolutions.
+constexpr size_t kMostBetween = 2;
 
 // Operations of several rows at once, or of all: what follows them is not part of a section.
 bool joins_rows(const Layer& layer) {
-  return layer.node != nullptr && (layer.node->op == "detections" || layer.node->op == "select_masks" ||
-                                   layer.node->op == "roi_align" || layer.node->op == "proposals");
+  return layer.node != nullptr &&
+         (layer.node->op == "detections" || layer.node->op == "select_masks" || layer.node->op == "roi_align" ||
+          layer.node->op == "proposals" || layer.node->op == "anchor_detections");
 }
 
 bool is_view(const Layer& layer) { return layer.node != nullptr && layer.node->op == "flatten"; }
@@ -30,65 +33,138 @@ bool contains(const std::vector<T>& values, const T& value) {
   return std::find(values.begin(), values.end(), value) != values.end();
 }
 
-// The section that begins with the roi_align at `first`; none where a value that is there as a whole would be a view.
-std::optional<Section> section_at(size_t first, const std::vector<Layer>& layers,
-                                  const std::vector<ValueId>& graph_outputs, const std::vector<Shape>& shapes,
-                                  const std::vector<Format>& formats) {
-  const ValueId boxes = layers[first].inputs[1];
-  Section section{.first_layer = first,
-                  .end_layer = first + 1,
-                  .rows = shapes[boxes].at(0),
-                  .chunk = 0,
-                  .boxes = boxes,
-                  .box_columns = shapes[boxes].at(1),
-                  .inner = {layers[first].output},
-                  .whole = {{.value = boxes, .row_size = shapes[boxes].at(1), .is_written = false}}};
-  for (size_t i = first + 1; i < layers.size() && !joins_rows(layers[i]); ++i) {
-    const Layer& layer = layers[i];
-    bool is_inner = layer.residual < 0 || contains(section.inner, layer.residual);
-    for (const ValueId input : layer.inputs) is_inner = is_inner && contains(section.inner, input);
-    if (!is_inner || shapes[layer.output].at(0) != section.rows) break;
-    section.inner.push_back(layer.output);
-    section.end_layer = i + 1;
-  }
-  int64_t largest = 1;
-  for (const ValueId value : section.inner) largest = std::max(largest, row_size(shapes[value], Format::kFloats));
-  const int64_t fitting = std::max<int64_t>(kChunkFloats / largest, 1);
-  const int64_t even = fitting < kRowsTogether ? fitting : fitting / kRowsTogether * kRowsTogether;
-  section.chunk = std::min(section.rows, even);
+std::vector<ValueId> values_read(const Layer& layer) {
+  std::vector<ValueId> values = layer.inputs;
+  if (layer.residual >= 0) values.push_back(layer.residual);
+  return values;
+}
 
-  const auto is_read_outside = [&](ValueId value) {
-    if (contains(graph_outputs, value)) return true;
-    for (size_t i = section.end_layer; i < layers.size(); ++i) {
-      if (contains(layers[i].inputs, value) || layers[i].residual == value) return true;
+class SectionFinder {
+ public:
+  SectionFinder(const std::vector<Layer>& layers, const std::vector<ValueId>& graph_outputs, const PlanContext& context)
+      : layers_(layers), graph_outputs_(graph_outputs), context_(context) {}
+
+  // The section that begins with the roi_align at `first`; none where a value that is there as a whole would be a view.
+  std::optional<Section> of_boxes(size_t first) const {
+    const ValueId boxes = layers_[first].inputs[1];
+    const int64_t columns = context_.shapes[boxes].at(1);
+    Section section{.first_layer = first,
+                    .end_layer = first + 1,
+                    .rows = rows_of(boxes),
+                    .chunk = 0,
+                    .boxes = boxes,
+                    .box_columns = columns,
+                    .inner = {layers_[first].output},
+                    .whole = {{.value = boxes, .row_size = columns, .is_written = false}}};
+    const auto is_inner = [&](ValueId value) { return contains(section.inner, value); };
+    for (size_t i = first + 1; i < layers_.size() && !joins_rows(layers_[i]); ++i) {
+      const std::vector<ValueId> read = values_read(layers_[i]);
+      if (!std::all_of(read.begin(), read.end(), is_inner) || rows_of(layers_[i].output) != section.rows) break;
+      section.inner.push_back(layers_[i].output);
+      section.end_layer = i + 1;
+    }
+    section.chunk = std::min(section.rows, rows_at_once(section.inner));
+    move_whole(section);
+    for (size_t i = first; i < section.end_layer; ++i) {
+      if (is_view(layers_[i]) && !(is_inner(layers_[i].output) && is_inner(layers_[i].inputs[0]))) return std::nullopt;
+    }
+    return section;
+  }
+
+  // The section of images, one for each thread at a time, that begins with large values at `first`; none if there are
+  // no more images than that, or it would not.
+  std::optional<Section> of_images(size_t first) const {
+    const int64_t images = rows_of(layers_[first].output);
+    const int64_t chunk = images % context_.threads == 0 ? context_.threads : 1;
+    Section section{.first_layer = first, .end_layer = first, .rows = images, .chunk = chunk, .inner = {}, .whole = {}};
+    if (images == chunk || !has_large_values(layers_[first])) return std::nullopt;
+    for (size_t i = first; i < std::min(section.end_layer + kMostBetween + 1, layers_.size()); ++i) {
+      if (!treats_images_apart(layers_[i], images)) break;
+      if (has_large_values(layers_[i])) section.end_layer = i + 1;
+    }
+    std::vector<ValueId> known;
+    for (size_t i = first; i < section.end_layer; ++i) {
+      for (const ValueId value : values_read(layers_[i])) {
+        if (contains(known, value)) continue;
+        known.push_back(value);
+        section.whole.push_back({.value = value, .row_size = row_size(value), .is_written = false});
+      }
+      known.push_back(layers_[i].output);
+      section.inner.push_back(layers_[i].output);
+    }
+    if (section.end_layer == first) return std::nullopt;
+    move_whole(section);
+    return section;
+  }
+
+ private:
+  int64_t rows_of(ValueId value) const { return context_.shapes[value].at(0); }
+
+  int64_t row_size(ValueId value) const {
+    Shape shape = context_.shapes[value];
+    shape.at(0) = 1;
+    return size_of(shape, context_.formats[value]);
+  }
+
+  bool has_large_values(const Layer& layer) const {
+    const auto is_large = [&](ValueId value) { return row_size(value) >= kLargeFloats; };
+    return is_large(layer.output) || std::any_of(layer.inputs.begin(), layer.inputs.end(), is_large);
+  }
+
+  // Bytes whose range is measured in each run have one for all images.
+  bool treats_images_apart(const Layer& layer, int64_t images) const {
+    const auto is_apart = [&](ValueId value) {
+      return rows_of(value) == images && (context_.formats[value] == Format::kFloats || context_.ranges[value]);
+    };
+    const std::vector<ValueId> read = values_read(layer);
+    return !joins_rows(layer) && !is_view(layer) && is_apart(layer.output) &&
+           std::all_of(read.begin(), read.end(), is_apart);
+  }
+
+  bool is_read_outside(const Section& section, ValueId value) const {
+    if (contains(graph_outputs_, value)) return true;
+    for (size_t i = section.end_layer; i < layers_.size(); ++i) {
+      if (contains(values_read(layers_[i]), value)) return true;
     }
     return false;
-  };
-  std::vector<ValueId> inner;
-  for (const ValueId value : section.inner) {
-    if (is_read_outside(value)) {
-      section.whole.push_back(
-          {.value = value, .row_size = row_size(shapes[value], formats[value]), .is_written = true});
-    } else {
-      inner.push_back(value);
+  }
+
+  // Move those of the inner values that are read outside to the whole ones.
+  void move_whole(Section& section) const {
+    std::vector<ValueId> inner;
+    for (const ValueId value : section.inner) {
+      if (is_read_outside(section, value)) {
+        section.whole.push_back({.value = value, .row_size = row_size(value), .is_written = true});
+      } else {
+        inner.push_back(value);
+      }
     }
+    section.inner = std::move(inner);
   }
-  section.inner = std::move(inner);
-  for (size_t i = first; i < section.end_layer; ++i) {
-    const auto is_whole = [&](ValueId value) { return !contains(section.inner, value); };
-    if (is_view(layers[i]) && (is_whole(layers[i].output) || is_whole(layers[i].inputs[0]))) return std::nullopt;
+
+  int64_t rows_at_once(const std::vector<ValueId>& values) const {
+    int64_t largest = 1;
+    for (const ValueId value : values) largest = std::max(largest, row_size(value));
+    const int64_t fitting = std::max<int64_t>(kChunkFloats / largest, 1);
+    return fitting < kRowsTogether ? fitting : fitting / kRowsTogether * kRowsTogether;
   }
-  return section;
-}
+
+  const std::vector<Layer>& layers_;
+  const std::vector<ValueId>& graph_outputs_;
+  const PlanContext& context_;
+};
 
 }  // namespace
 
 std::vector<Section> find_sections(const std::vector<Layer>& layers, const std::vector<ValueId>& graph_outputs,
-                                   const std::vector<Shape>& shapes, const std::vector<Format>& formats) {
+                                   const PlanContext& context) {
+  const SectionFinder finder(layers, graph_outputs, context);
   std::vector<Section> sections;
-  for (size_t i = 0; i < layers.size(); ++i) {
-    if (layers[i].node == nullptr || layers[i].node->op != "roi_align") continue;
-    if (auto section = section_at(i, layers, graph_outputs, shapes, formats)) sections.push_back(std::move(*section));
+  for (size_t i = 0; i < layers.size();) {
+    const bool has_boxes = layers[i].node != nullptr && layers[i].node->op == "roi_align";
+    auto section = has_boxes ? finder.of_boxes(i) : finder.of_images(i);
+    i = section ? section->end_layer : i + 1;
+    if (section) sections.push_back(std::move(*section));
   }
   return sections;
 }

@@ -1,7 +1,9 @@
-// Sections: layers that treat rows of boxes one by one are run with a chunk of the rows at a time.
+// Sections: layers that treat the rows of their values one by one are run with a chunk of the rows at a time.
 //
-// The heads of a detector make large values of each box, and most boxes may not be used. A chunk at a time, memory does
-// not grow with the number of boxes, and chunks in which no row is used are passed over.
+// Rows are boxes or images. The heads of a detector make large values of each box, and most boxes may not be used: a
+// chunk at a time, memory does not grow with the number of boxes, and chunks in which no row is used are passed over.
+// Large values of several images are far away when the next layer reads them: an image at a time, they are nearer, and
+// there is memory for one.
 #pragma once
 
 #include <algorithm>
@@ -25,17 +27,20 @@ struct Section {
   int64_t first_step = 0;
   int64_t end_step = 0;
   int64_t rows;
-  int64_t chunk;  // rows, at most `rows`
-  ValueId boxes;  // [rows, box_columns]: a row whose first number is negative is not used
-  int64_t box_columns;
+  int64_t chunk;       // rows, at most `rows`
+  ValueId boxes = -1;  // [rows, box_columns]: a row whose first number is negative is not used; -1: all are
+  int64_t box_columns = 0;
   std::vector<ValueId> inner;     // values that are there for one chunk only
-  std::vector<WholeValue> whole;  // boxes among them
+  std::vector<WholeValue> whole;  // boxes or inputs among them
 };
 
-// The sections among `layers`, each beginning with a roi_align; graph_outputs are read when all is done. Shapes and
-// formats are by ValueId.
+// The sections among `layers`; graph_outputs are read when all is done.
 std::vector<Section> find_sections(const std::vector<Layer>& layers, const std::vector<ValueId>& graph_outputs,
-                                   const std::vector<Shape>& shapes, const std::vector<Format>& formats);
+                                   const PlanContext& context);
+
+inline bool is_inner(const Section& section, ValueId value) {
+  return std::find(section.inner.begin(), section.inner.end(), value) != section.inner.end();
+}
 
 // Give the whole values of a section as many rows, in `shapes`: a chunk while its layers are planned, then all.
 void set_rows(const Section& section, int64_t rows, std::vector<Shape>& shapes);
@@ -46,9 +51,10 @@ void run_section(const Section& section, RunState& state, const Run& run) {
   for (int64_t next = 0; next < section.rows; next += section.chunk) {
     // The last chunk is as large as the others: some rows are computed twice.
     const int64_t first = std::min(next, section.rows - section.chunk);
-    const float* boxes = state.values[section.boxes] + first * section.box_columns;
-    bool is_used = false;
-    for (int64_t row = 0; row < section.chunk; ++row) is_used |= boxes[row * section.box_columns] >= 0;
+    bool is_used = section.boxes < 0;
+    for (int64_t row = first; !is_used && row < first + section.chunk; ++row) {
+      is_used = state.values[section.boxes][row * section.box_columns] >= 0;
+    }
     for (const WholeValue& whole : section.whole) state.values[whole.value] += first * whole.row_size;
     for (int64_t step = section.first_step; is_used && step < section.end_step; ++step) run(step);
     for (const WholeValue& whole : section.whole) {
