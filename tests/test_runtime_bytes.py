@@ -1,0 +1,190 @@
+"""Values in bytes between the layers of a network: which layers hand them on, and what networks compute so."""
+
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+from layer_networks import model_file, weighted_layer
+from numpy.typing import NDArray
+from test_runtime_fast import ISAS, run
+
+from pyquant.codecs import DenseConfig, ProductConfig
+from pyquant.file import ModelFile
+from pyquant.graph import Graph, Node
+from pyquant.runtime import Model
+
+Floats = NDArray[np.float32]
+
+
+def scaled_layer(
+    rng: np.random.Generator, name: str, source: str, shape: tuple[int, ...], config: Any, **attributes: Any
+) -> tuple[Node, dict[str, np.ndarray]]:
+    """Return a layer whose outputs are about as large as its inputs."""
+    node, own = weighted_layer(rng, shape, config, name=name, inputs=(source,), output=name, **attributes)
+    return node, own | {f"{name}.scale": np.full(shape[0], np.prod(shape[1:]) ** -0.5, np.float32)}
+
+
+def chain(rng: np.random.Generator) -> tuple[list[Node], dict[str, np.ndarray]]:
+    """Return layers of every way to hand bytes on: pooled, added, clamped, curved, and read by layers in fp32."""
+    codec = ProductConfig(block=(4, 1, 1), centroids=32)
+    spatial = ProductConfig(block=(1, 3, 3), centroids=32)
+    tensors: dict[str, np.ndarray] = {}
+
+    def layer(name: str, source: str, shape: tuple[int, ...], config: Any, **attributes: Any) -> Node:
+        node, own = scaled_layer(rng, name, source, shape, config, **attributes)
+        tensors.update(own)
+        return node
+
+    def plain(op: str, name: str, *inputs: str, **attributes: Any) -> Node:
+        return Node(op=op, name=name, inputs=inputs, outputs=(name,), attributes=attributes)
+
+    padded = {"padding": (1, 1, 1, 1)}
+    nodes = [
+        layer("stem", "x", (10, 3, 3, 3), DenseConfig(), **padded),
+        plain("relu", "r0", "stem"),
+        plain("max_pool2d", "pool", "r0", kernel=(3, 3), stride=(2, 2), padding=(1, 1)),
+        layer("a", "pool", (10, 10, 1, 1), codec),
+        plain("relu6", "r1", "a"),
+        layer("b", "r1", (10, 10, 3, 3), spatial, **padded),
+        plain("add", "sum", "b", "pool"),
+        plain("relu", "r2", "sum"),
+        layer("c", "r2", (12, 10, 1, 1), codec),
+        plain("silu", "curve", "c"),
+        layer("d", "curve", (12, 12, 1, 1), codec),
+        plain("add", "sum2", "d", "curve"),
+        plain("avg_pool2d", "mean", "sum2", kernel=(2, 2), stride=(2, 2), padding=(0, 0)),
+        layer("depthwise", "mean", (12, 1, 3, 3), spatial, groups=12, **padded),
+        plain("adaptive_avg_pool2d", "pooled", "depthwise", output_size=(1, 1)),
+        plain("flatten", "flat", "pooled"),
+        layer("fc", "flat", (7, 12), codec),
+    ]
+    return nodes, tensors
+
+
+def values_of(file: ModelFile, x: Floats) -> dict[str, Floats]:
+    graph = file.network.graph
+    names = tuple(graph.infer_shapes([x.shape]))
+    result = Model(ModelFile(network=replace(file.network, graph=replace(graph, outputs=names))))(x)
+    assert isinstance(result, dict)
+    return result
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_network(calibrated: bool, rng: np.random.Generator) -> None:
+    nodes, tensors = chain(rng)
+    x = rng.standard_normal((2, 3, 21, 18)).astype(np.float32)
+    file = model_file(nodes, tensors, x.shape)
+    exact = Model(file)(x)
+    if calibrated:
+        ranges = [(min(v.min(), 0), max(v.max(), 0)) for v in values_of(file, x).values()]
+        file = replace(file, network=file.network.with_activation_ranges(np.array(ranges, np.float32)))
+    steps = Model(file, precision="fast").profile(x)["steps"]
+    assert sum(step["kernel"] in ("direct8", "matrix8", "table8") for step in steps) >= 4
+    first = run(file, x, isa="reference", threads=1)
+    assert np.abs(first - exact).max() <= 0.1 * np.abs(exact).max()
+    for kernel, isa, threads in product(("direct8", "matrix8", "table8", "direct"), ISAS, (1, 2)):
+        got = run(file, x, isa=isa, kernel=kernel, threads=threads)
+        assert np.abs(got - exact).max() <= 0.1 * np.abs(exact).max(), (kernel, isa, threads)
+    # A run does not change the next one.
+    model = Model(file, precision="fast")
+    once = model(x)
+    model(2 * x)
+    np.testing.assert_array_equal(model(x), once)
+
+
+def check_steps_in_bytes(nodes: list[Node], tensors: dict[str, np.ndarray], x: Floats, steps: list[str]) -> None:
+    """Compare a network with itself in fp32 and on each instruction set, and its steps with those expected."""
+    file = model_file(nodes, tensors, x.shape)
+    exact = Model(file)(x)
+    measured = run(file, x)
+    ranges = [(min(v.min(), 0), max(v.max(), 0)) for v in values_of(file, x).values()]
+    file = replace(file, network=file.network.with_activation_ranges(np.array(ranges, np.float32)))
+    first = run(file, x, isa="reference", kernel="direct8")
+    for isa, threads in product(ISAS, (1, 3)):
+        got = run(file, x, isa=isa, kernel="direct8", threads=threads)
+        assert np.abs(got - first).max() <= 1e-5 * np.abs(exact).max()
+    for got in (first, measured):
+        assert np.abs(got - exact).max() <= 0.1 * np.abs(exact).max()
+    profile = Model(file, precision="fast", kernel="direct8").profile(x)
+    assert [step["op"] for step in profile["steps"]] == steps
+
+
+def test_pyramid_stays_in_bytes(rng: np.random.Generator) -> None:
+    """A level is pooled, enlarged again, added to the one before and read: none of it needs floats."""
+    codec = ProductConfig(block=(4, 1, 1), centroids=32)
+    stem, a = scaled_layer(rng, "stem", "x", (10, 8, 1, 1), codec)
+    top, b = scaled_layer(rng, "top", "pool", (10, 10, 1, 1), codec)
+    lateral, c = scaled_layer(rng, "lateral", "stem", (10, 10, 1, 1), codec)
+    out, d = scaled_layer(rng, "out", "sum", (7, 10, 3, 3), codec, padding=(1, 1, 1, 1))
+    window = {"kernel": (2, 2), "stride": (2, 2)}
+    nodes = [
+        stem,
+        Node(op="max_pool2d", name="pool", inputs=("stem",), outputs=("pool",), attributes=window),
+        top,
+        lateral,
+        Node(op="upsample_like", name="up", inputs=("top", "lateral"), outputs=("up",), attributes={"mode": "nearest"}),
+        Node(op="add", name="sum", inputs=("lateral", "up"), outputs=("sum",)),
+        out,
+    ]
+    x = rng.standard_normal((2, 8, 21, 18)).astype(np.float32)
+    steps = ["quantize", "conv2d", "max_pool2d", "conv2d", "upsample_like", "conv2d+add", "conv2d"]
+    check_steps_in_bytes(nodes, {**a, **b, **c, **d}, x, steps)
+
+
+@pytest.mark.parametrize("channels", [8, 6, 1])
+@pytest.mark.parametrize("factor", [(2, 2), (4, 1)])
+def test_transposed_convolution_stays_in_bytes(
+    channels: int, factor: tuple[int, int], rng: np.random.Generator
+) -> None:
+    first, a = scaled_layer(rng, "first", "x", (4 * channels, 8, 1, 1), DenseConfig())
+    last, b = scaled_layer(rng, "last", "relu", (5, channels, 1, 1), DenseConfig())
+    attributes = {"factor": factor}
+    shuffle = Node(op="pixel_shuffle", name="pixels", inputs=("first",), outputs=("pixels",), attributes=attributes)
+    relu = Node(op="relu", name="relu", inputs=("pixels",), outputs=("relu",))
+    x = rng.standard_normal((3, 8, 5, 7)).astype(np.float32)
+    steps = ["quantize", "conv2d+relu", "pixel_shuffle", "conv2d"]
+    check_steps_in_bytes([first, shuffle, relu, last], {**a, **b}, x, steps)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 4)])
+def test_means_are_of_bytes(size: tuple[int, int], rng: np.random.Generator) -> None:
+    first, a = scaled_layer(rng, "first", "x", (10, 8, 1, 1), DenseConfig())
+    attributes = {"output_size": size}
+    pool = Node(op="adaptive_avg_pool2d", name="mean", inputs=("first",), outputs=("mean",), attributes=attributes)
+    last, b = scaled_layer(rng, "last", "mean", (5, 10, 1, 1), DenseConfig())
+    x = rng.uniform(0, 1, (2, 8, 41, 38)).astype(np.float32)
+    steps = ["quantize", "conv2d", "adaptive_avg_pool2d", "quantize", "conv2d"]
+    check_steps_in_bytes([first, pool, last], {**a, **b}, x, steps)
+
+
+def test_means_of_what_another_layer_reads_in_floats(rng: np.random.Generator) -> None:
+    """As where channels are weighed by what is made of their means."""
+    first, tensors = scaled_layer(rng, "first", "x", (10, 8, 1, 1), DenseConfig())
+    one = {"output_size": (1, 1)}
+    nodes = [
+        first,
+        Node(op="adaptive_avg_pool2d", name="mean", inputs=("first",), outputs=("mean",), attributes=one),
+        Node(op="sigmoid", name="gate", inputs=("mean",), outputs=("gate",)),
+        Node(op="mul", name="gated", inputs=("first", "gate"), outputs=("gated",)),
+    ]
+    x = rng.standard_normal((2, 8, 21, 18)).astype(np.float32)
+    check_steps_in_bytes(nodes, tensors, x, ["quantize", "conv2d", "adaptive_avg_pool2d", "sigmoid", "mul"])
+
+
+def test_value_that_is_an_output_too(rng: np.random.Generator) -> None:
+    nodes, tensors = chain(rng)
+    x = rng.standard_normal((1, 3, 9, 9)).astype(np.float32)
+    file = model_file(nodes, tensors, x.shape)
+    ranges = np.array([(-8, 8)] * len(file.network.graph.infer_shapes()), np.float32)
+    outputs = ("pool", "r1", "r2", "x", "fc")
+    graph: Graph = replace(file.network.graph, outputs=outputs)
+    network = replace(file.network, graph=graph).with_activation_ranges(ranges)
+    got = Model(replace(file, network=network), precision="fast")(x)
+    expected = Model(replace(file, network=network))(x)
+    assert isinstance(got, dict)
+    assert isinstance(expected, dict)
+    np.testing.assert_array_equal(got["x"], x)
+    for name in outputs:
+        assert np.abs(got[name] - expected[name]).max() < 0.5, name
