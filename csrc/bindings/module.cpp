@@ -33,7 +33,7 @@ Arrays connect(const Model& model, const Plan& plan, const std::vector<Array<flo
     if (shape != plan.shapes[model.graph().inputs[i]]) throw Error("the plan was made for inputs of other shapes");
     arrays.inputs.push_back(inputs[i].data());
   }
-  for (const ValueId value : model.graph().outputs) {
+  for (const ValueId value : plan.outputs) {
     Array<float> result(plan.shapes[value]);
     arrays.outputs.push_back(result.mutable_data());
     arrays.results.append(std::move(result));

@@ -56,9 +56,10 @@ FormattedLayers assign_formats(std::vector<Layer> layers, const Graph& graph, Pl
   std::vector<bool> reads(layers.size());         // by layer: whether it reads bytes
   std::vector<bool> is_wanted(graph.num_values);  // by value: whether one of its readers does
   std::vector<int> readers(graph.num_values);
+  std::vector<bool> is_computed(graph.num_values);  // by value: whether a convolution or linear layer writes it
   for (const Layer& layer : layers) {
-    for (const ValueId input : layer.inputs) ++readers[input];
-    if (layer.residual >= 0) ++readers[layer.residual];
+    for (const ValueId value : layer.values_read()) ++readers[value];
+    is_computed[layer.output] = layer.node->weight != nullptr;
   }
   for (const ValueId output : graph.outputs) ++readers[output];
   for (size_t i = layers.size(); i-- > 0;) {
@@ -67,8 +68,9 @@ FormattedLayers assign_formats(std::vector<Layer> layers, const Graph& graph, Pl
     reads[i] = keeps ? is_wanted[layer.output] : reads_bytes(layer, context);
     // A range that is not known before would have to be measured first.
     const bool can_write = keeps || (context.ranges[layer.output] && !has_curve(layer.activation));
-    // Bytes are less to write and to read, unless there is another reader, who may want floats.
-    if (context.fast && reads_either(*layer.node) && readers[layer.inputs[0]] == 1) is_wanted[layer.inputs[0]] = true;
+    // Bytes are less to write and to read, where a layer writes them that reads bytes, and nobody else wants floats.
+    const ValueId input = layer.inputs[0];
+    if (reads_either(*layer.node) && is_computed[input] && readers[input] == 1) is_wanted[input] = true;
     if (!reads[i]) continue;
     is_wanted[layer.inputs[0]] = true;
     if (!is_wanted[layer.output] || !can_write) continue;

@@ -8,7 +8,7 @@ namespace {
 constexpr int64_t kNoLayer = -1;
 
 // The values that a node reads: not those of which it needs the shape alone, which need not be there.
-std::vector<ValueId> values_read(const Node& node) {
+std::vector<ValueId> inputs_read(const Node& node) {
   if (node.op == "upsample_like") return {node.inputs[0]};
   return node.inputs;
 }
@@ -19,7 +19,7 @@ std::vector<Layer> fuse_layers(const Graph& graph, PlanContext& context) {
   const std::vector<Shape>& shapes = context.shapes;
   std::vector<int> uses(graph.num_values, 0);
   for (const Node& node : graph.nodes) {
-    for (const ValueId value : values_read(node)) ++uses[value];
+    for (const ValueId value : inputs_read(node)) ++uses[value];
   }
   for (const ValueId value : graph.outputs) ++uses[value];
 
@@ -46,7 +46,7 @@ std::vector<Layer> fuse_layers(const Graph& graph, PlanContext& context) {
   };
 
   for (const Node& node : graph.nodes) {
-    Layer layer{.node = &node, .inputs = values_read(node), .output = node.output(), .op = node.op};
+    Layer layer{.node = &node, .inputs = inputs_read(node), .output = node.output(), .op = node.op};
     int64_t into = kNoLayer;
     ValueId residual = -1;
     if (const auto activation = activation_of(node.op)) {

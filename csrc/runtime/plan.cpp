@@ -17,11 +17,10 @@ void need(int64_t& most, int64_t floats, const Step& step) {
   most = std::max(most, floats);
 }
 
-}  // namespace
-
-// Sums take the place of the residual that no other step reads any more: each is written once, where it was read. So
-// a processor's cache holds one value in place of two, and need not fetch what is overwritten.
-void Plan::write_over_residual(const Layer& layer, int64_t step, std::vector<Lifetime>& lifetimes) {
+// Give the sums of a layer that adds a residual the place of that, if no step after `step` reads it: they are written
+// where it is read. So a processor's cache holds one value in place of two, and fetches nothing that is overwritten.
+void write_over_residual(const Layer& layer, int64_t step, std::vector<ValueId>& storage,
+                         std::vector<Lifetime>& lifetimes) {
   const ValueId place = storage[layer.residual];
   Lifetime& before = lifetimes[place];
   Lifetime& after = lifetimes[layer.output];
@@ -32,6 +31,8 @@ void Plan::write_over_residual(const Layer& layer, int64_t step, std::vector<Lif
   after = {};
   std::replace(storage.begin(), storage.end(), layer.output, place);
 }
+
+}  // namespace
 
 Plan::Plan(const Graph& graph, PlanContext context) {
   FormattedLayers formatted = assign_formats(fuse_layers(graph, context), graph, context);
@@ -85,12 +86,11 @@ Plan::Plan(const Graph& graph, PlanContext context) {
       steps.push_back(plan(layer, context));
       need(scratch_floats, steps.back()->scratch_floats(), *steps.back());
       need(shared_floats, steps.back()->shared_floats(), *steps.back());
-      for (const ValueId input : layer.inputs) read(input, step);
+      for (const ValueId value : layer.values_read()) read(value, step);
       if (layer.residual >= 0) {
-        read(layer.residual, step);
-        // Of a value that is there as a whole, rows may be computed twice.
+        // In a section, rows of a value that is there as a whole may be computed twice.
         const bool in_section = section != sections.end() && i >= section->first_layer;
-        if (!in_section || is_inner(*section, layer.residual)) additions.emplace_back(step, &layer);
+        if (!in_section || section->is_inner(layer.residual)) additions.emplace_back(step, &layer);
       }
       write(layer.output, step);
     }
@@ -102,7 +102,7 @@ Plan::Plan(const Graph& graph, PlanContext context) {
     }
   }
   for (const ValueId output : outputs) read(output, static_cast<int64_t>(steps.size()));
-  for (const auto& [step, layer] : additions) write_over_residual(*layer, step, lifetimes);
+  for (const auto& [step, layer] : additions) write_over_residual(*layer, step, storage, lifetimes);
   placement = place(lifetimes, kSlackBytes / static_cast<int64_t>(sizeof(float)));
 }
 

@@ -23,9 +23,6 @@ struct Plan {
   Placement placement;                     // by ValueId
   int64_t scratch_floats = 0;              // per worker
   int64_t shared_floats = 0;
-
- private:
-  void write_over_residual(const Layer& layer, int64_t step, std::vector<Lifetime>& lifetimes);
 };
 
 }  // namespace pyquant

@@ -1,6 +1,7 @@
 #include "runtime/sections.h"
 
 #include <algorithm>
+#include <numeric>
 #include <optional>
 
 #include "base/sizes.h"
@@ -8,12 +9,12 @@
 namespace pyquant {
 namespace {
 
-// Floats of the largest value of a chunk of boxes, about: 16 MB keep kernels busy, and are little beside a backbone's
-// values.
+// Values of four bytes in the largest value of a chunk of boxes, about: 16 MB keep kernels busy, and are little beside
+// what a backbone has.
 constexpr int64_t kChunkFloats = int64_t{1} << 22;
 constexpr int64_t kRowsTogether = 8;  // chunks are multiples of it where they can be: kernels take rows by vectors
 
-// An image's value of so many floats fills a second-level cache by itself.
+// The same of an image that fills a second-level cache by itself.
 constexpr int64_t kLargeFloats = int64_t{1} << 19;
 
 // So many layers without may lie between two with large values, as in a block of three convolutions.
@@ -33,12 +34,6 @@ bool contains(const std::vector<T>& values, const T& value) {
   return std::find(values.begin(), values.end(), value) != values.end();
 }
 
-std::vector<ValueId> values_read(const Layer& layer) {
-  std::vector<ValueId> values = layer.inputs;
-  if (layer.residual >= 0) values.push_back(layer.residual);
-  return values;
-}
-
 class SectionFinder {
  public:
   SectionFinder(const std::vector<Layer>& layers, const std::vector<ValueId>& graph_outputs, const PlanContext& context)
@@ -56,10 +51,10 @@ class SectionFinder {
                     .box_columns = columns,
                     .inner = {layers_[first].output},
                     .whole = {{.value = boxes, .row_size = columns, .is_written = false}}};
-    const auto is_inner = [&](ValueId value) { return contains(section.inner, value); };
-    for (size_t i = first + 1; i < layers_.size() && !joins_rows(layers_[i]); ++i) {
-      const std::vector<ValueId> read = values_read(layers_[i]);
-      if (!std::all_of(read.begin(), read.end(), is_inner) || rows_of(layers_[i].output) != section.rows) break;
+    const auto is_inner = [&](ValueId value) { return section.is_inner(value); };
+    for (size_t i = first + 1; i < layers_.size() && treats_rows_apart(layers_[i], section.rows); ++i) {
+      const std::vector<ValueId> read = layers_[i].values_read();
+      if (!std::all_of(read.begin(), read.end(), is_inner)) break;
       section.inner.push_back(layers_[i].output);
       section.end_layer = i + 1;
     }
@@ -71,20 +66,20 @@ class SectionFinder {
     return section;
   }
 
-  // The section of images, one for each thread at a time, that begins with large values at `first`; none if there are
-  // no more images than that, or it would not.
+  // The section that begins with large values of images at `first`, if there is one. A chunk has an image for each
+  // thread, or as many fewer as divide the images.
   std::optional<Section> of_images(size_t first) const {
     const int64_t images = rows_of(layers_[first].output);
-    const int64_t chunk = images % context_.threads == 0 ? context_.threads : 1;
+    const int64_t chunk = std::gcd(images, int64_t{context_.threads});
     Section section{.first_layer = first, .end_layer = first, .rows = images, .chunk = chunk, .inner = {}, .whole = {}};
     if (images == chunk || !has_large_values(layers_[first])) return std::nullopt;
     for (size_t i = first; i < std::min(section.end_layer + kMostBetween + 1, layers_.size()); ++i) {
-      if (!treats_images_apart(layers_[i], images)) break;
+      if (!treats_rows_apart(layers_[i], images) || is_view(layers_[i]) || measures_ranges(layers_[i])) break;
       if (has_large_values(layers_[i])) section.end_layer = i + 1;
     }
     std::vector<ValueId> known;
     for (size_t i = first; i < section.end_layer; ++i) {
-      for (const ValueId value : values_read(layers_[i])) {
+      for (const ValueId value : layers_[i].values_read()) {
         if (contains(known, value)) continue;
         known.push_back(value);
         section.whole.push_back({.value = value, .row_size = row_size(value), .is_written = false});
@@ -92,8 +87,8 @@ class SectionFinder {
       known.push_back(layers_[i].output);
       section.inner.push_back(layers_[i].output);
     }
-    if (section.end_layer == first) return std::nullopt;
     move_whole(section);
+    if (section.inner.empty()) return std::nullopt;
     return section;
   }
 
@@ -107,24 +102,35 @@ class SectionFinder {
   }
 
   bool has_large_values(const Layer& layer) const {
-    const auto is_large = [&](ValueId value) { return row_size(value) >= kLargeFloats; };
+    const auto is_large = [&](ValueId value) {
+      return context_.shapes[value].size() == 4 && row_size(value) >= kLargeFloats;
+    };
     return is_large(layer.output) || std::any_of(layer.inputs.begin(), layer.inputs.end(), is_large);
   }
 
-  // Bytes whose range is measured in each run have one for all images.
-  bool treats_images_apart(const Layer& layer, int64_t images) const {
+  // Whether rows of what a layer reads become those of its output. Of other ranks, values are broadcast.
+  bool treats_rows_apart(const Layer& layer, int64_t rows) const {
     const auto is_apart = [&](ValueId value) {
-      return rows_of(value) == images && (context_.formats[value] == Format::kFloats || context_.ranges[value]);
+      const bool same_rank = context_.shapes[value].size() == context_.shapes[layer.output].size();
+      return rows_of(value) == rows && (same_rank || is_view(layer));
     };
-    const std::vector<ValueId> read = values_read(layer);
-    return !joins_rows(layer) && !is_view(layer) && is_apart(layer.output) &&
-           std::all_of(read.begin(), read.end(), is_apart);
+    const std::vector<ValueId> read = layer.values_read();
+    return !joins_rows(layer) && is_apart(layer.output) && std::all_of(read.begin(), read.end(), is_apart);
+  }
+
+  // Whether a layer reads or writes bytes whose range is measured in each run, of all images.
+  bool measures_ranges(const Layer& layer) const {
+    const auto is_measured = [&](ValueId value) {
+      return context_.formats[value] == Format::kBytes && !context_.ranges[value];
+    };
+    const std::vector<ValueId> read = layer.values_read();
+    return is_measured(layer.output) || std::any_of(read.begin(), read.end(), is_measured);
   }
 
   bool is_read_outside(const Section& section, ValueId value) const {
     if (contains(graph_outputs_, value)) return true;
     for (size_t i = section.end_layer; i < layers_.size(); ++i) {
-      if (contains(values_read(layers_[i]), value)) return true;
+      if (contains(layers_[i].values_read(), value)) return true;
     }
     return false;
   }

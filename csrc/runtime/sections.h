@@ -2,8 +2,8 @@
 //
 // Rows are boxes or images. The heads of a detector make large values of each box, and most boxes may not be used: a
 // chunk at a time, memory does not grow with the number of boxes, and chunks in which no row is used are passed over.
-// Large values of several images are far away when the next layer reads them: an image at a time, they are nearer, and
-// there is memory for one.
+// Large values of many images are far away when the next layer reads them: of one for each thread, they are nearer, and
+// take less memory.
 #pragma once
 
 #include <algorithm>
@@ -31,16 +31,14 @@ struct Section {
   ValueId boxes = -1;  // [rows, box_columns]: a row whose first number is negative is not used; -1: all are
   int64_t box_columns = 0;
   std::vector<ValueId> inner;     // values that are there for one chunk only
-  std::vector<WholeValue> whole;  // boxes or inputs among them
+  std::vector<WholeValue> whole;  // read from before the section, or after it
+
+  bool is_inner(ValueId value) const { return std::find(inner.begin(), inner.end(), value) != inner.end(); }
 };
 
 // The sections among `layers`; graph_outputs are read when all is done.
 std::vector<Section> find_sections(const std::vector<Layer>& layers, const std::vector<ValueId>& graph_outputs,
                                    const PlanContext& context);
-
-inline bool is_inner(const Section& section, ValueId value) {
-  return std::find(section.inner.begin(), section.inner.end(), value) != section.inner.end();
-}
 
 // Give the whole values of a section as many rows, in `shapes`: a chunk while its layers are planned, then all.
 void set_rows(const Section& section, int64_t rows, std::vector<Shape>& shapes);

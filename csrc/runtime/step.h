@@ -67,6 +67,12 @@ struct Layer {
   ValueId residual = -1;  // added to the layer's output before the activation; -1: none
   Activation activation = Activation::kNone;
   std::string op;  // as `profile` shows it, fused operations joined by "+"
+
+  std::vector<ValueId> values_read() const {
+    std::vector<ValueId> values = inputs;
+    if (residual >= 0) values.push_back(residual);
+    return values;
+  }
 };
 
 // Kernels by the name of the layer that they are wanted for; where one does not apply, a direct one runs.

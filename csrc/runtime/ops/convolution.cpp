@@ -75,6 +75,10 @@ Choice choose(const Convolution& convolution, const std::string& layer, const Pl
   return choice;
 }
 
+// Pixels of a thread in a row of a value. Of fewer, most cache lines belong to two threads, which would only take them
+// from each other earlier if they asked for them.
+constexpr int64_t kLongRow = 64;
+
 std::vector<float> or_filled(const std::vector<float>& values, int64_t size, float filler) {
   return values.empty() ? std::vector<float>(size, filler) : values;
 }
@@ -91,7 +95,8 @@ Convolution::Convolution(const Layer& layer, const PlanContext& context)
       activation(layer.activation),
       input(layer.inputs[0]),
       output(layer.output),
-      residual(layer.residual) {}
+      residual(layer.residual),
+      expects_residual(residual >= 0 && context.threads > 1 && geometry.out_plane() >= kLongRow * context.threads) {}
 
 void Convolution::finish(const float* tile, int64_t pitch, int64_t first_output, int64_t rows, int64_t pixel,
                          int64_t count, const RunState& state) const {

@@ -28,14 +28,6 @@ struct Convolution {
   // Ask for the memory that finish() will read and write: rows lie pages apart, so that processors do not foresee it.
   void expect(int64_t first_output, int64_t rows, int64_t pixel, int64_t count, const RunState& state) const;
 
-  // Whether it pays to do so because a residual may lie in another processor's cache. What is only written need not be
-  // waited for; and of short rows, most lines belong to two threads, which would only take them from each other
-  // earlier.
-  bool residual_lies_elsewhere(const RunState& state) const {
-    constexpr int64_t kLongRow = 64;  // pixels of a thread
-    return residual >= 0 && state.pool->threads() > 1 && geometry.out_plane() >= kLongRow * state.pool->threads();
-  }
-
   // Write the weights of outputs [first_output, first_output + rows), which are not dense, as a matrix [rows, pitch].
   void decode(int64_t first_output, int64_t rows, float* weights, int64_t pitch) const;
 
@@ -55,6 +47,8 @@ struct Convolution {
   ValueId input;
   ValueId output;
   ValueId residual;  // -1: none
+  // Whether it pays to expect() a residual early, which may lie in another processor's cache.
+  bool expects_residual;
 };
 
 // Ask for rows of `count` values of four bytes, to be written or read.

@@ -89,7 +89,7 @@ class TableStep : public Step {
   };
 
   // Add some positions to the sums of all outputs, kTogether at a time; the last pass also writes these. Each pass asks
-  // for its share of the memory that they will be written to, where that is elsewhere.
+  // for its share of the memory that they will be written to, if a residual may lie elsewhere.
   void add(int64_t first, int64_t count, const float* tables, float* sums, const Place& place,
            const RunState& state) const {
     const int64_t pass = first / passes_.per_pass;
@@ -97,7 +97,7 @@ class TableStep : public Step {
     const int64_t end = (place.group + 1) * c_.group_outputs();
     for (int64_t output = place.group * c_.group_outputs(); output < end; output += kTogether) {
       const int64_t outputs = std::min(kTogether, end - output);
-      if (c_.residual_lies_elsewhere(state)) {
+      if (c_.expects_residual) {
         const int64_t asked = outputs * pass / passes;
         c_.expect(output + asked, outputs * (pass + 1) / passes - asked, place.pixel, place.pixels, state);
       }
