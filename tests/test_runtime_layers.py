@@ -152,12 +152,13 @@ def test_inputs_read_in_place(outputs: int, groups: int, plane: tuple[int, int],
 
 
 @pytest.mark.parametrize(("outputs", "groups", "images"), [(12, 1, 1), (12, 3, 3), (90, 1, 3), (90, 3, 1)])
-def test_blocks_read_out_of_order(outputs: int, groups: int, images: int, rng: np.random.Generator) -> None:
-    """Four channels of 52x52 are 43 kB: steps so long that blocks are read in another order than they lie."""
-    for channels in (32, 36, 44):  # blocks behind the last four stay where they are
-        node, tensors = weighted_layer(
-            rng, (outputs, channels, 1, 1), ProductConfig(block=(4, 1, 1), centroids=16), groups=groups
-        )
+@pytest.mark.parametrize("codec", [DenseConfig(), ProductConfig(block=(4, 1, 1), centroids=16)], ids=["dense", "coded"])
+def test_long_steps_between_channels(
+    codec: Any, outputs: int, groups: int, images: int, rng: np.random.Generator
+) -> None:
+    """Four channels of 52x52 are 43 kB: blocks are read in another order then, dense rows eight channels at a time."""
+    for channels in (32, 36, 44):  # also some behind the last four blocks, or eight channels
+        node, tensors = weighted_layer(rng, (outputs, channels, 1, 1), codec, groups=groups)
         x = rng.standard_normal((images, channels * groups, 52, 52)).astype(np.float32)
         check(model_file([node], tensors, x.shape), x, terms=channels)
 

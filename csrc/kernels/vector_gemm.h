@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <utility>
 
+#include "base/prefetcher.h"
 #include "base/sizes.h"
 
 namespace pyquant {
@@ -22,18 +23,19 @@ struct VectorGemm {
   using Value = typename A::Value;
   static constexpr int64_t kLanes = A::kLanes;
 
-  // So many steps of a block whose dim the compiler does not know are written out.
+  // So many steps of a block whose dim the compiler does not know are written out; of a matrix twice as many, where so
+  // many would mislead a prefetcher.
   static constexpr int64_t kSteps = 4;
 
   // The sums stay in registers for the whole depth. A step loads the inputs and broadcasts kRows weights, straight from
   // the codebook: they need no decoding. `fixed` is a dim known to the compiler, all of whose steps are written out (to
-  // count them takes 8 % of the time), or 0.
+  // count them takes 8 % of the time), or 0. Of a matrix, it is so many of its steps, where those are not kSteps.
   template <int64_t halves, int64_t fixed, bool is_matrix>
   static void registers(const uint16_t* at, const Weight* codebook, int64_t any_dim, int64_t blocks, const Input* panel,
                         const int32_t* rows, Value* out, int64_t out_pitch) noexcept {
     constexpr int64_t vectors = halves / 2;
     constexpr bool with_half = halves % 2 != 0;
-    const int64_t dim = fixed > 0 ? fixed : any_dim;
+    const int64_t dim = fixed > 0 && !is_matrix ? fixed : any_dim;
     // A constant number of turns, unrolled early: else the compiler keeps a copy of the sums in memory as well.
     typename A::Sums sums[A::kRows][vectors + 1];
     typename A::HalfSums half_sums[A::kRows];
@@ -63,14 +65,15 @@ struct VectorGemm {
     for (const int32_t* const end = rows + blocks * dim; rows != end; rows += dim, at += is_matrix ? 0 : A::kRows) {
 #pragma GCC unroll 8
       for (int64_t r = 0; r < A::kRows; ++r) centroids[r] = codebook + (is_matrix ? r * dim : at[r]);
-      if constexpr (fixed > 0) {
+      if constexpr (fixed > 0 && !is_matrix) {
 #pragma GCC unroll 9
         for (int64_t i = 0; i < fixed; ++i) multiply(i);
       } else {
+        constexpr int64_t steps = fixed > 0 ? fixed : kSteps;
         int64_t i = 0;
-        for (; i + kSteps <= dim; i += kSteps) {
-#pragma GCC unroll 4
-          for (int64_t step = 0; step < kSteps; ++step) multiply(i + step);
+        for (; i + steps <= dim; i += steps) {
+#pragma GCC unroll 8
+          for (int64_t step = 0; step < steps; ++step) multiply(i + step);
         }
         for (; i < dim; ++i) multiply(i);
       }
@@ -96,7 +99,11 @@ struct VectorGemm {
     constexpr auto kAll = std::make_integer_sequence<int64_t, 2 * A::kVectors>{};
     const int64_t halves = ceil_div(pixels, kLanes / 2);
     // The usual dims: channels of 1x1 blocks and of Winograd's, in floats or quads, and the nine taps of 3x3 kernels.
-    const RegistersFn run = at == nullptr ? registers_for<0, true>(halves, kAll)
+    const auto misleads = [&] {
+      return dim > kSteps && misleads_prefetcher((rows[kSteps] - rows[0]) * static_cast<int64_t>(sizeof(Input)));
+    };
+    const RegistersFn run = at == nullptr ? misleads() ? registers_for<2 * kSteps, true>(halves, kAll)
+                                                       : registers_for<0, true>(halves, kAll)
                             : dim == 1    ? registers_for<1, false>(halves, kAll)
                             : dim == 2    ? registers_for<2, false>(halves, kAll)
                             : dim == 4    ? registers_for<4, false>(halves, kAll)

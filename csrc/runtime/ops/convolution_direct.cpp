@@ -3,22 +3,14 @@
 // Weights are read from the codebook by way of their codes while they are multiplied. Bytes, and what has too many
 // additive codebooks for that, are decoded first, a few rows at a time, unless memory is granted to keep them.
 #include <algorithm>
-#include <cstdlib>
 
+#include "base/prefetcher.h"
 #include "runtime/coded_rows.h"
 #include "runtime/ops/convolution.h"
 #include "runtime/ops/panels.h"
 
 namespace pyquant {
 namespace {
-
-// Whether loads that are each so many floats behind the last make a processor ask for wrong lines, perhaps such as
-// another thread is about to write. Its prefetcher follows equal steps of up to 26 kB, but takes those of more than
-// 32 kB for 64 kB less (measured on Emerald Rapids; from 96 kB on it follows none).
-bool misleads_prefetcher(int64_t floats) {
-  constexpr int64_t kWrapped = 64 * 1024, kFollowed = 26 * 1024;
-  return std::abs(floats * static_cast<int64_t>(sizeof(float)) - kWrapped) <= kFollowed;
-}
 
 double cost_of_rows(const Weight& weight) { return has_joint_codebook(weight) ? 0.0 : decode_cost(weight); }
 
@@ -35,7 +27,8 @@ class DirectStep : public Step {
     if (has_joint_codebook(weight)) {
       at_ = joint_codes(weight, c_.geometry.groups, t_.tile_rows, weight.block.dim());
       if (weight.codebooks > 1) codebook_ = joint_codebook(weight, weight.codebook);
-      if (t_.in_place && misleads_prefetcher(weight.block.dim() * panels_.row_pitch())) exchange_blocks();
+      const int64_t step = weight.block.dim() * panels_.row_pitch() * static_cast<int64_t>(sizeof(float));
+      if (t_.in_place && misleads_prefetcher(step)) exchange_blocks();
       return;
     }
     if (weight.dense.empty()) kept_ = c_.kept_rows(context);
