@@ -248,6 +248,16 @@ def test_inputs_read_in_place(outputs: int, groups: int, plane: tuple[int, int],
         check_layer(file, x)
 
 
+@pytest.mark.parametrize(("outputs", "groups", "images"), [(12, 3, 1), (90, 1, 2)])
+@pytest.mark.parametrize("codec", [DenseConfig(), ProductConfig(block=(8, 1, 1), centroids=16)], ids=["dense", "coded"])
+def test_long_steps_between_quads(codec: Any, outputs: int, groups: int, images: int, rng: np.random.Generator) -> None:
+    """Two quads of 72x72 are 41 kB, four are 82: blocks are read in another order, dense rows eight quads at a time."""
+    for channels in (32, 72):
+        node, tensors = weighted_layer(rng, (outputs, channels, 1, 1), codec, groups=groups)
+        x = rng.standard_normal((images, channels * groups, 72, 72)).astype(np.float32)
+        check_layer(model_file([node], tensors, x.shape), x)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
 @pytest.mark.parametrize("plane", [(1, 1), (7, 7), (8, 8), (14, 14), (11, 23)])
 def test_tables_on_any_number_of_threads(threads: int, plane: tuple[int, int], rng: np.random.Generator) -> None:

@@ -4,7 +4,6 @@
 // additive codebooks for that, are decoded first, a few rows at a time, unless memory is granted to keep them.
 #include <algorithm>
 
-#include "base/prefetcher.h"
 #include "runtime/coded_rows.h"
 #include "runtime/ops/convolution.h"
 #include "runtime/ops/panels.h"
@@ -27,8 +26,7 @@ class DirectStep : public Step {
     if (has_joint_codebook(weight)) {
       at_ = joint_codes(weight, c_.geometry.groups, t_.tile_rows, weight.block.dim());
       if (weight.codebooks > 1) codebook_ = joint_codebook(weight, weight.codebook);
-      const int64_t step = weight.block.dim() * panels_.row_pitch() * static_cast<int64_t>(sizeof(float));
-      if (t_.in_place && misleads_prefetcher(step)) exchange_blocks();
+      panels_.vary_steps(weight.block.dim(), at_);
       return;
     }
     if (weight.dense.empty()) kept_ = c_.kept_rows(context);
@@ -70,19 +68,6 @@ class DirectStep : public Step {
         kernels.gemm_tile(rows.at, rows.codebook, rows.dim, rows.blocks, work.panel(t_, tile), panels_.rows.data(),
                           sums, kernels.tile.pixels, pixels);
         c_.finish(sums, kernels.tile.pixels, output, count, pixel, pixels, state);
-      }
-    }
-  }
-
-  // Exchange the second and third of each four blocks: from one to the next it is no longer the same step.
-  void exchange_blocks() {
-    const int64_t blocks = c_.weight->blocks_per_row();
-    const int64_t dim = c_.weight->block.dim();
-    const auto exchange = [](auto* second, int64_t size) { std::swap_ranges(second, second + size, second + size); };
-    for (int64_t block = 1; block + 3 <= blocks; block += 4) {
-      exchange(panels_.rows.data() + block * dim, dim);
-      for (int64_t tile = 0; tile < c_.geometry.groups * t_.row_tiles(); ++tile) {
-        exchange(at_.data() + (tile * blocks + block) * t_.tile_rows, t_.tile_rows);
       }
     }
   }

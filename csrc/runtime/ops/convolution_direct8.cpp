@@ -41,6 +41,7 @@ class Direct8Step : public BytePanelStep {
       decoder_ = b_.take_decoder();
     }
     if (b_.c.kernels->adds_in_pairs) leave_rests();
+    if (source_ == QuadSource::kCentroid) panels_.vary_steps(order_.block.dim(), at_);
     if (source_ == QuadSource::kDecoded) {
       kept_ = context.kept->get<uint32_t>(b_.c.weight, kernel(), weight.outputs * order_.depth(),
                                           [&](uint32_t* rows) { decode(0, weight.outputs, rows); });

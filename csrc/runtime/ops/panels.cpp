@@ -4,6 +4,8 @@
 #include <limits>
 #include <utility>
 
+#include "base/prefetcher.h"
+
 namespace pyquant {
 namespace {
 
@@ -70,6 +72,19 @@ Panels::Panels(const ConvGeometry& geometry, const WeightOrder& order, const Ker
   if (by_image && better_in_place(patches, tiling, plane, reading)) {
     tiling = Tiling(kernels, tile, tiling.groups, outputs, tiling.count, patches.rows(), threads, costs, 0);
     tiling.in_place = true;
+  }
+}
+
+void Panels::vary_steps(int64_t dim, AlignedBuffer<uint16_t>& codes) {
+  if (!tiling.in_place || !misleads_prefetcher(dim * row_pitch() * static_cast<int64_t>(sizeof(float)))) return;
+  const int64_t blocks = static_cast<int64_t>(rows.size()) / dim;
+  const int64_t size = tiling.tile_rows;  // of a block's codes in a row tile
+  for (int64_t block = 1; block + 3 <= blocks; block += 4) {
+    const auto second = rows.begin() + block * dim;
+    std::swap_ranges(second, second + dim, second + dim);
+    for (uint16_t* at = codes.data() + block * size; at < codes.data() + codes.size(); at += blocks * size) {
+      std::swap_ranges(at, at + size, at + size);
+    }
   }
 }
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "base/aligned_buffer.h"
 #include "runtime/ops/tiling.h"
 #include "runtime/patches.h"
 
@@ -48,6 +49,10 @@ struct Panels {
 
   // Images whose pixels are tiled by themselves; 1 where those of all are tiled together.
   int64_t images_apart() const { return tiling.groups / groups; }
+
+  // If steps from block to block, of `dim` rows each, would mislead a processor's prefetcher: exchange the second and
+  // third of each four, of the rows and of `codes` [row tiles, blocks, tile_rows], so that they are no longer equal.
+  void vary_steps(int64_t dim, AlignedBuffer<uint16_t>& codes);
 
   // How far the rows of a panel lie apart.
   int64_t row_pitch() const { return tiling.in_place ? plane : tiling.pitch; }
