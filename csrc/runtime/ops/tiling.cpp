@@ -55,11 +55,8 @@ Tiling::Tiling(const KernelTable& kernels, const Tile& tile, int64_t groups_, in
   const int64_t most_lanes = kPanelBytes / static_cast<int64_t>(sizeof(float)) / rows;  // of the panels of a block
   const int64_t tiles_per_block =
       std::clamp<int64_t>((joined() ? most_lanes - behind : most_lanes) / round_up(widest, lanes), 1, num_tiles);
-  // Blocks of equal size: else one thread would end long before the other.
-  const int64_t tiles_each = num_tiles / takers;
-  int64_t blocks_each = ceil_div(tiles_each, tiles_per_block);
-  while (takers > 1 && tiles_each % blocks_each != 0) ++blocks_each;
-  num_blocks = takers * blocks_each;
+  // Threads have as many tiles each, also where their blocks differ by one.
+  num_blocks = takers * ceil_div(num_tiles / takers, tiles_per_block);
   int64_t most = widest;
   if (joined()) most = behind + (shared ? count : widest * ceil_div(num_tiles, num_blocks));
   pitch = round_up(most, lanes);
