@@ -51,15 +51,31 @@ struct Convolution {
   bool expects_residual;
 };
 
-// Ask for rows of `count` values of four bytes, to be written or read.
+// Ask for a line of memory, to be written or read. Compilers find that a function has no effect which does nothing
+// else, and leave it out; and they ask to read what is to be written unless all processors are known to tell these
+// apart (those that cannot do nothing).
+template <bool written>
+void ask_for(const uint32_t* line) {
+#if defined(__x86_64__)
+  if constexpr (written) {
+    asm volatile("prefetchw %0" : : "m"(*line));
+  } else {
+    asm volatile("prefetcht0 %0" : : "m"(*line));
+  }
+#else
+  __builtin_prefetch(line, written ? 1 : 0);
+  asm volatile("");
+#endif
+}
+
+// The same of rows of `count` values of four bytes.
 template <bool written>
 void expect_rows(const void* first, int64_t pitch, int64_t rows, int64_t count) {
   constexpr int64_t kLine = 16;  // values
   const auto* const values = static_cast<const uint32_t*>(first);
   for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t p = 0; p < count; p += kLine) __builtin_prefetch(values + r * pitch + p, written ? 1 : 0);
+    for (int64_t p = 0; p < count; p += kLine) ask_for<written>(values + r * pitch + p);
   }
-  asm volatile("");  // else compilers find that the call has no effect, and leave it out
 }
 
 // A way to compute a convolution.
