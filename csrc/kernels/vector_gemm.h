@@ -98,10 +98,10 @@ struct VectorGemm {
                    const int32_t* rows, Value* out, int64_t out_pitch, int64_t pixels) noexcept {
     constexpr auto kAll = std::make_integer_sequence<int64_t, 2 * A::kVectors>{};
     const int64_t halves = ceil_div(pixels, kLanes / 2);
-    // The usual dims: channels of 1x1 blocks and of Winograd's, in floats or quads, and the nine taps of 3x3 kernels.
     const auto misleads = [&] {
       return dim > kSteps && misleads_prefetcher((rows[kSteps] - rows[0]) * static_cast<int64_t>(sizeof(Input)));
     };
+    // The usual dims: channels of 1x1 blocks and of Winograd's, in floats or quads, and the nine taps of 3x3 kernels.
     const RegistersFn run = at == nullptr ? misleads() ? registers_for<2 * kSteps, true>(halves, kAll)
                                                        : registers_for<0, true>(halves, kAll)
                             : dim == 1    ? registers_for<1, false>(halves, kAll)

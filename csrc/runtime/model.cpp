@@ -21,8 +21,7 @@ void copy_planes(const float* from, const Shape& shape, float* to, ThreadPool& p
   pool.parallel_for(parts, [&](int64_t part, int) {
     const int64_t first = part * plane / parts;
     const int64_t end = (part + 1) * plane / parts;
-    for (int64_t p = 0; p < planes; ++p)
-      std::copy(from + p * plane + first, from + p * plane + end, to + p * plane + first);
+    for (int64_t at = first; at < planes * plane; at += plane) std::copy_n(from + at, end - first, to + at);
   });
 }
 
