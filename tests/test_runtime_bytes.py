@@ -148,49 +148,6 @@ def test_transposed_convolution_stays_in_bytes(
     check_steps_in_bytes([first, shuffle, relu, last], {**a, **b}, x, steps)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (3, 4)])
-def test_means_are_of_bytes(size: tuple[int, int], rng: np.random.Generator) -> None:
-    first, a = scaled_layer(rng, "first", "x", (10, 8, 1, 1), DenseConfig())
-    attributes = {"output_size": size}
-    pool = Node(op="adaptive_avg_pool2d", name="mean", inputs=("first",), outputs=("mean",), attributes=attributes)
-    last, b = scaled_layer(rng, "last", "mean", (5, 10, 1, 1), DenseConfig())
-    x = rng.uniform(0, 1, (2, 8, 41, 38)).astype(np.float32)
-    steps = ["quantize", "conv2d", "adaptive_avg_pool2d", "quantize", "conv2d"]
-    check_steps_in_bytes([first, pool, last], {**a, **b}, x, steps)
-
-
-@pytest.mark.parametrize("activation", ["relu", "silu"])
-def test_means_do_not_ask_for_bytes_that_have_to_be_made(activation: str, rng: np.random.Generator) -> None:
-    """Without a range, and behind a curve, floats are pooled: to make bytes of them would cost more."""
-    first, tensors = scaled_layer(rng, "first", "x", (10, 8, 1, 1), DenseConfig())
-    window = {"kernel": (2, 2), "stride": (2, 2)}
-    one = {"output_size": (1, 1)}
-    nodes = [
-        first,
-        Node(op=activation, name="act", inputs=("first",), outputs=("act",)),
-        Node(op="max_pool2d", name="pool", inputs=("act",), outputs=("pool",), attributes=window),
-        Node(op="adaptive_avg_pool2d", name="mean", inputs=("pool",), outputs=("mean",), attributes=one),
-    ]
-    x = rng.standard_normal((2, 8, 21, 18)).astype(np.float32)
-    file = model_file(nodes, tensors, x.shape)
-    steps = Model(file, precision="fast", kernel="direct8").profile(x)["steps"]
-    assert [step["op"] for step in steps] == ["quantize", f"conv2d+{activation}", "max_pool2d", "adaptive_avg_pool2d"]
-
-
-def test_means_of_what_another_layer_reads_in_floats(rng: np.random.Generator) -> None:
-    """As where channels are weighed by what is made of their means."""
-    first, tensors = scaled_layer(rng, "first", "x", (10, 8, 1, 1), DenseConfig())
-    one = {"output_size": (1, 1)}
-    nodes = [
-        first,
-        Node(op="adaptive_avg_pool2d", name="mean", inputs=("first",), outputs=("mean",), attributes=one),
-        Node(op="sigmoid", name="gate", inputs=("mean",), outputs=("gate",)),
-        Node(op="mul", name="gated", inputs=("first", "gate"), outputs=("gated",)),
-    ]
-    x = rng.standard_normal((2, 8, 21, 18)).astype(np.float32)
-    check_steps_in_bytes(nodes, tensors, x, ["quantize", "conv2d", "adaptive_avg_pool2d", "sigmoid", "mul"])
-
-
 def test_value_that_is_an_output_too(rng: np.random.Generator) -> None:
     nodes, tensors = chain(rng)
     x = rng.standard_normal((1, 3, 9, 9)).astype(np.float32)

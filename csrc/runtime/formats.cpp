@@ -17,9 +17,6 @@ bool keeps_bytes(const Node& node) {
   return node.op == "max_pool2d";
 }
 
-// Whether a layer takes floats as well as bytes, and makes floats of either.
-bool reads_either(const Node& node) { return node.op == "adaptive_avg_pool2d"; }
-
 // Adds layers one by one, with the conversions that they need before them.
 class Converter {
  public:
@@ -55,22 +52,12 @@ class Converter {
 FormattedLayers assign_formats(std::vector<Layer> layers, const Graph& graph, PlanContext& context) {
   std::vector<bool> reads(layers.size());         // by layer: whether it reads bytes
   std::vector<bool> is_wanted(graph.num_values);  // by value: whether one of its readers does
-  std::vector<int> readers(graph.num_values);
-  std::vector<bool> is_computed(graph.num_values);  // by value: whether a convolution or linear layer writes it
-  for (const Layer& layer : layers) {
-    for (const ValueId value : layer.values_read()) ++readers[value];
-    is_computed[layer.output] = layer.node->weight != nullptr;
-  }
-  for (const ValueId output : graph.outputs) ++readers[output];
   for (size_t i = layers.size(); i-- > 0;) {
     const Layer& layer = layers[i];
     const bool keeps = keeps_bytes(*layer.node);
     reads[i] = keeps ? is_wanted[layer.output] : reads_bytes(layer, context);
     // A range that is not known before would have to be measured first.
     const bool can_write = keeps || (context.ranges[layer.output] && !has_curve(layer.activation));
-    // Bytes are less to write and to read, where a layer writes them that reads bytes, and nobody else wants floats.
-    const ValueId input = layer.inputs[0];
-    if (reads_either(*layer.node) && is_computed[input] && readers[input] == 1) is_wanted[input] = true;
     if (!reads[i]) continue;
     is_wanted[layer.inputs[0]] = true;
     if (!is_wanted[layer.output] || !can_write) continue;
@@ -81,9 +68,7 @@ FormattedLayers assign_formats(std::vector<Layer> layers, const Graph& graph, Pl
   for (size_t i = 0; i < layers.size(); ++i) {
     Layer& layer = layers[i];
     const Format format = reads[i] ? Format::kBytes : Format::kFloats;
-    for (ValueId& input : layer.inputs) {
-      if (!reads_either(*layer.node)) input = converter.in(input, format);
-    }
+    for (ValueId& input : layer.inputs) input = converter.in(input, format);
     if (layer.residual >= 0) layer.residual = converter.in(layer.residual, context.formats[layer.output]);
     converter.add(std::move(layer));
   }

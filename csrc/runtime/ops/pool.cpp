@@ -43,10 +43,10 @@ class PlaneStep : public Step {
  protected:
   virtual void run_plane(const float* in, float* out, float* scratch) const = 0;
 
-  ValueId input_, output_;
   int64_t height_, width_, out_height_, out_width_;
 
  private:
+  ValueId input_, output_;
   int64_t planes_;
 };
 
@@ -112,6 +112,8 @@ class MaxPool8Step : public MaxPoolStep {
  public:
   MaxPool8Step(const Layer& layer, const PlanContext& context)
       : MaxPoolStep(layer, context),
+        input_(layer.inputs[0]),
+        output_(layer.output),
         planes_(context.shapes[output_].at(0) * ceil_div(context.shapes[output_].at(1), kQuad)) {}
 
   void run(const RunState& state) const override {
@@ -124,6 +126,7 @@ class MaxPool8Step : public MaxPoolStep {
   }
 
  private:
+  ValueId input_, output_;
   int64_t planes_;  // of quads
 };
 
@@ -170,88 +173,22 @@ class AdaptiveAveragePoolStep : public PlaneStep {
 
  protected:
   void run_plane(const float* in, float* out, float*) const override {
-    for_windows([&](const Window& w) {
-      float sum = 0;
-      for (int64_t run = 0; run < w.runs; ++run) sum += sum_of(in + w.first + run * width_, w.size);
-      *out++ = sum / static_cast<float>(w.runs * w.size);
-    });
-  }
-
-  // Pixels of an output: runs of `size` from `first` on, a row apart.
-  struct Window {
-    int64_t first;
-    int64_t runs, size;
-  };
-
-  template <typename Visit>
-  void for_windows(const Visit& visit) const {
     for (int64_t y = 0; y < out_height_; ++y) {
       const int64_t first_y = y * height_ / out_height_;
-      const int64_t rows = ceil_div((y + 1) * height_, out_height_) - first_y;
+      const int64_t last_y = ceil_div((y + 1) * height_, out_height_);
       for (int64_t x = 0; x < out_width_; ++x) {
         const int64_t first_x = x * width_ / out_width_;
-        const int64_t columns = ceil_div((x + 1) * width_, out_width_) - first_x;
+        const int64_t last_x = ceil_div((x + 1) * width_, out_width_);
+        float sum = 0;
+        const int64_t rows = last_y - first_y, columns = last_x - first_x;
         const bool is_one_run = columns == width_;
-        visit(Window{.first = first_y * width_ + first_x,
-                     .runs = is_one_run ? 1 : rows,
-                     .size = is_one_run ? rows * width_ : columns});
+        for (int64_t row = 0; row < (is_one_run ? 1 : rows); ++row) {
+          sum += sum_of(in + (first_y + row) * width_ + first_x, is_one_run ? rows * width_ : columns);
+        }
+        *out++ = sum / static_cast<float>(rows * columns);
       }
     }
   }
-};
-
-// The same of bytes, whose sums are whole numbers.
-class AdaptiveAveragePool8Step : public AdaptiveAveragePoolStep {
- public:
-  AdaptiveAveragePool8Step(const Layer& layer, const PlanContext& context)
-      : AdaptiveAveragePoolStep(layer, context),
-        images_(context.shapes[input_].at(0)),
-        channels_(context.shapes[input_].at(1)) {}
-
-  void run(const RunState& state) const override {
-    const int64_t quads = ceil_div(channels_, kQuad);
-    const int64_t out_plane = out_height_ * out_width_;
-    state.pool->parallel_for(images_ * quads, [&](int64_t plane, int) {
-      const int64_t channel = plane % quads * kQuad;
-      run_quads(state.quads(input_) + plane * height_ * width_, state.quantization[input_],
-                state.values[output_] + (plane / quads * channels_ + channel) * out_plane,
-                std::min(kQuad, channels_ - channel));
-    });
-  }
-
- private:
-  // The means of the first `channels` bytes of quads.
-  void run_quads(const uint32_t* in, const Quantization& quantization, float* out, int64_t channels) const {
-    for_windows([&](const Window& w) {
-      int64_t sums[kQuad] = {};
-      for (int64_t run = 0; run < w.runs; ++run) add_bytes(in + w.first + run * width_, w.size, sums);
-      const int64_t count = w.runs * w.size;
-      for (int64_t i = 0; i < channels; ++i) {
-        const auto sum = static_cast<float>(sums[i] - quantization.zero * count);
-        out[i * out_height_ * out_width_] = quantization.scale * sum / static_cast<float>(count);
-      }
-      ++out;
-    });
-  }
-
-  // Two bytes of a quad at a time, as many as 16 bits of sums can hold.
-  static void add_bytes(const uint32_t* quads, int64_t count, int64_t* sums) {
-    constexpr int64_t kMost = 256;
-    constexpr uint32_t kEven = 0x00ff00ff;
-    for (int64_t first = 0; first < count; first += kMost) {
-      uint32_t even = 0, odd = 0;
-      for (int64_t i = first; i < std::min(first + kMost, count); ++i) {
-        even += quads[i] & kEven;
-        odd += quads[i] >> 8 & kEven;
-      }
-      sums[0] += even & 0xffff;
-      sums[1] += odd & 0xffff;
-      sums[2] += even >> 16;
-      sums[3] += odd >> 16;
-    }
-  }
-
-  int64_t images_, channels_;
 };
 
 }  // namespace
@@ -265,9 +202,6 @@ std::unique_ptr<Step> plan_pool(const Layer& layer, const PlanContext& context) 
 }
 
 std::unique_ptr<Step> plan_adaptive_pool(const Layer& layer, const PlanContext& context) {
-  if (context.formats[layer.inputs[0]] == Format::kBytes) {
-    return std::make_unique<AdaptiveAveragePool8Step>(layer, context);
-  }
   return std::make_unique<AdaptiveAveragePoolStep>(layer, context);
 }
 
