@@ -155,8 +155,8 @@ struct Builder {
   }
 };
 
-// The sums of some pixels and vectors of outputs stay in registers.
-template <int64_t vectors>
+// The sums of some pixels and vectors of outputs stay in registers. Four pixels are stored, whatever they hold.
+template <int64_t vectors, int64_t pixels>
 void sum(const Tables& tables, int64_t groups, const uint8_t* places, int64_t first_pixel, int32_t* out) noexcept {
   __m512i sums[vectors][kPixelsTogether];
 #pragma GCC unroll 4
@@ -168,9 +168,9 @@ void sum(const Tables& tables, int64_t groups, const uint8_t* places, int64_t fi
   const uint8_t* bytes = tables.bytes + at * kTables;
   const uint32_t* scales = tables.scales + at;
   for (int64_t g = 0; g < groups; ++g, bytes += kPixelsTogether * kTables, scales += kPixelsTogether) {
-    __m512i tables_of[kPixelsTogether], scales_of[kPixelsTogether];
+    __m512i tables_of[pixels], scales_of[pixels];
 #pragma GCC unroll 4
-    for (int64_t p = 0; p < kPixelsTogether; ++p) {
+    for (int64_t p = 0; p < pixels; ++p) {
       tables_of[p] = _mm512_loadu_si512(bytes + p * kTables);
       scales_of[p] = _mm512_set1_epi32(static_cast<int>(scales[p]));
     }
@@ -178,7 +178,7 @@ void sum(const Tables& tables, int64_t groups, const uint8_t* places, int64_t fi
     for (int64_t v = 0; v < vectors; ++v) {
       const __m512i found = _mm512_loadu_si512(places + (v * groups + g) * 64);
 #pragma GCC unroll 4
-      for (int64_t p = 0; p < kPixelsTogether; ++p) {
+      for (int64_t p = 0; p < pixels; ++p) {
         sums[v][p] = _mm512_dpbusd_epi32(sums[v][p], _mm512_permutexvar_epi8(found, tables_of[p]), scales_of[p]);
       }
     }
@@ -195,14 +195,26 @@ void sum(const Tables& tables, int64_t groups, const uint8_t* places, int64_t fi
 #pragma GCC unroll 4
     for (int64_t i = 0; i < 4; ++i) {
       int32_t* const to = out + (v * 16 + i) * kPitch + first_pixel;
-      const auto store = [&](int64_t row, __m128i pixels) {
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(to + row * kPitch), pixels);
+      const auto store = [&](int64_t row, __m128i four) {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to + row * kPitch), four);
       };
       store(0, _mm512_castsi512_si128(outputs[i]));
       store(4, _mm512_extracti32x4_epi32(outputs[i], 1));
       store(8, _mm512_extracti32x4_epi32(outputs[i], 2));
       store(12, _mm512_extracti32x4_epi32(outputs[i], 3));
     }
+  }
+}
+
+template <int64_t pixels>
+void sum_all(const Tables& tables, int64_t groups, const uint8_t* places, int64_t outputs, int64_t first_pixel,
+             int32_t* out) noexcept {
+  int64_t o = 0;
+  for (; o + 16 * kVectors <= outputs; o += 16 * kVectors) {
+    sum<kVectors, pixels>(tables, groups, places + o * groups * 4, first_pixel, out + o * kPitch);
+  }
+  for (; o < outputs; o += 16) {
+    sum<1, pixels>(tables, groups, places + o * groups * 4, first_pixel, out + o * kPitch);
   }
 }
 
@@ -228,6 +240,7 @@ void shuffle_tile8(const ShuffledCodebooks& books, const uint8_t* places, int64_
                    uint32_t zeros, int64_t all_pixels, void* scratch, int32_t* all_out) noexcept {
   const int64_t groups = books.groups();
   const Tables tables(scratch, groups);
+  static constexpr decltype(&sum_all<1>) kSumAll[] = {&sum_all<1>, &sum_all<2>, &sum_all<3>, &sum_all<kPixelsTogether>};
   const BuildFn write = books.codebooks == 1   ? build_for<1>(books.dim)
                         : books.codebooks == 2 ? build_for<2>(books.dim)
                                                : build_for<4>(books.dim);
@@ -236,11 +249,7 @@ void shuffle_tile8(const ShuffledCodebooks& books, const uint8_t* places, int64_
     int32_t* const out = all_out + from;
     write(books, panel + from, zeros, pixels, tables);
     for (int64_t p = 0; p < pixels; p += kPixelsTogether) {
-      int64_t o = 0;
-      for (; o + 16 * kVectors <= outputs; o += 16 * kVectors) {
-        sum<kVectors>(tables, groups, places + o * groups * 4, p, out + o * kPitch);
-      }
-      for (; o < outputs; o += 16) sum<1>(tables, groups, places + o * groups * 4, p, out + o * kPitch);
+      kSumAll[std::min(kPixelsTogether, pixels - p) - 1](tables, groups, places, outputs, p, out);
     }
   }
 }
