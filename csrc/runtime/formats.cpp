@@ -70,6 +70,7 @@ FormattedLayers assign_formats(std::vector<Layer> layers, const Graph& graph, Pl
     const Format format = reads[i] ? Format::kBytes : Format::kFloats;
     for (ValueId& input : layer.inputs) input = converter.in(input, format);
     if (layer.residual >= 0) layer.residual = converter.in(layer.residual, context.formats[layer.output]);
+    if (reads[i] && keeps_bytes(*layer.node)) context.ranges[layer.output] = context.ranges[layer.inputs[0]];
     converter.add(std::move(layer));
   }
   std::vector<ValueId> outputs;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <utility>
 
 #include "runtime/coded_rows.h"
@@ -70,20 +71,37 @@ QuadDecoder ByteConvolution::take_decoder(bool apart) {
   return decoder;
 }
 
-int64_t ByteConvolution::epilogue_floats() const { return 2 * padded_outputs() + kNumCommon; }
+int64_t ByteConvolution::all_epilogue_floats() const { return 2 * padded_outputs() + kNumCommon; }
 
 int64_t ByteConvolution::finish_floats(int64_t pitch) const {
   return writes_bytes_ ? 0 : kRows * pitch + kSlackBytes / 4;
 }
 
-void ByteConvolution::write_epilogue(int64_t shift, const RunState& state, float* epilogue) const {
-  const Quantization in = state.quantization[c.input];
-  const Quantization out = writes_bytes_ ? state.quantization[c.output] : Quantization{};
-  const double unshifted = std::ldexp(1.0, static_cast<int>(shift));
+void ByteConvolution::settle(int64_t shift, const PlanContext& context) {
+  shift_ = shift;
+  const auto known = [&](ValueId value) { return value < 0 ? Quantization{} : context.ranges[value]; };
+  const std::optional<Quantization> in = known(c.input), out = known(c.output), before = known(c.residual);
+  if (!in || (writes_bytes_ && !(out && before))) return;
+  std::vector<float> epilogue(all_epilogue_floats());
+  write({*in, out.value_or(Quantization{}), before.value_or(Quantization{})}, epilogue.data());
+  settled_ = std::move(epilogue);
+  weight_scale = {};
+  weight_sums = {};
+}
+
+void ByteConvolution::write_epilogue(const RunState& state, float* epilogue) const {
+  if (!settled_.empty()) return;
+  const Quantization before = c.residual < 0 ? Quantization{} : state.quantization[c.residual];
+  write({state.quantization[c.input], state.quantization[c.output], before}, epilogue);
+}
+
+void ByteConvolution::write(const Quantizations& bytes, float* epilogue) const {
+  const Quantization in = bytes.in;
+  const Quantization out = writes_bytes_ ? bytes.out : Quantization{};
+  const double unshifted = std::ldexp(1.0, static_cast<int>(shift_));
   double residual_zero = 0;
   if (writes_bytes_ && c.residual >= 0) {
-    const Quantization before = state.quantization[c.residual];
-    residual_zero = static_cast<double>(before.zero) * before.scale / out.scale;
+    residual_zero = static_cast<double>(bytes.before.zero) * bytes.before.scale / out.scale;
   }
   float* const row_scale = epilogue;
   float* const row_bias = epilogue + padded_outputs();
@@ -100,7 +118,7 @@ void ByteConvolution::write_epilogue(int64_t shift, const RunState& state, float
   const Clamp clamp = clamp_of(c.activation);
   common[kLow] = nearest_byte(clamp.low);
   common[kHigh] = nearest_byte(clamp.high);
-  common[kResidualScale] = c.residual < 0 ? 0.0f : state.quantization[c.residual].scale / out.scale;
+  common[kResidualScale] = c.residual < 0 ? 0.0f : bytes.before.scale / out.scale;
   // Sums are ints.
   double most = 0;
   for (int64_t o = 0; o < c.weight->outputs; ++o) {
@@ -114,7 +132,8 @@ void ByteConvolution::write_epilogue(int64_t shift, const RunState& state, float
 }
 
 void ByteConvolution::finish(const int32_t* tile, int64_t pitch, int64_t output, int64_t rows, int64_t pixel,
-                             int64_t count, const float* epilogue, const RunState& state, float* scratch) const {
+                             int64_t count, const float* written, const RunState& state, float* scratch) const {
+  const float* const epilogue = settled_.empty() ? written : settled_.data();
   if (writes_bytes_) {
     finish_bytes(tile, pitch, output, rows, pixel, count, epilogue, state);
     return;

@@ -31,10 +31,13 @@ class ByteConvolution {
   AlignedBuffer<uint32_t> take_centroids();
   QuadDecoder take_decoder(bool apart = false);
 
-  // What a run multiplies sums with, and adds to them: written by write_epilogue(), read by finish(). Sums are to be
-  // multiplied by 2^shift.
-  int64_t epilogue_floats() const;
-  void write_epilogue(int64_t shift, const RunState& state, float* epilogue) const;
+  // Call once the weights are taken. Sums are to be multiplied by 2^shift. Where all bytes have ranges before a run, what
+  // runs multiply sums with, and add to them, is known from now on.
+  void settle(int64_t shift, const PlanContext& context);
+
+  // Where it is not: memory for it, which a run has to have written before it calls finish().
+  int64_t epilogue_floats() const { return settled_.empty() ? all_epilogue_floats() : 0; }
+  void write_epilogue(const RunState& state, float* epilogue) const;
 
   // As Convolution::finish(), for integer sums. Rows behind the last output, up to a multiple of four, are read too.
   // `scratch` has finish_floats() for tiles of this pitch.
@@ -54,11 +57,20 @@ class ByteConvolution {
   // Of a coded weight.
   float largest_weight() const;
 
+  // What the bytes stand for that are read, written and, of a residual, added.
+  struct Quantizations {
+    Quantization in, out, before;
+  };
+
+  void write(const Quantizations& bytes, float* epilogue) const;
+  int64_t all_epilogue_floats() const;
   int64_t padded_outputs() const { return round_up(c.weight->outputs, 16); }
   void finish_bytes(const int32_t* tile, int64_t pitch, int64_t output, int64_t rows, int64_t pixel, int64_t count,
                     const float* epilogue, const RunState& state) const;
 
   bool writes_bytes_;
+  int64_t shift_ = 0;
+  std::vector<float> settled_;  // an epilogue; empty: one for each run
 };
 
 }  // namespace pyquant

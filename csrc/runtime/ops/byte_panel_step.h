@@ -13,7 +13,7 @@ class BytePanelStep : public Step {
   int64_t shared_floats() const override { return t_.shared_floats() + b_.epilogue_floats(); }
 
   void run(const RunState& state) const override {
-    b_.write_epilogue(0, state, epilogue(state));
+    b_.write_epilogue(state, epilogue(state));
     const uint32_t outside = state.quantization[b_.c.input].zeros();
     panels_.run(state, state.values[b_.c.input], outside,
                 [&](const TiledWork& work, float* scratch) { multiply(work, state, scratch); });

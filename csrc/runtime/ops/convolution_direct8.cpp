@@ -40,6 +40,7 @@ class Direct8Step : public BytePanelStep {
     } else {
       decoder_ = b_.take_decoder();
     }
+    b_.settle(0, context);
     if (b_.c.kernels->adds_in_pairs) leave_rests();
     if (source_ == QuadSource::kCentroid) panels_.vary_steps(order_.block.dim(), at_);
     if (source_ == QuadSource::kDecoded) {

@@ -51,10 +51,11 @@ class Matrix8Step : public BytePanelStep {
       AlignedBuffer<uint32_t> rows(all_rows_size());
       weights_.arrange(b_.take_dense_rows(), outputs, rows.data());
       rows_ = std::make_shared<const AlignedBuffer<uint32_t>>(std::move(rows));
-      return;
+    } else {
+      rows_ = context.kept->get<uint32_t>(b_.c.weight, kernel() + (lies_apart() ? " by columns" : ""), all_rows_size(),
+                                          [&](uint32_t* rows) { weights_.decode(0, outputs, rows); });
     }
-    rows_ = context.kept->get<uint32_t>(b_.c.weight, kernel() + (lies_apart() ? " by columns" : ""), all_rows_size(),
-                                        [&](uint32_t* rows) { weights_.decode(0, outputs, rows); });
+    b_.settle(0, context);
   }
 
   int64_t scratch_floats() const override {

@@ -17,7 +17,6 @@ namespace {
 
 constexpr int64_t kOutputs = 16;   // whose places lie side by side
 constexpr int64_t kPositions = 4;  // that are added up together
-constexpr int64_t kPixels = 4;     // that a kernel computes together
 
 // In fp32 multiply-adds, for four positions: of 16 pixels, to find scales and, for each, to make tables, but for the
 // products; of a vector of outputs, to look up and add; and to lay out a vector of sums for 16 pixels.
@@ -27,7 +26,7 @@ constexpr double kTablesCost = 24;
 constexpr double kSumCost = 2.3;
 constexpr double kTurnCost = 320;
 
-TableShares shares_of(const Convolution& c, int threads) { return {c, kShuffledPixels, kPixels, kOutputs, threads}; }
+TableShares shares_of(const Convolution& c, int threads) { return {c, kShuffledPixels, 1, kOutputs, threads}; }
 
 bool applies(const Convolution& c) {
   if (!c.kernels->shuffles || !BlockInputs::exist(c)) return false;
@@ -52,6 +51,7 @@ class Shuffle8Step : public Step {
                   .shift = 1};
     write_codebooks(weight, b_.take_codebooks());
     b_.weight_sums.assign(weight.outputs, 0);  // the kernel takes the zero from each input
+    b_.settle(codebooks_.shift, context);
     write_places(weight);
   }
 
@@ -62,7 +62,7 @@ class Shuffle8Step : public Step {
   int64_t shared_floats() const override { return b_.epilogue_floats(); }
 
   void run(const RunState& state) const override {
-    b_.write_epilogue(codebooks_.shift, state, state.shared);
+    b_.write_epilogue(state, state.shared);
     state.pool->parallel_for(static_cast<int64_t>(units_.size()),
                              [&](int64_t unit, int worker) { run_unit(units_[unit], state, state.scratch[worker]); });
   }
@@ -142,7 +142,7 @@ double cost(const Convolution& c, int threads) {
   return shares_of(c, threads).cost([&](int64_t pixels, int64_t outputs) {
     const auto vectors = static_cast<double>(ceil_div(outputs, kOutputs));
     const double pixel = kScaleCost / kScaled + tables + kSumCost * vectors;
-    return static_cast<double>(round_up(pixels, kPixels)) * (groups * pixel + kTurnCost / kScaled * vectors);
+    return static_cast<double>(pixels) * (groups * pixel + kTurnCost / kScaled * vectors);
   });
 }
 

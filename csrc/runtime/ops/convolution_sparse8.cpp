@@ -18,7 +18,9 @@ class Sparse8Step : public Step {
         patches_(in_quads(convolution.geometry), quad_order(*convolution.weight, QuadSource::kStored),
                  convolution.kernels),
         rows_(b_.take_dense_rows().data(), b_.c.weight->outputs, patches_.rows(),
-              rows_apart(patches_.rows(), kSparsePixels)) {}
+              rows_apart(patches_.rows(), kSparsePixels)) {
+    b_.settle(0, context);
+  }
 
   int64_t scratch_floats() const override {
     return SparseTiling::kSumsFloats + panel_floats() + b_.finish_floats(kSparsePixels);
@@ -27,7 +29,7 @@ class Sparse8Step : public Step {
   int64_t shared_floats() const override { return b_.epilogue_floats(); }
 
   void run(const RunState& state) const override {
-    b_.write_epilogue(0, state, state.shared);
+    b_.write_epilogue(state, state.shared);
     const uint32_t outside = state.quantization[b_.c.input].zeros();
     tiling_.run(
         state,

@@ -55,6 +55,7 @@ class Table8Step : public Step {
     b_.weight_sums = row_sums(*b_.c.weight, values);
     quads_ = BlockInputs::centroid_quads(*b_.c.weight, values);
     shift_ = smallest_shift(values);
+    b_.settle(shift_, context);
   }
 
   int64_t scratch_floats() const override {
@@ -66,7 +67,7 @@ class Table8Step : public Step {
   int64_t shared_floats() const override { return b_.epilogue_floats(); }
 
   void run(const RunState& state) const override {
-    b_.write_epilogue(shift_, state, state.shared);
+    b_.write_epilogue(state, state.shared);
     state.pool->parallel_for(static_cast<int64_t>(units_.size()),
                              [&](int64_t unit, int worker) { run_unit(units_[unit], state, state.scratch[worker]); });
   }
