@@ -31,8 +31,8 @@ class ByteConvolution {
   AlignedBuffer<uint32_t> take_centroids();
   QuadDecoder take_decoder(bool apart = false);
 
-  // Call once the weights are taken. Sums are to be multiplied by 2^shift. Where all bytes have ranges before a run, what
-  // runs multiply sums with, and add to them, is known from now on.
+  // Call once the weights are taken. Sums are to be multiplied by 2^shift. Where all bytes have ranges before a run,
+  // what runs multiply sums with, and add to them, is known from now on.
   void settle(int64_t shift, const PlanContext& context);
 
   // Where it is not: memory for it, which a run has to have written before it calls finish().
