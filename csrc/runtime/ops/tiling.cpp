@@ -51,6 +51,7 @@ Tiling::Tiling(const KernelTable& kernels, const Tile& tile, int64_t groups_, in
       shared = costs.repeat * threads > kMostRepeated;
     }
   }
+  for (int64_t i = 0; i <= num_tiles; ++i) begins.push_back(std::min(grain * (i * grains / num_tiles), count));
   const int64_t widest = grain * ceil_div(grains, num_tiles);
   const int64_t most_lanes = kPanelBytes / static_cast<int64_t>(sizeof(float)) / rows;  // of the panels of a block
   const int64_t tiles_per_block =

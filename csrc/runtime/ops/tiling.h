@@ -12,6 +12,7 @@
 #pragma once
 
 #include <algorithm>
+#include <vector>
 
 #include "kernels/kernels.h"
 #include "runtime/patches.h"
@@ -36,7 +37,7 @@ struct Tiling {
   static constexpr int64_t kApart = -1;
 
   // Lanes [begin(tile), begin(tile + 1)) are those of a tile: a multiple of the grain, but for the last.
-  int64_t begin(int64_t tile) const { return std::min(grain * (tile * grains / num_tiles), count); }
+  int64_t begin(int64_t tile) const { return begins[tile]; }
   int64_t lanes_of(int64_t tile) const { return begin(tile + 1) - begin(tile); }
 
   // The first tile of a block: so many tiles that their panels stay in the cache while all outputs are computed.
@@ -82,6 +83,7 @@ struct Tiling {
   int64_t grain;
   int64_t grains;
   int64_t num_tiles;
+  std::vector<int64_t> begins;  // of tiles, and the end: kernels take little longer than a division
   int64_t num_blocks;
   int64_t pitch;  // of a panel: the most lanes that one has, in whole vectors
   bool shared = false;
