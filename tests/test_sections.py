@@ -130,7 +130,8 @@ def large_planes(
 ) -> Build:
     """Return a network that begins with values of 128 channels, a residual among them, and its input.
 
-    Where `side` is 64, such a value takes 2 MB for each image in floats; in bytes it does where it is 128.
+    Where `side` is 64, such a value takes 2 MB for each image in floats; in bytes it does where it is 128, and for seven
+    images where it is 48.
     """
     dense, pair = DenseConfig(), ProductConfig(block=(2, 3, 3), centroids=16)
     wide, tensors = weighted_layer(rng, (128, 4, 1, 1), dense, name="wide", inputs=("x",), output="w")
@@ -169,24 +170,35 @@ def test_images_of_large_values(images: int, threads: int, outputs: tuple[str, .
     assert all(step["ms"] > 0 for step in model.profile(*inputs)["steps"])
 
 
+def all_values(file: ModelFile, x: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    names = tuple(file.network.graph.values())
+    return reference.run(replace(file.network, graph=replace(file.network.graph, outputs=names)), x)
+
+
+def with_ranges(file: ModelFile, values: dict[str, NDArray[np.float32]]) -> ModelFile:
+    ranges = np.array([(min(value.min(), 0), max(value.max(), 0)) for value in values.values()], np.float32)
+    return replace(file, network=file.network.with_activation_ranges(ranges))
+
+
 @pytest.mark.parametrize("calibrated", [False, True])
 @pytest.mark.parametrize("outputs", [("scores",), ("w", "scores"), ("r", "scores")])
-def test_images_of_large_values_in_bytes(calibrated: bool, outputs: tuple[str, ...], rng: np.random.Generator) -> None:
+@pytest.mark.parametrize(("images", "side"), [(4, 128), (8, 48)])
+def test_images_of_large_values_in_bytes(
+    calibrated: bool, outputs: tuple[str, ...], images: int, side: int, rng: np.random.Generator
+) -> None:
     """Ranges that a run measures are those of all images, so that these are not run a few at a time then."""
-    file, (x,) = large_planes(rng, 4, side=128, outputs=outputs)
-    x *= np.array([0.2, 1, 2, 4], np.float32).reshape(4, 1, 1, 1)
-    names = tuple(file.network.graph.values())
-    values = reference.run(replace(file.network, graph=replace(file.network.graph, outputs=names)), x)
+    file, (x,) = large_planes(rng, images, side=side, outputs=outputs)
+    x *= np.linspace(0.2, 4, images, dtype=np.float32).reshape(images, 1, 1, 1)
+    values = all_values(file, x)
     if calibrated:
-        ranges = np.array([(min(values[name].min(), 0), max(values[name].max(), 0)) for name in names], np.float32)
-        file = replace(file, network=file.network.with_activation_ranges(ranges))
+        file = with_ranges(file, values)
     results = []
     for isa, threads in (("reference", 1), (None, 1), (None, 2), (None, 4)):
         got = Model(file, precision="fast", kernel="direct8", isa=isa, threads=threads)(x)
         results.append(got if isinstance(got, dict) else {outputs[0]: got})
     for name, first in results[0].items():
         largest = np.abs(values[name]).max()
-        assert np.abs(first - values[name]).max() < 0.05 * largest
+        assert np.abs(first - values[name]).max() < 0.15 * largest
         for got in results[1:]:
             np.testing.assert_allclose(got[name], first, rtol=0, atol=1e-5 * largest)
 
@@ -214,3 +226,11 @@ def test_memory_for_images_grows_by_what_is_there_as_a_whole(rng: np.random.Gene
         sizes.append(plan.arena_bytes)
     assert sizes[1] - sizes[0] < 1.1 * 36 * 4 * (4 * 64 * 64 + 128 * 64)  # inputs, and what is pooled
     assert sizes[0] > 4 * 2 * 128 * 64 * 64
+
+
+def test_memory_for_bytes_grows_once_they_fill_a_cache_together(rng: np.random.Generator) -> None:
+    file, (x,) = large_planes(rng, 60, side=48)
+    model = Model(with_ranges(file, all_values(file, x[:1])), precision="fast")
+    sizes = {images: model._prepare([x[:images]])[0].arena_bytes for images in (6, 8, 60)}
+    assert sizes[8] < sizes[6]
+    assert sizes[60] - sizes[8] < 1.1 * 52 * (4 * 4 * 48 * 48 + 128 * 6 * 6)  # inputs, and what is pooled

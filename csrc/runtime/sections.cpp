@@ -14,8 +14,11 @@ namespace {
 constexpr int64_t kChunkFloats = int64_t{1} << 22;
 constexpr int64_t kRowsTogether = 8;  // chunks are multiples of it where they can be: kernels take rows by vectors
 
-// The same of an image that fills a second-level cache by itself.
-constexpr int64_t kLargeFloats = int64_t{1} << 19;
+// The same of a second-level cache. In floats, only images that fill it by themselves are taken apart: to decode the
+// weights of Winograd layers for each takes longer than to fetch smaller ones. In bytes, those are that fill it together,
+// unless they are so small that tiles often end with an image.
+constexpr int64_t kCacheFloats = int64_t{1} << 19;
+constexpr int64_t kLeastQuads = int64_t{1} << 16;
 
 // So many layers without may lie between two with large values, as in a block of three convolutions.
 constexpr size_t kMostBetween = 2;
@@ -103,7 +106,10 @@ class SectionFinder {
 
   bool has_large_values(const Layer& layer) const {
     const auto is_large = [&](ValueId value) {
-      return context_.shapes[value].size() == 4 && row_size(value) >= kLargeFloats;
+      if (context_.shapes[value].size() != 4) return false;
+      const int64_t size = row_size(value);
+      if (size >= kCacheFloats) return true;
+      return context_.formats[value] == Format::kBytes && size >= kLeastQuads && size * rows_of(value) >= kCacheFloats;
     };
     return is_large(layer.output) || std::any_of(layer.inputs.begin(), layer.inputs.end(), is_large);
   }
