@@ -130,8 +130,8 @@ def large_planes(
 ) -> Build:
     """Return a network that begins with values of 128 channels, a residual among them, and its input.
 
-    Where `side` is 64, such a value takes 2 MB for each image in floats; in bytes it does where it is 128, and for seven
-    images where it is 48.
+    Where `side` is 64, such a value takes 2 MB for each image in floats; in bytes it does where it is 128, and for six
+    images together where it is 56.
     """
     dense, pair = DenseConfig(), ProductConfig(block=(2, 3, 3), centroids=16)
     wide, tensors = weighted_layer(rng, (128, 4, 1, 1), dense, name="wide", inputs=("x",), output="w")
@@ -180,9 +180,8 @@ def with_ranges(file: ModelFile, values: dict[str, NDArray[np.float32]]) -> Mode
     return replace(file, network=file.network.with_activation_ranges(ranges))
 
 
-@pytest.mark.parametrize("calibrated", [False, True])
 @pytest.mark.parametrize("outputs", [("scores",), ("w", "scores"), ("r", "scores")])
-@pytest.mark.parametrize(("images", "side"), [(4, 128), (8, 48)])
+@pytest.mark.parametrize(("calibrated", "images", "side"), [(False, 4, 128), (True, 4, 128), (True, 6, 56)])
 def test_images_of_large_values_in_bytes(
     calibrated: bool, outputs: tuple[str, ...], images: int, side: int, rng: np.random.Generator
 ) -> None:
@@ -198,7 +197,7 @@ def test_images_of_large_values_in_bytes(
         results.append(got if isinstance(got, dict) else {outputs[0]: got})
     for name, first in results[0].items():
         largest = np.abs(values[name]).max()
-        assert np.abs(first - values[name]).max() < 0.15 * largest
+        assert np.abs(first - values[name]).max() < 0.05 * largest
         for got in results[1:]:
             np.testing.assert_allclose(got[name], first, rtol=0, atol=1e-5 * largest)
 
@@ -229,8 +228,11 @@ def test_memory_for_images_grows_by_what_is_there_as_a_whole(rng: np.random.Gene
 
 
 def test_memory_for_bytes_grows_once_they_fill_a_cache_together(rng: np.random.Generator) -> None:
-    file, (x,) = large_planes(rng, 60, side=48)
-    model = Model(with_ranges(file, all_values(file, x[:1])), precision="fast")
-    sizes = {images: model._prepare([x[:images]])[0].arena_bytes for images in (6, 8, 60)}
-    assert sizes[8] < sizes[6]
-    assert sizes[60] - sizes[8] < 1.1 * 52 * (4 * 4 * 48 * 48 + 128 * 6 * 6)  # inputs, and what is pooled
+    file, (x,) = large_planes(rng, 60, side=56)
+    graph = replace(file.network.graph, nodes=file.network.graph.nodes[:2], outputs=("d",))
+    tensors = {name: value for name, value in file.network.tensors.items() if name.startswith(("wide", "down"))}
+    file = ModelFile(network=Network(graph=graph, tensors=tensors))
+    model = Model(with_ranges(file, all_values(file, x[:1])), precision="fast", kernel="direct8")
+    sizes = {images: model._prepare([x[:images]])[0].arena_bytes for images in (5, 6, 60)}
+    assert sizes[6] < sizes[5]
+    assert sizes[60] - sizes[6] < 1.1 * 54 * 4 * (4 + 6) * 56 * 56  # what is read, and what is written
