@@ -2,7 +2,9 @@
 //
 // vpermb looks 64 bytes up in a register: four positions of 16 outputs, in the tables of one pixel. vpdpbusd multiplies
 // the four with the scales of their tables and adds them, so that two instructions take the place of four positions'
-// products. Tables are made with centroids as lanes, for one pixel after the other: nothing has to be transposed.
+// products. Tables of 32 entries are two in a register: of the quads that are looked up, each holds two positions of
+// two outputs, and is multiplied twice, with zeros in place of the scales of one output or the other. Tables are made
+// with centroids as lanes, for one pixel after the other: nothing has to be transposed.
 //
 // A bound is below 127 * 2^(shift + 7), so that a product, in steps of 2^(shift - 1), is below 127 * 2^8, and the 16
 // bits that are taken of it are all. A sum of 131,586 positions, more than a row that fits has, is below 127 * 128 *
@@ -22,7 +24,7 @@ constexpr int64_t kPixels = 16;  // whose tables are there at once
 constexpr int64_t kPitch = kShuffledPixels;
 constexpr int64_t kPixelsTogether = 4;  // whose tables meet the same places
 constexpr int64_t kVectors = 4;         // of 16 outputs, likewise
-constexpr int64_t kTables = 64;         // bytes of the tables of a pixel for four positions
+constexpr int64_t kTables = ShuffledCodebooks::kShuffledBytes;
 
 constexpr auto kFactors = [] {
   std::array<int32_t, kMostShuffledScale + 1> factors{};
@@ -35,19 +37,24 @@ struct Tables {
   Tables(void* scratch, int64_t groups)
       : bytes(static_cast<uint8_t*>(scratch)),
         scales(reinterpret_cast<uint32_t*>(bytes + kPixels * groups * kTables)),
-        factors01(scales + kPixels * groups),
+        later_scales(scales + kPixels * groups),
+        factors01(later_scales + kPixels * groups),
         factors23(factors01 + kPixels * groups),
         offsets(reinterpret_cast<int32_t*>(factors23 + kPixels * groups)) {}
 
   uint8_t* bytes;
-  uint32_t* scales;     // a byte for each position
-  uint32_t* factors01;  // 16 bits for each of the first two
+  uint32_t* scales;        // a byte for each position
+  uint32_t* later_scales;  // of two positions: those bytes higher up, for the later of two outputs
+  uint32_t* factors01;     // 16 bits for each of the first two sixteens of entries
   uint32_t* factors23;
   int32_t* offsets;  // [kPixels]: of the sums, for bytes of tables are entries + 128
 };
 
-template <int64_t codebooks, int64_t dim>
+template <int64_t entries, int64_t codebooks, int64_t dim>
 struct Builder {
+  static constexpr int64_t kTogether = kTables / entries;
+  static constexpr int64_t kSixteens = entries / 16;  // of a table
+
   const ShuffledCodebooks& books;
   const uint32_t* panel;
   uint32_t zeros;
@@ -62,10 +69,10 @@ struct Builder {
     const __m512i zero = _mm512_set1_epi32(static_cast<int>(zeros));
     __m512i sum = _mm512_setzero_si512();
     for (int64_t g = 0; g < groups; ++g) {
-      __m512i scales[4], factors[4];
+      __m512i scales[kTogether], factors[kTogether];
 #pragma GCC unroll 4
-      for (int64_t i = 0; i < 4; ++i) {
-        const int64_t block = (4 * g + i) / codebooks, m = i % codebooks;
+      for (int64_t i = 0; i < kTogether; ++i) {
+        const int64_t block = (kTogether * g + i) / codebooks, m = i % codebooks;
         scales[i] = factors[i] = _mm512_setzero_si512();
         if (block >= books.blocks) continue;
         const uint32_t* const rows = inputs(block);
@@ -84,9 +91,15 @@ struct Builder {
       const auto joined = [](__m512i low, __m512i high, int bits) {
         return _mm512_or_si512(low, _mm512_slli_epi32(high, bits));
       };
-      write(joined(joined(scales[0], scales[1], 8), joined(scales[2], scales[3], 8), 16), tables.scales, g);
-      write(joined(factors[0], factors[1], 16), tables.factors01, g);
-      write(joined(factors[2], factors[3], 16), tables.factors23, g);
+      if constexpr (kTogether == 4) {
+        write(joined(joined(scales[0], scales[1], 8), joined(scales[2], scales[3], 8), 16), tables.scales, g);
+      } else {
+        const __m512i both = joined(scales[0], scales[1], 8);
+        write(both, tables.scales, g);
+        write(_mm512_slli_epi32(both, 16), tables.later_scales, g);
+      }
+      write(joined(factors[0], factors[1 / kSixteens], 16), tables.factors01, g);
+      write(joined(factors[2 / kSixteens], factors[3 / kSixteens], 16), tables.factors23, g);
     }
     _mm512_storeu_si512(tables.offsets, _mm512_mullo_epi32(sum, _mm512_set1_epi32(-128)));
   }
@@ -103,20 +116,23 @@ struct Builder {
   // Lanes are centroids.
   void write_tables(const Tables& tables, int64_t pixels) const noexcept {
     const int64_t groups = books.groups();
-    __m512i quads[codebooks][dim];
+    constexpr int64_t kVectorsOfBooks = codebooks * kSixteens;
+    __m512i quads[kVectorsOfBooks][dim];
 #pragma GCC unroll 4
-    for (int64_t m = 0; m < codebooks; ++m) {
+    for (int64_t v = 0; v < kVectorsOfBooks; ++v) {
 #pragma GCC unroll 8
-      for (int64_t d = 0; d < dim; ++d) quads[m][d] = _mm512_loadu_si512(books.quads + (m * dim + d) * kShuffled);
+      for (int64_t d = 0; d < dim; ++d) {
+        quads[v][d] = _mm512_loadu_si512(books.quads + (v / kSixteens * dim + d) * entries + v % kSixteens * 16);
+      }
     }
-    __m512i start[codebooks];
+    __m512i start[kVectorsOfBooks];
 #pragma GCC unroll 4
-    for (int64_t m = 0; m < codebooks; ++m) {
+    for (int64_t v = 0; v < kVectorsOfBooks; ++v) {
       const __m512i zero = _mm512_set1_epi32(static_cast<int>(zeros));
       __m512i products = _mm512_setzero_si512();
 #pragma GCC unroll 8
-      for (int64_t d = 0; d < dim; ++d) products = _mm512_dpbusd_epi32(products, zero, quads[m][d]);
-      start[m] = _mm512_sub_epi32(_mm512_set1_epi32((1 << (books.shift - 1)) / 2), products);
+      for (int64_t d = 0; d < dim; ++d) products = _mm512_dpbusd_epi32(products, zero, quads[v][d]);
+      start[v] = _mm512_sub_epi32(_mm512_set1_epi32((1 << (books.shift - 1)) / 2), products);
     }
     const __m512i down = _mm512_set1_epi32(static_cast<int>(books.shift - 1));
     const __m512i up = _mm512_set1_epi32(static_cast<int>(16 - (books.shift - 1)));
@@ -128,21 +144,21 @@ struct Builder {
     };
     const auto factors = [](uint32_t both) { return _mm512_set1_epi32(static_cast<int>(both)); };
     for (int64_t g = 0; g < groups; ++g) {
-      const uint32_t* rows[4];
+      const uint32_t* rows[kTogether];
 #pragma GCC unroll 4
-      for (int64_t i = 0; i < 4; i += codebooks) rows[i] = inputs((4 * g + i) / codebooks);
+      for (int64_t i = 0; i < kTogether; i += codebooks) rows[i] = inputs((kTogether * g + i) / codebooks);
       for (int64_t p = 0; p < pixels; ++p) {
         __m512i products[4];
 #pragma GCC unroll 4
-        for (int64_t first = 0; first < 4; first += codebooks) {
+        for (int64_t first = 0; first < 4; first += kVectorsOfBooks) {
 #pragma GCC unroll 4
-          for (int64_t m = 0; m < codebooks; ++m) products[first + m] = start[m];
+          for (int64_t v = 0; v < kVectorsOfBooks; ++v) products[first + v] = start[v];
 #pragma GCC unroll 8
           for (int64_t d = 0; d < dim; ++d) {
-            const __m512i input = _mm512_set1_epi32(static_cast<int>(rows[first][d * kPitch + p]));
+            const __m512i input = _mm512_set1_epi32(static_cast<int>(rows[first / kSixteens][d * kPitch + p]));
 #pragma GCC unroll 4
-            for (int64_t m = 0; m < codebooks; ++m) {
-              products[first + m] = _mm512_dpbusd_epi32(products[first + m], input, quads[m][d]);
+            for (int64_t v = 0; v < kVectorsOfBooks; ++v) {
+              products[first + v] = _mm512_dpbusd_epi32(products[first + v], input, quads[v][d]);
             }
           }
         }
@@ -155,9 +171,15 @@ struct Builder {
   }
 };
 
+// vpdpbusd, where the sums are. Compilers copy sums of the intrinsic from register to register, twice for each.
+void multiply_add(__m512i& sums, __m512i bytes, __m512i scales) noexcept {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(bytes), "v"(scales));
+}
+
 // The sums of some pixels and vectors of outputs stay in registers. Four pixels are stored, whatever they hold.
-template <int64_t vectors, int64_t pixels>
+template <int64_t entries, int64_t vectors, int64_t pixels>
 void sum(const Tables& tables, int64_t groups, const uint8_t* places, int64_t first_pixel, int32_t* out) noexcept {
+  constexpr int64_t kSixteens = entries / 16;  // of outputs whose places lie side by side
   __m512i sums[vectors][kPixelsTogether];
 #pragma GCC unroll 4
   for (int64_t v = 0; v < vectors; ++v) {
@@ -166,20 +188,27 @@ void sum(const Tables& tables, int64_t groups, const uint8_t* places, int64_t fi
   }
   const int64_t at = first_pixel * groups;
   const uint8_t* bytes = tables.bytes + at * kTables;
-  const uint32_t* scales = tables.scales + at;
-  for (int64_t g = 0; g < groups; ++g, bytes += kPixelsTogether * kTables, scales += kPixelsTogether) {
-    __m512i tables_of[pixels], scales_of[pixels];
+  const uint32_t* scales[] = {tables.scales + at, tables.later_scales + at};
+  for (int64_t g = 0; g < groups; ++g, bytes += kPixelsTogether * kTables) {
+    __m512i tables_of[pixels], scales_of[kSixteens][pixels];
 #pragma GCC unroll 4
     for (int64_t p = 0; p < pixels; ++p) {
       tables_of[p] = _mm512_loadu_si512(bytes + p * kTables);
-      scales_of[p] = _mm512_set1_epi32(static_cast<int>(scales[p]));
+#pragma GCC unroll 2
+      for (int64_t s = 0; s < kSixteens; ++s) {
+        scales_of[s][p] = _mm512_set1_epi32(static_cast<int>(scales[s][g * kPixelsTogether + p]));
+      }
     }
 #pragma GCC unroll 4
-    for (int64_t v = 0; v < vectors; ++v) {
-      const __m512i found = _mm512_loadu_si512(places + (v * groups + g) * 64);
+    for (int64_t v = 0; v < vectors; v += kSixteens) {
+      const __m512i of_outputs = _mm512_loadu_si512(places + (v / kSixteens * groups + g) * kTables);
 #pragma GCC unroll 4
       for (int64_t p = 0; p < pixels; ++p) {
-        sums[v][p] = _mm512_dpbusd_epi32(sums[v][p], _mm512_permutexvar_epi8(found, tables_of[p]), scales_of[p]);
+        const __m512i found = _mm512_permutexvar_epi8(of_outputs, tables_of[p]);
+#pragma GCC unroll 2
+        for (int64_t s = 0; s < kSixteens; ++s) {
+          multiply_add(sums[v + s][p], found, scales_of[s][p]);
+        }
       }
     }
   }
@@ -206,50 +235,62 @@ void sum(const Tables& tables, int64_t groups, const uint8_t* places, int64_t fi
   }
 }
 
-template <int64_t pixels>
+template <int64_t entries, int64_t pixels>
 void sum_all(const Tables& tables, int64_t groups, const uint8_t* places, int64_t outputs, int64_t first_pixel,
              int32_t* out) noexcept {
+  constexpr int64_t kTogether = kTables / entries;
   int64_t o = 0;
   for (; o + 16 * kVectors <= outputs; o += 16 * kVectors) {
-    sum<kVectors, pixels>(tables, groups, places + o * groups * 4, first_pixel, out + o * kPitch);
+    sum<entries, kVectors, pixels>(tables, groups, places + o * groups * kTogether, first_pixel, out + o * kPitch);
   }
-  for (; o < outputs; o += 16) {
-    sum<1, pixels>(tables, groups, places + o * groups * 4, first_pixel, out + o * kPitch);
+  for (; o < outputs; o += entries) {
+    sum<entries, entries / 16, pixels>(tables, groups, places + o * groups * kTogether, first_pixel, out + o * kPitch);
   }
 }
 
-template <int64_t codebooks, int64_t dim>
+template <int64_t entries, int64_t codebooks, int64_t dim>
 void build(const ShuffledCodebooks& books, const uint32_t* panel, uint32_t zeros, int64_t pixels,
            const Tables& tables) noexcept {
-  const Builder<codebooks, dim> builder{books, panel, zeros};
+  const Builder<entries, codebooks, dim> builder{books, panel, zeros};
   builder.write_scales(tables);
   builder.write_tables(tables, pixels);
 }
 
-using BuildFn = decltype(&build<1, 1>);
+using BuildFn = decltype(&build<16, 1, 1>);
+using SumFn = decltype(&sum_all<16, 1>);
 
-template <int64_t codebooks>
+template <int64_t entries, int64_t codebooks>
 BuildFn build_for(int64_t dim) noexcept {
   static_assert(kMostShuffledQuads == 6);
-  static constexpr BuildFn kDims[] = {&build<codebooks, 1>, &build<codebooks, 2>, &build<codebooks, 3>,
-                                      &build<codebooks, 4>, &build<codebooks, 5>, &build<codebooks, 6>};
+  static constexpr BuildFn kDims[] = {&build<entries, codebooks, 1>, &build<entries, codebooks, 2>,
+                                      &build<entries, codebooks, 3>, &build<entries, codebooks, 4>,
+                                      &build<entries, codebooks, 5>, &build<entries, codebooks, 6>};
   return kDims[dim - 1];
+}
+
+template <int64_t entries>
+SumFn sum_for(int64_t pixels) noexcept {
+  static_assert(kPixelsTogether == 4);
+  static constexpr SumFn kCounts[] = {&sum_all<entries, 1>, &sum_all<entries, 2>, &sum_all<entries, 3>,
+                                      &sum_all<entries, 4>};
+  return kCounts[pixels - 1];
 }
 
 void shuffle_tile8(const ShuffledCodebooks& books, const uint8_t* places, int64_t outputs, const uint32_t* panel,
                    uint32_t zeros, int64_t all_pixels, void* scratch, int32_t* all_out) noexcept {
   const int64_t groups = books.groups();
   const Tables tables(scratch, groups);
-  static constexpr decltype(&sum_all<1>) kSumAll[] = {&sum_all<1>, &sum_all<2>, &sum_all<3>, &sum_all<kPixelsTogether>};
-  const BuildFn write = books.codebooks == 1   ? build_for<1>(books.dim)
-                        : books.codebooks == 2 ? build_for<2>(books.dim)
-                                               : build_for<4>(books.dim);
+  const bool is_small = books.entries == 16;
+  const BuildFn write = books.codebooks == 1   ? is_small ? build_for<16, 1>(books.dim) : build_for<32, 1>(books.dim)
+                        : books.codebooks == 2 ? is_small ? build_for<16, 2>(books.dim) : build_for<32, 2>(books.dim)
+                                               : build_for<16, 4>(books.dim);
   for (int64_t from = 0; from < all_pixels; from += kPixels) {
     const int64_t pixels = std::min(kPixels, all_pixels - from);
     int32_t* const out = all_out + from;
     write(books, panel + from, zeros, pixels, tables);
     for (int64_t p = 0; p < pixels; p += kPixelsTogether) {
-      kSumAll[std::min(kPixelsTogether, pixels - p) - 1](tables, groups, places, outputs, p, out);
+      const int64_t together = std::min(kPixelsTogether, pixels - p);
+      (is_small ? sum_for<16> : sum_for<32>)(together)(tables, groups, places, outputs, p, out);
     }
   }
 }

@@ -272,26 +272,39 @@ using TableBuild8Fn = void (*)(const uint32_t* codebook, int64_t centroids, int6
 using TableSum8Fn = void (*)(const uint16_t* at, int64_t positions, const int16_t* tables, int32_t* sums,
                              int64_t outputs, int64_t pixels, bool accumulate) noexcept;
 
-// Codebooks of up to kShuffled centroids, whose products with the inputs of a block at one pixel are a table of bytes
-// that fits a register: four tables do.
+// Codebooks of few centroids, whose products with the inputs of a block at one pixel are a table of bytes: a register
+// holds four tables of 16 entries, or two of 32.
 struct ShuffledCodebooks {
-  const uint32_t* quads;   // [M, dim, kShuffled] quads of weights, zero behind the last centroid
+  const uint32_t* quads;   // [M, dim, entries] quads of weights, zero behind the last centroid
   const uint32_t* bounds;  // [M, dim]: the largest of all centroids, byte by byte, without signs
-  int64_t codebooks;       // M: 1, 2 or 4
+  int64_t entries;         // of a table: 16 or 32
+  int64_t codebooks;       // M, of which together() is a multiple
   int64_t dim;             // quads of a block, up to kMostShuffledQuads
   int64_t blocks;          // J
   int64_t shift;           // at least 1; with it no scale is above kMostShuffledScale
 
-  // Positions are added up four at a time; there may be some behind the last, whose tables are zero.
-  constexpr int64_t groups() const { return (blocks * codebooks + 3) / 4; }
+  // Positions whose tables are in a register, a group; there may be some behind the last, whose tables are zero.
+  constexpr int64_t together() const { return kShuffledBytes / entries; }
+  constexpr int64_t groups() const { return (blocks * codebooks + together() - 1) / together(); }
+
+  static constexpr int64_t kShuffledBytes = 64;
 };
-constexpr int64_t kShuffled = 16;
+constexpr int64_t kMostShuffled = 32;  // centroids
 constexpr int64_t kMostShuffledQuads = 6;
 constexpr int64_t kMostShuffledScale = 127;
 
-// Where the entry of a centroid is in the tables of four positions, of the i-th.
-constexpr uint8_t shuffled_place(int64_t i, int64_t centroid) {
-  return static_cast<uint8_t>(centroid / 4 * 16 + i / 2 * 8 + centroid % 4 * 2 + i % 2);
+// Where the entry of a centroid is in the tables of a group, of its i-th position.
+constexpr uint8_t shuffled_place(int64_t entries, int64_t i, int64_t centroid) {
+  const int64_t sixteen = i * entries / 16 + centroid / 16, at = centroid % 16;
+  return static_cast<uint8_t>(at / 4 * 16 + sixteen / 2 * 8 + at % 4 * 2 + sixteen % 2);
+}
+
+// Where the place of output o at position q is among the places of all: [outputs / V, groups, 16, V / 16, together()],
+// V outputs being `entries`. An output's places of a group lie side by side, with those of the 16th after it.
+constexpr int64_t place_at(const ShuffledCodebooks& books, int64_t o, int64_t q) {
+  const int64_t together = books.together(), halves = books.entries / 16;
+  const int64_t vector = o / books.entries * books.groups() + q / together;
+  return ((vector * 16 + o % 16) * halves + o % books.entries / 16) * together + q % together;
 }
 
 // What multiplying with it divides by a scale, in mulhrs: round(2^14 / scale).
@@ -303,7 +316,7 @@ constexpr int32_t shuffled_factor(int32_t scale) { return ((1 << 15) / scale + 1
 //   scale = (sum over i < dim of bounds[m][i] · |x| >> (shift + 7)) + 1
 //   product = (sum over i < dim of quads[m][i][k] · x + 2^(shift - 1) / 2) >> (shift - 1)
 //   entry = (product * shuffled_factor(scale) + 2^14) >> 15, clamped to -128..127
-//   places   [outputs / 16, groups, 16, 4]: of each output's centroids; outputs are a multiple of 16
+//   places   by place_at(): of each output's centroids; outputs are a multiple of the entries
 //   panel    [J * dim, kShuffledPixels], whole vectors are read; 1 <= pixels <= kShuffledPixels
 //   scratch  shuffle8_bytes(groups), aligned
 //   out      [outputs, kShuffledPixels], pixels up to the next multiple of 4 are written
@@ -312,8 +325,8 @@ using ShuffleTile8Fn = void (*)(const ShuffledCodebooks& codebooks, const uint8_
                                 int32_t* out) noexcept;
 constexpr int64_t kShuffledPixels = 64;
 
-// For 16 pixels: tables, scales and factors of four positions, and a sum of scales.
-constexpr int64_t shuffle8_bytes(int64_t groups) { return 16 * (groups * (64 + 4 + 8) + 4); }
+// For 16 pixels: tables, scales and factors of all groups, and a sum of scales.
+constexpr int64_t shuffle8_bytes(int64_t groups) { return 16 * (groups * (64 + 8 + 8) + 4); }
 
 // As sparse_sum, products of quads.
 using SparseSum8Fn = void (*)(const Sparse<uint32_t>* weights, const int32_t* begin, const uint32_t* panel,

@@ -73,7 +73,7 @@ uint32_t distances(uint32_t quad, uint32_t zeros) {
 void shuffle_tile8_reference(const ShuffledCodebooks& codebooks, const uint8_t* places, int64_t outputs,
                              const uint32_t* panel, uint32_t zeros, int64_t pixels, void*, int32_t* out) noexcept {
   constexpr int64_t pitch = kShuffledPixels;
-  const int64_t dim = codebooks.dim, shift = codebooks.shift, groups = codebooks.groups();
+  const int64_t dim = codebooks.dim, shift = codebooks.shift, together = codebooks.together();
   for (int64_t p = 0; p < pixels; ++p) {
     for (int64_t o = 0; o < outputs; ++o) out[o * pitch + p] = 0;
     for (int64_t q = 0; q < codebooks.blocks * codebooks.codebooks; ++q) {
@@ -83,19 +83,18 @@ void shuffle_tile8_reference(const ShuffledCodebooks& codebooks, const uint8_t* 
       for (int64_t i = 0; i < dim; ++i)
         bound += dot(codebooks.bounds[m * dim + i], distances(inputs[i * pitch], zeros));
       const int32_t scale = (bound >> (shift + 7)) + 1;
-      int32_t entries[4 * kShuffled];  // by place
-      for (int64_t k = 0; k < kShuffled; ++k) {
+      int32_t entries[ShuffledCodebooks::kShuffledBytes];  // by place
+      for (int64_t k = 0; k < codebooks.entries; ++k) {
         int32_t product = (1 << (shift - 1)) / 2;
         for (int64_t i = 0; i < dim; ++i) {
-          const uint32_t weights = codebooks.quads[(m * dim + i) * kShuffled + k];
+          const uint32_t weights = codebooks.quads[(m * dim + i) * codebooks.entries + k];
           product += dot(weights, inputs[i * pitch]) - dot(weights, zeros);
         }
         const int32_t entry = ((product >> (shift - 1)) * shuffled_factor(scale) + (1 << 14)) >> 15;
-        entries[shuffled_place(q % 4, k)] = std::clamp(entry, -128, 127);
+        entries[shuffled_place(codebooks.entries, q % together, k)] = std::clamp(entry, -128, 127);
       }
       for (int64_t o = 0; o < outputs; ++o) {
-        const uint8_t place = places[((o / 16 * groups + q / 4) * 16 + o % 16) * 4 + q % 4];
-        out[o * pitch + p] += scale * entries[place];
+        out[o * pitch + p] += scale * entries[places[place_at(codebooks, o, q)]];
       }
     }
   }

@@ -15,24 +15,33 @@
 namespace pyquant {
 namespace {
 
-constexpr int64_t kOutputs = 16;   // whose places lie side by side
-constexpr int64_t kPositions = 4;  // that are added up together
-
-// In fp32 multiply-adds, for four positions: of 16 pixels, to find scales and, for each, to make tables, but for the
-// products; of a vector of outputs, to look up and add; and to lay out a vector of sums for 16 pixels.
+// In fp32 multiply-adds, for each group: of 16 pixels, to find the scale of a position and, for each, to make tables,
+// but for the products; of 16 outputs, to look up and add; and to lay out a vector of sums for 16 pixels.
 constexpr int64_t kScaled = 16;  // pixels
-constexpr double kScaleCost = 110;
+constexpr double kScaleCost = 27.5;
 constexpr double kTablesCost = 24;
-constexpr double kSumCost = 2.3;
+constexpr double kLookUpCost = 1.15;  // of a register
+constexpr double kAddCost = 1.15;
 constexpr double kTurnCost = 320;
 
-TableShares shares_of(const Convolution& c, int threads) { return {c, kShuffledPixels, 1, kOutputs, threads}; }
+ShuffledCodebooks codebooks_of(const Weight& weight) {
+  return {.quads = nullptr,
+          .bounds = nullptr,
+          .entries = weight.centroids <= kMostShuffled / 2 ? kMostShuffled / 2 : kMostShuffled,
+          .codebooks = weight.codebooks,
+          .dim = BlockInputs::block_quads(weight),
+          .blocks = weight.blocks_per_row(),
+          .shift = 1};
+}
+
+TableShares shares_of(const Convolution& c, int threads) {
+  return {c, kShuffledPixels, 1, codebooks_of(*c.weight).entries, threads};
+}
 
 bool applies(const Convolution& c) {
-  if (!c.kernels->shuffles || !BlockInputs::exist(c)) return false;
-  const Weight& weight = *c.weight;
-  return weight.centroids <= kShuffled && kPositions % weight.codebooks == 0 &&
-         BlockInputs::block_quads(weight) <= kMostShuffledQuads;
+  if (!c.kernels->shuffles || !BlockInputs::exist(c) || c.weight->centroids > kMostShuffled) return false;
+  const ShuffledCodebooks codebooks = codebooks_of(*c.weight);
+  return codebooks.together() % codebooks.codebooks == 0 && codebooks.dim <= kMostShuffledQuads;
 }
 
 class Shuffle8Step : public Step {
@@ -41,14 +50,9 @@ class Shuffle8Step : public Step {
       : Step(layer.node->name, layer.op, "shuffle8"),
         b_(convolution, context),
         inputs_(convolution, kShuffledPixels),
-        units_(shares_of(convolution, context.threads).units()) {
+        units_(shares_of(convolution, context.threads).units()),
+        codebooks_(codebooks_of(*convolution.weight)) {
     const Weight& weight = *b_.c.weight;
-    codebooks_ = {.quads = nullptr,
-                  .bounds = nullptr,
-                  .codebooks = weight.codebooks,
-                  .dim = BlockInputs::block_quads(weight),
-                  .blocks = weight.blocks_per_row(),
-                  .shift = 1};
     write_codebooks(weight, b_.take_codebooks());
     b_.weight_sums.assign(weight.outputs, 0);  // the kernel takes the zero from each input
     b_.settle(codebooks_.shift, context);
@@ -68,7 +72,7 @@ class Shuffle8Step : public Step {
   }
 
  private:
-  int64_t sums_rows() const { return round_up(b_.c.weight->outputs, kOutputs); }
+  int64_t sums_rows() const { return round_up(b_.c.weight->outputs, codebooks_.entries); }
   int64_t tables_floats() const { return round_up(shuffle8_bytes(codebooks_.groups()) / 4, 16); }
 
   // Of codebooks [M, K, d]: quads with centroids as lanes, and those of the largest weights.
@@ -76,13 +80,13 @@ class Shuffle8Step : public Step {
     const int64_t books = weight.codebooks, centroids = weight.centroids;
     const int64_t dim = codebooks_.dim, weights = weight.block.dim();
     const AlignedBuffer<uint32_t> quads = BlockInputs::centroid_quads(weight, values);
-    quads_ = AlignedBuffer<uint32_t>(books * dim * kShuffled);
+    quads_ = AlignedBuffer<uint32_t>(books * dim * codebooks_.entries);
     std::fill_n(quads_.data(), quads_.size(), 0);
     AlignedBuffer<float> largest(books * weights);
     std::fill_n(largest.data(), largest.size(), 0.0f);
     for (int64_t k = 0; k < books * centroids; ++k) {
       const int64_t m = k / centroids;
-      for (int64_t i = 0; i < dim; ++i) quads_[(m * dim + i) * kShuffled + k % centroids] = quads[k * dim + i];
+      for (int64_t i = 0; i < dim; ++i) quads_[(m * dim + i) * codebooks_.entries + k % centroids] = quads[k * dim + i];
       for (int64_t i = 0; i < weights; ++i) {
         float& most = largest[m * weights + i];
         most = std::max(most, std::fabs(values[k * weights + i]));
@@ -100,13 +104,12 @@ class Shuffle8Step : public Step {
   }
 
   void write_places(const Weight& weight) {
-    const int64_t groups = codebooks_.groups();
-    places_ = AlignedBuffer<uint8_t>(sums_rows() * groups * kPositions);
+    const int64_t together = codebooks_.together();
+    places_ = AlignedBuffer<uint8_t>(sums_rows() * codebooks_.groups() * together);
     std::fill_n(places_.data(), places_.size(), 0);
     for (int64_t o = 0; o < weight.outputs; ++o) {
       for (int64_t q = 0; q < weight.blocks_per_row() * weight.codebooks; ++q) {
-        places_[((o / kOutputs * groups + q / kPositions) * kOutputs + o % kOutputs) * kPositions + q % kPositions] =
-            shuffled_place(q % kPositions, code_at(weight, o, q));
+        places_[place_at(codebooks_, o, q)] = shuffled_place(codebooks_.entries, q % together, code_at(weight, o, q));
       }
     }
   }
@@ -118,9 +121,9 @@ class Shuffle8Step : public Step {
     float* const rest = panel + inputs_.floats();
     const uint32_t* const inputs = inputs_.write(b_.c, state, unit.pixel, unit.pixels, panel);
     const uint32_t zeros = state.quantization[b_.c.input].zeros();
-    const uint8_t* const places = places_.data() + unit.output * codebooks_.groups() * kPositions;
-    b_.c.kernels->shuffle_tile8(codebooks_, places, round_up(unit.outputs, kOutputs), inputs, zeros, unit.pixels,
-                                tables, sums);
+    const uint8_t* const places = places_.data() + place_at(codebooks_, unit.output, 0);
+    b_.c.kernels->shuffle_tile8(codebooks_, places, round_up(unit.outputs, codebooks_.entries), inputs, zeros,
+                                unit.pixels, tables, sums);
     b_.finish(sums, kShuffledPixels, unit.output, unit.outputs, unit.pixel, unit.pixels, state.shared, state, rest);
   }
 
@@ -135,13 +138,14 @@ class Shuffle8Step : public Step {
 
 double cost(const Convolution& c, int threads) {
   if (!applies(c)) return std::numeric_limits<double>::infinity();
-  const Weight& weight = *c.weight;
-  const auto groups = static_cast<double>(ceil_div(weight.blocks_per_row() * weight.codebooks, kPositions));
-  const double tables =
-      4 * c.kernels->tile8.step_cost * static_cast<double>(BlockInputs::block_quads(weight)) + kTablesCost;
+  const ShuffledCodebooks codebooks = codebooks_of(*c.weight);
+  const auto groups = static_cast<double>(codebooks.groups());
+  const double scales = kScaleCost * static_cast<double>(codebooks.together());
+  const double tables = 4 * c.kernels->tile8.step_cost * static_cast<double>(codebooks.dim) + kTablesCost;
+  const double sum = kLookUpCost * 16 / static_cast<double>(codebooks.entries) + kAddCost;
   return shares_of(c, threads).cost([&](int64_t pixels, int64_t outputs) {
-    const auto vectors = static_cast<double>(ceil_div(outputs, kOutputs));
-    const double pixel = kScaleCost / kScaled + tables + kSumCost * vectors;
+    const auto vectors = static_cast<double>(ceil_div(outputs, 16));
+    const double pixel = scales / kScaled + tables + sum * vectors;
     return static_cast<double>(pixels) * (groups * pixel + kTurnCost / kScaled * vectors);
   });
 }
