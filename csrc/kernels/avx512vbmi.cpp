@@ -176,9 +176,91 @@ void multiply_add(__m512i& sums, __m512i bytes, __m512i scales) noexcept {
   asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(bytes), "v"(scales));
 }
 
-// The sums of some pixels and vectors of outputs stay in registers. Four pixels are stored, whatever they hold.
+// Call body(q, quarter) for each quarter of a register.
+template <typename Body>
+__attribute__((always_inline)) inline void for_quarters(__m512i v, const Body& body) noexcept {
+  body(0, _mm512_castsi512_si128(v));
+  body(1, _mm512_extracti32x4_epi32(v, 1));
+  body(2, _mm512_extracti32x4_epi32(v, 2));
+  body(3, _mm512_extracti32x4_epi32(v, 3));
+}
+
+// Where sums of 16 outputs at four pixels go: as they are, whatever those behind the last pixel hold.
+struct SumsOut {
+  int32_t* sums;
+
+  template <int64_t pixels>
+  void write(const __m512i* of, int64_t output, int64_t first_pixel) const noexcept {
+    const __m512i low01 = _mm512_unpacklo_epi32(of[0], of[1]), high01 = _mm512_unpackhi_epi32(of[0], of[1]);
+    const __m512i low23 = _mm512_unpacklo_epi32(of[2], of[3]), high23 = _mm512_unpackhi_epi32(of[2], of[3]);
+    // Of outputs 0, 4, 8 and 12, then 1, 5.. and so on, four pixels each.
+    const __m512i outputs[4] = {_mm512_unpacklo_epi64(low01, low23), _mm512_unpackhi_epi64(low01, low23),
+                                _mm512_unpacklo_epi64(high01, high23), _mm512_unpackhi_epi64(high01, high23)};
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < 4; ++i) {
+      int32_t* const to = sums + (output + i) * kPitch + first_pixel;
+      for_quarters(outputs[i], [&](int64_t q, __m128i four) {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 4 * q * kPitch), four);
+      });
+    }
+  }
+};
+
+// Finished as by finish_tile8, bit for bit. Packing leaves the bytes of four outputs and four pixels side by side.
+struct BytesOut {
+  const FinishedTile8& tile;
+
+  template <int64_t pixels>
+  void write(const __m512i* of, int64_t output, int64_t first_pixel) const noexcept {
+    const int64_t quads = (tile.rows - output) / 4;  // that are left
+    if (quads <= 0) return;
+    constexpr __mmask8 kThese = (1 << pixels) - 1;
+    const Finish8& finish = tile.finish;
+    const int64_t at = output / 4 * tile.out_pitch + first_pixel;
+    const __m512 scale = _mm512_loadu_ps(finish.scale + output), bias = _mm512_loadu_ps(finish.bias + output);
+    __m512 values[kPixelsTogether];
+#pragma GCC unroll 4
+    for (int64_t p = 0; p < kPixelsTogether; ++p) values[p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(of[p]), scale, bias);
+    if (finish.residual != nullptr) {
+      const __m512 factor = _mm512_set1_ps(finish.residual_scale);
+      const auto row = [&](int64_t q) {
+        return q < quads ? _mm_maskz_loadu_epi32(kThese, finish.residual + at + q * tile.out_pitch) : __m128i{};
+      };
+      const __m512i before = _mm512_inserti32x4(
+          _mm512_inserti32x4(_mm512_inserti32x4(_mm512_castsi128_si512(row(0)), row(1), 1), row(2), 2), row(3), 3);
+      // Bytes 0, 1, 2 and 3 of each quarter, then those of the second pixel..
+      const __m512i bytes =
+          _mm512_broadcast_i32x4(_mm_setr_epi8(0, -1, -1, -1, 1, -1, -1, -1, 2, -1, -1, -1, 3, -1, -1, -1));
+#pragma GCC unroll 4
+      for (int p = 0; p < kPixelsTogether; ++p) {
+        const __m512i these = _mm512_shuffle_epi8(before, _mm512_or_si512(bytes, _mm512_set1_epi32(4 * p)));
+        values[p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(these), factor, values[p]);
+      }
+    }
+    __m512i rounded[kPixelsTogether];
+#pragma GCC unroll 4
+    for (int64_t p = 0; p < kPixelsTogether; ++p) {
+      // What is too large for an int becomes the least.
+      const __m512 value = finish.plain ? values[p] : _mm512_min_ps(_mm512_set1_ps(255.0f), values[p]);
+      rounded[p] = _mm512_cvtps_epi32(value);
+    }
+    __m512i out =
+        _mm512_packus_epi16(_mm512_packs_epi32(rounded[0], rounded[1]), _mm512_packs_epi32(rounded[2], rounded[3]));
+    if (!finish.plain) {
+      out = _mm512_max_epu8(_mm512_set1_epi8(static_cast<char>(finish.low)),
+                            _mm512_min_epu8(_mm512_set1_epi8(static_cast<char>(finish.high)), out));
+    }
+    for_quarters(out, [&](int64_t q, __m128i four) {
+      if (q < quads) _mm_mask_storeu_epi32(tile.out + at + q * tile.out_pitch, kThese, four);
+    });
+  }
+};
+
+// The sums [vectors, kPixelsTogether] of some pixels and vectors of outputs; those behind the last pixel are not
+// defined. Registers are given to this loop by itself: together with what follows, compilers leave its sums in memory.
 template <int64_t entries, int64_t vectors, int64_t pixels>
-void sum(const Tables& tables, int64_t groups, const uint8_t* places, int64_t first_pixel, int32_t* out) noexcept {
+__attribute__((noinline)) void sum(const Tables& tables, int64_t groups, const uint8_t* places, int64_t first_pixel,
+                                   __m512i* out) noexcept {
   constexpr int64_t kSixteens = entries / 16;  // of outputs whose places lie side by side
   __m512i sums[vectors][kPixelsTogether];
 #pragma GCC unroll 4
@@ -214,37 +296,21 @@ void sum(const Tables& tables, int64_t groups, const uint8_t* places, int64_t fi
   }
 #pragma GCC unroll 4
   for (int64_t v = 0; v < vectors; ++v) {
-    const __m512i low01 = _mm512_unpacklo_epi32(sums[v][0], sums[v][1]);
-    const __m512i high01 = _mm512_unpackhi_epi32(sums[v][0], sums[v][1]);
-    const __m512i low23 = _mm512_unpacklo_epi32(sums[v][2], sums[v][3]);
-    const __m512i high23 = _mm512_unpackhi_epi32(sums[v][2], sums[v][3]);
-    // Of outputs 0, 4, 8 and 12, then 1, 5.. and so on, four pixels each.
-    const __m512i outputs[4] = {_mm512_unpacklo_epi64(low01, low23), _mm512_unpackhi_epi64(low01, low23),
-                                _mm512_unpacklo_epi64(high01, high23), _mm512_unpackhi_epi64(high01, high23)};
 #pragma GCC unroll 4
-    for (int64_t i = 0; i < 4; ++i) {
-      int32_t* const to = out + (v * 16 + i) * kPitch + first_pixel;
-      const auto store = [&](int64_t row, __m128i four) {
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(to + row * kPitch), four);
-      };
-      store(0, _mm512_castsi512_si128(outputs[i]));
-      store(4, _mm512_extracti32x4_epi32(outputs[i], 1));
-      store(8, _mm512_extracti32x4_epi32(outputs[i], 2));
-      store(12, _mm512_extracti32x4_epi32(outputs[i], 3));
-    }
+    for (int64_t p = 0; p < kPixelsTogether; ++p) _mm512_storeu_si512(out + v * kPixelsTogether + p, sums[v][p]);
   }
 }
 
-template <int64_t entries, int64_t pixels>
+template <int64_t entries, int64_t pixels, typename Out>
 void sum_all(const Tables& tables, int64_t groups, const uint8_t* places, int64_t outputs, int64_t first_pixel,
-             int32_t* out) noexcept {
-  constexpr int64_t kTogether = kTables / entries;
-  int64_t o = 0;
-  for (; o + 16 * kVectors <= outputs; o += 16 * kVectors) {
-    sum<entries, kVectors, pixels>(tables, groups, places + o * groups * kTogether, first_pixel, out + o * kPitch);
-  }
-  for (; o < outputs; o += entries) {
-    sum<entries, entries / 16, pixels>(tables, groups, places + o * groups * kTogether, first_pixel, out + o * kPitch);
+             int64_t out_pixel, const Out& out) noexcept {
+  constexpr int64_t kLeast = entries / 16;  // vectors
+  __m512i sums[kVectors][kPixelsTogether];
+  for (int64_t o = 0, vectors = kVectors; o < outputs; o += 16 * vectors) {
+    vectors = o + 16 * kVectors <= outputs ? kVectors : kLeast;
+    const auto sum_some = vectors == kVectors ? &sum<entries, kVectors, pixels> : &sum<entries, kLeast, pixels>;
+    sum_some(tables, groups, places + o * groups * (kTables / entries), first_pixel, sums[0]);
+    for (int64_t v = 0; v < vectors; ++v) out.template write<pixels>(sums[v], o + 16 * v, out_pixel);
   }
 }
 
@@ -257,7 +323,8 @@ void build(const ShuffledCodebooks& books, const uint32_t* panel, uint32_t zeros
 }
 
 using BuildFn = decltype(&build<16, 1, 1>);
-using SumFn = decltype(&sum_all<16, 1>);
+template <typename Out>
+using SumFn = decltype(&sum_all<16, 1, Out>);
 
 template <int64_t entries, int64_t codebooks>
 BuildFn build_for(int64_t dim) noexcept {
@@ -268,16 +335,17 @@ BuildFn build_for(int64_t dim) noexcept {
   return kDims[dim - 1];
 }
 
-template <int64_t entries>
-SumFn sum_for(int64_t pixels) noexcept {
+template <typename Out, int64_t entries>
+SumFn<Out> sum_for(int64_t pixels) noexcept {
   static_assert(kPixelsTogether == 4);
-  static constexpr SumFn kCounts[] = {&sum_all<entries, 1>, &sum_all<entries, 2>, &sum_all<entries, 3>,
-                                      &sum_all<entries, 4>};
+  static constexpr SumFn<Out> kCounts[] = {&sum_all<entries, 1, Out>, &sum_all<entries, 2, Out>,
+                                           &sum_all<entries, 3, Out>, &sum_all<entries, 4, Out>};
   return kCounts[pixels - 1];
 }
 
-void shuffle_tile8(const ShuffledCodebooks& books, const uint8_t* places, int64_t outputs, const uint32_t* panel,
-                   uint32_t zeros, int64_t all_pixels, void* scratch, int32_t* all_out) noexcept {
+template <typename Out>
+void shuffle_to(const Out& out, const ShuffledCodebooks& books, const uint8_t* places, int64_t outputs,
+                const uint32_t* panel, uint32_t zeros, int64_t all_pixels, void* scratch) noexcept {
   const int64_t groups = books.groups();
   const Tables tables(scratch, groups);
   const bool is_small = books.entries == 16;
@@ -286,13 +354,19 @@ void shuffle_tile8(const ShuffledCodebooks& books, const uint8_t* places, int64_
                                                : build_for<16, 4>(books.dim);
   for (int64_t from = 0; from < all_pixels; from += kPixels) {
     const int64_t pixels = std::min(kPixels, all_pixels - from);
-    int32_t* const out = all_out + from;
     write(books, panel + from, zeros, pixels, tables);
     for (int64_t p = 0; p < pixels; p += kPixelsTogether) {
       const int64_t together = std::min(kPixelsTogether, pixels - p);
-      (is_small ? sum_for<16> : sum_for<32>)(together)(tables, groups, places, outputs, p, out);
+      const SumFn<Out> sum = is_small ? sum_for<Out, 16>(together) : sum_for<Out, 32>(together);
+      sum(tables, groups, places, outputs, p, from + p, out);
     }
   }
+}
+
+void shuffle_tile8(const ShuffledCodebooks& books, const uint8_t* places, int64_t outputs, const uint32_t* panel,
+                   uint32_t zeros, int64_t pixels, void* scratch, int32_t* out, const FinishedTile8* tile) noexcept {
+  if (tile == nullptr) return shuffle_to(SumsOut{out}, books, places, outputs, panel, zeros, pixels, scratch);
+  shuffle_to(BytesOut{*tile}, books, places, outputs, panel, zeros, pixels, scratch);
 }
 
 }  // namespace

@@ -272,6 +272,36 @@ using TableBuild8Fn = void (*)(const uint32_t* codebook, int64_t centroids, int6
 using TableSum8Fn = void (*)(const uint16_t* at, int64_t positions, const int16_t* tables, int32_t* sums,
                              int64_t outputs, int64_t pixels, bool accumulate) noexcept;
 
+// As sparse_sum, products of quads.
+using SparseSum8Fn = void (*)(const Sparse<uint32_t>* weights, const int32_t* begin, const uint32_t* panel,
+                              int32_t* sums, int64_t outputs, int64_t pixels, bool accumulate) noexcept;
+
+// The outputs of an integer layer. v = in * scale + bias is rounded once, and again with the residual's byte * its
+// factor added; then it is rounded to the nearest, halves to even, and clamped to low..high.
+struct Finish8 {
+  const float* scale;        // [rows]
+  const float* bias;         // [rows]
+  const uint32_t* residual;  // [rows / 4, out_pitch], or null
+  float residual_scale;
+  uint8_t low;
+  uint8_t high;
+  bool plain;  // low is 0, high 255, and no v can reach 2^31: some kernels have less to do
+};
+
+// Byte i of out[c][p] is made of in[4 * c + i][p], for c < rows / 4 and p < count.
+//   in    [rows, in_pitch], rows a multiple of 4
+//   out   [rows / 4, out_pitch]   nothing behind the count of a row is read or written
+using FinishTile8Fn = void (*)(const int32_t* in, int64_t in_pitch, const Finish8& finish, uint32_t* out,
+                               int64_t out_pitch, int64_t rows, int64_t count) noexcept;
+
+// What finish_tile8() is called with, but for its input and the count.
+struct FinishedTile8 {
+  Finish8 finish;
+  uint32_t* out;
+  int64_t out_pitch;
+  int64_t rows;
+};
+
 // Codebooks of few centroids, whose products with the inputs of a block at one pixel are a table of bytes: a register
 // holds four tables of 16 entries, or two of 32.
 struct ShuffledCodebooks {
@@ -320,35 +350,14 @@ constexpr int32_t shuffled_factor(int32_t scale) { return ((1 << 15) / scale + 1
 //   panel    [J * dim, kShuffledPixels], whole vectors are read; 1 <= pixels <= kShuffledPixels
 //   scratch  shuffle8_bytes(groups), aligned
 //   out      [outputs, kShuffledPixels], pixels up to the next multiple of 4 are written
+// Where there is a `tile`, they are finished, too; what `out` then holds is not defined.
 using ShuffleTile8Fn = void (*)(const ShuffledCodebooks& codebooks, const uint8_t* places, int64_t outputs,
-                                const uint32_t* panel, uint32_t zeros, int64_t pixels, void* scratch,
-                                int32_t* out) noexcept;
+                                const uint32_t* panel, uint32_t zeros, int64_t pixels, void* scratch, int32_t* out,
+                                const FinishedTile8* tile) noexcept;
 constexpr int64_t kShuffledPixels = 64;
 
 // For 16 pixels: tables, scales and factors of all groups, and a sum of scales.
 constexpr int64_t shuffle8_bytes(int64_t groups) { return 16 * (groups * (64 + 8 + 8) + 4); }
-
-// As sparse_sum, products of quads.
-using SparseSum8Fn = void (*)(const Sparse<uint32_t>* weights, const int32_t* begin, const uint32_t* panel,
-                              int32_t* sums, int64_t outputs, int64_t pixels, bool accumulate) noexcept;
-
-// The outputs of an integer layer. v = in * scale + bias is rounded once, and again with the residual's byte * its
-// factor added; then it is rounded to the nearest, halves to even, and clamped to low..high.
-struct Finish8 {
-  const float* scale;        // [rows]
-  const float* bias;         // [rows]
-  const uint32_t* residual;  // [rows / 4, out_pitch], or null
-  float residual_scale;
-  uint8_t low;
-  uint8_t high;
-  bool plain;  // low is 0, high 255, and no v can reach 2^31: some kernels have less to do
-};
-
-// Byte i of out[c][p] is made of in[4 * c + i][p], for c < rows / 4 and p < count.
-//   in    [rows, in_pitch], rows a multiple of 4
-//   out   [rows / 4, out_pitch]   nothing behind the count of a row is read or written
-using FinishTile8Fn = void (*)(const int32_t* in, int64_t in_pitch, const Finish8& finish, uint32_t* out,
-                               int64_t out_pitch, int64_t rows, int64_t count) noexcept;
 
 // Bytes of fp32: byte i of out[p] is in[i][p] * inverse_scale + zero, rounded once, clamped to 0..255 (NaN: 0) and
 // rounded to the nearest, halves to even, for i < rows <= 4 and p < count; `zero` where i >= rows.

@@ -60,6 +60,25 @@ void matrix_tile8_reference(const uint32_t* weights, int64_t weights_pitch, cons
   }
 }
 
+void finish_tile8_reference(const int32_t* in, int64_t in_pitch, const Finish8& finish, uint32_t* out,
+                            int64_t out_pitch, int64_t rows, int64_t count) noexcept {
+  for (int64_t c = 0; c < rows / 4; ++c) {
+    for (int64_t p = 0; p < count; ++p) {
+      uint32_t quad = 0;
+      for (int64_t i = 0; i < 4; ++i) {
+        const int64_t r = 4 * c + i;
+        float value = std::fma(static_cast<float>(in[r * in_pitch + p]), finish.scale[r], finish.bias[r]);
+        if (finish.residual != nullptr) {
+          const auto byte = static_cast<float>(byte_of(finish.residual[c * out_pitch + p], i));
+          value = std::fma(byte, finish.residual_scale, value);
+        }
+        quad |= std::clamp<uint32_t>(rounded(value), finish.low, finish.high) << (8 * i);
+      }
+      out[c * out_pitch + p] = quad;
+    }
+  }
+}
+
 // The distance of each byte from that of `zeros`.
 uint32_t distances(uint32_t quad, uint32_t zeros) {
   uint32_t result = 0;
@@ -71,7 +90,8 @@ uint32_t distances(uint32_t quad, uint32_t zeros) {
 }
 
 void shuffle_tile8_reference(const ShuffledCodebooks& codebooks, const uint8_t* places, int64_t outputs,
-                             const uint32_t* panel, uint32_t zeros, int64_t pixels, void*, int32_t* out) noexcept {
+                             const uint32_t* panel, uint32_t zeros, int64_t pixels, void*, int32_t* out,
+                             const FinishedTile8* tile) noexcept {
   constexpr int64_t pitch = kShuffledPixels;
   const int64_t dim = codebooks.dim, shift = codebooks.shift, together = codebooks.together();
   for (int64_t p = 0; p < pixels; ++p) {
@@ -97,6 +117,9 @@ void shuffle_tile8_reference(const ShuffledCodebooks& codebooks, const uint8_t* 
         out[o * pitch + p] += scale * entries[places[place_at(codebooks, o, q)]];
       }
     }
+  }
+  if (tile != nullptr) {
+    finish_tile8_reference(out, pitch, tile->finish, tile->out, tile->out_pitch, tile->rows, pixels);
   }
 }
 
@@ -175,25 +198,6 @@ void table_sum8_reference(const uint16_t* at, int64_t positions, const int16_t* 
       int32_t sum = accumulate ? sums[o * kTableColumns + p] : 0;
       for (int64_t q = 0; q < positions; ++q) sum += tables[at[o * positions + q] * kStep + p];
       sums[o * kTableColumns + p] = sum;
-    }
-  }
-}
-
-void finish_tile8_reference(const int32_t* in, int64_t in_pitch, const Finish8& finish, uint32_t* out,
-                            int64_t out_pitch, int64_t rows, int64_t count) noexcept {
-  for (int64_t c = 0; c < rows / 4; ++c) {
-    for (int64_t p = 0; p < count; ++p) {
-      uint32_t quad = 0;
-      for (int64_t i = 0; i < 4; ++i) {
-        const int64_t r = 4 * c + i;
-        float value = std::fma(static_cast<float>(in[r * in_pitch + p]), finish.scale[r], finish.bias[r]);
-        if (finish.residual != nullptr) {
-          const auto byte = static_cast<float>(byte_of(finish.residual[c * out_pitch + p], i));
-          value = std::fma(byte, finish.residual_scale, value);
-        }
-        quad |= std::clamp<uint32_t>(rounded(value), finish.low, finish.high) << (8 * i);
-      }
-      out[c * out_pitch + p] = quad;
     }
   }
 }

@@ -133,11 +133,13 @@ void ByteConvolution::write(const Quantizations& bytes, float* epilogue) const {
 
 void ByteConvolution::finish(const int32_t* tile, int64_t pitch, int64_t output, int64_t rows, int64_t pixel,
                              int64_t count, const float* written, const RunState& state, float* scratch) const {
-  const float* const epilogue = settled_.empty() ? written : settled_.data();
   if (writes_bytes_) {
-    finish_bytes(tile, pitch, output, rows, pixel, count, epilogue, state);
+    for_tiles(output, rows, pixel, count, written, state, [&](const FinishedTile8& to, int64_t first, int64_t run) {
+      c.kernels->finish_tile8(tile + first, pitch, to.finish, to.out, to.out_pitch, to.rows, run);
+    });
     return;
   }
+  const float* const epilogue = settled_.empty() ? written : settled_.data();
   const float* const row_bias = epilogue + padded_outputs();
   for (int64_t first = 0; first < rows; first += kRows) {
     const int64_t some = std::min(kRows, rows - first);
@@ -149,24 +151,19 @@ void ByteConvolution::finish(const int32_t* tile, int64_t pitch, int64_t output,
   }
 }
 
-void ByteConvolution::finish_bytes(const int32_t* tile, int64_t pitch, int64_t output, int64_t rows, int64_t pixel,
-                                   int64_t count, const float* epilogue, const RunState& state) const {
+FinishedTile8 ByteConvolution::tile_of(int64_t output, int64_t rows, const float* written) const {
+  const float* const epilogue = settled_.empty() ? written : settled_.data();
   const float* const common = epilogue + 2 * padded_outputs();
-  Finish8 finish{.scale = epilogue + output,
-                 .bias = epilogue + padded_outputs() + output,
-                 .residual = nullptr,
-                 .residual_scale = common[kResidualScale],
-                 .low = static_cast<uint8_t>(common[kLow]),
-                 .high = static_cast<uint8_t>(common[kHigh]),
-                 .plain = common[kPlain] != 0.0f};
-  const int64_t plane = c.geometry.out_plane();
-  const int64_t quads = ceil_div(c.weight->outputs, kQuad);
-  c.geometry.for_images(pixel, count, [&](int64_t image, int64_t first, int64_t run) {
-    const int64_t at = (image * quads + output / kQuad) * plane + first;
-    if (c.residual >= 0) finish.residual = state.quads(c.residual) + at;
-    c.kernels->finish_tile8(tile, pitch, finish, state.quads(c.output) + at, plane, round_up(rows, kQuad), run);
-    tile += run;
-  });
+  return {.finish = {.scale = epilogue + output,
+                     .bias = epilogue + padded_outputs() + output,
+                     .residual = nullptr,
+                     .residual_scale = common[kResidualScale],
+                     .low = static_cast<uint8_t>(common[kLow]),
+                     .high = static_cast<uint8_t>(common[kHigh]),
+                     .plain = common[kPlain] != 0.0f},
+          .out = nullptr,
+          .out_pitch = c.geometry.out_plane(),
+          .rows = round_up(rows, kQuad)};
 }
 
 void ByteConvolution::expect(int64_t output, int64_t rows, int64_t pixel, int64_t count, const RunState& state) const {

@@ -45,6 +45,24 @@ class ByteConvolution {
   void finish(const int32_t* tile, int64_t pitch, int64_t output, int64_t rows, int64_t pixel, int64_t count,
               const float* epilogue, const RunState& state, float* scratch) const;
 
+  // Whether outputs are bytes. If so, call write(tile, first, run) with each image's tile of some outputs and pixels,
+  // of which these are its `run` pixels from `first` on.
+  bool writes_bytes() const { return writes_bytes_; }
+  template <typename Write>
+  void for_tiles(int64_t output, int64_t rows, int64_t pixel, int64_t count, const float* epilogue,
+                 const RunState& state, const Write& write) const {
+    FinishedTile8 tile = tile_of(output, rows, epilogue);
+    const int64_t quads = ceil_div(c.weight->outputs, kQuad);
+    int64_t done = 0;
+    c.geometry.for_images(pixel, count, [&](int64_t image, int64_t first, int64_t run) {
+      const int64_t at = (image * quads + output / kQuad) * tile.out_pitch + first;
+      if (c.residual >= 0) tile.finish.residual = state.quads(c.residual) + at;
+      tile.out = state.quads(c.output) + at;
+      write(tile, done, run);
+      done += run;
+    });
+  }
+
   // As Convolution::expect().
   void expect(int64_t output, int64_t rows, int64_t pixel, int64_t count, const RunState& state) const;
 
@@ -65,8 +83,7 @@ class ByteConvolution {
   void write(const Quantizations& bytes, float* epilogue) const;
   int64_t all_epilogue_floats() const;
   int64_t padded_outputs() const { return round_up(c.weight->outputs, 16); }
-  void finish_bytes(const int32_t* tile, int64_t pitch, int64_t output, int64_t rows, int64_t pixel, int64_t count,
-                    const float* epilogue, const RunState& state) const;
+  FinishedTile8 tile_of(int64_t output, int64_t rows, const float* written) const;
 
   bool writes_bytes_;
   int64_t shift_ = 0;

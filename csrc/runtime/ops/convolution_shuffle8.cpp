@@ -122,8 +122,16 @@ class Shuffle8Step : public Step {
     const uint32_t* const inputs = inputs_.write(b_.c, state, unit.pixel, unit.pixels, panel);
     const uint32_t zeros = state.quantization[b_.c.input].zeros();
     const uint8_t* const places = places_.data() + place_at(codebooks_, unit.output, 0);
-    b_.c.kernels->shuffle_tile8(codebooks_, places, round_up(unit.outputs, codebooks_.entries), inputs, zeros,
-                                unit.pixels, tables, sums);
+    const auto run = [&](int64_t first, int64_t pixels, const FinishedTile8* tile) {
+      b_.c.kernels->shuffle_tile8(codebooks_, places, round_up(unit.outputs, codebooks_.entries), inputs + first, zeros,
+                                  pixels, tables, sums, tile);
+    };
+    if (b_.writes_bytes()) {
+      b_.for_tiles(unit.output, unit.outputs, unit.pixel, unit.pixels, state.shared, state,
+                   [&](const FinishedTile8& tile, int64_t first, int64_t pixels) { run(first, pixels, &tile); });
+      return;
+    }
+    run(0, unit.pixels, nullptr);
     b_.finish(sums, kShuffledPixels, unit.output, unit.outputs, unit.pixel, unit.pixels, state.shared, state, rest);
   }
 
