@@ -15,14 +15,12 @@
 namespace pyquant {
 namespace {
 
-// In fp32 multiply-adds, for each group: of 16 pixels, to find the scale of a position and, for each, to make tables,
-// but for the products; of 16 outputs, to look up and add; and to lay out a vector of sums for 16 pixels.
-constexpr int64_t kScaled = 16;  // pixels
-constexpr double kScaleCost = 27.5;
-constexpr double kTablesCost = 24;
-constexpr double kLookUpCost = 1.15;  // of a register
-constexpr double kAddCost = 1.15;
-constexpr double kTurnCost = 320;
+// In fp32 multiply-adds, for a pixel: to make the table of a position, but for the products; to look up a register of
+// places, and to add what is found for 16 outputs; and to finish 16 outputs.
+constexpr double kTableCost = 7;
+constexpr double kLookUpCost = 1.3;
+constexpr double kAddCost = 1.3;
+constexpr double kFinishCost = 10;
 
 ShuffledCodebooks codebooks_of(const Weight& weight) {
   return {.quads = nullptr,
@@ -148,13 +146,12 @@ double cost(const Convolution& c, int threads) {
   if (!applies(c)) return std::numeric_limits<double>::infinity();
   const ShuffledCodebooks codebooks = codebooks_of(*c.weight);
   const auto groups = static_cast<double>(codebooks.groups());
-  const double scales = kScaleCost * static_cast<double>(codebooks.together());
-  const double tables = 4 * c.kernels->tile8.step_cost * static_cast<double>(codebooks.dim) + kTablesCost;
+  const double products = 4 * c.kernels->tile8.step_cost * static_cast<double>(codebooks.dim);
+  const double tables = products + kTableCost * static_cast<double>(codebooks.together());
   const double sum = kLookUpCost * 16 / static_cast<double>(codebooks.entries) + kAddCost;
   return shares_of(c, threads).cost([&](int64_t pixels, int64_t outputs) {
     const auto vectors = static_cast<double>(ceil_div(outputs, 16));
-    const double pixel = scales / kScaled + tables + sum * vectors;
-    return static_cast<double>(pixels) * (groups * pixel + kTurnCost / kScaled * vectors);
+    return static_cast<double>(pixels) * (groups * (tables + sum * vectors) + kFinishCost * vectors);
   });
 }
 
