@@ -12,13 +12,14 @@ namespace pyquant {
 // them.
 double QuadDecoder::cost(const Weight& weight) {
   constexpr double kByteByByte = 10;
+  constexpr double kLoad = 1.8;
   constexpr int64_t kTapsOfVector = 16;
   const Block& block = weight.block;
   const auto codebooks = static_cast<double>(decoded_codebooks(weight));
   if (block.dim() < kQuad && block.rows * block.columns == 1) return kByteByByte * codebooks;
   const int64_t channels = std::min(block.channels, kQuad);
   const auto loads = static_cast<double>(kQuad / channels) + 0.5;
-  return codebooks * loads / static_cast<double>(std::min(block.dim() / channels, kTapsOfVector));
+  return codebooks * kLoad * loads / static_cast<double>(std::min(block.dim() / channels, kTapsOfVector));
 }
 
 bool QuadDecoder::come_apart(const Weight& weight) {
