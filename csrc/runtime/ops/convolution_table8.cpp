@@ -22,6 +22,9 @@ constexpr double kPassCost = 8.0;  // reading and writing the sums of an output
 
 constexpr int64_t kOutputs = 8;  // ranges of them begin at whole quads
 
+// Outputs that a pass adds up together, and the last one finishes while their sums are in the first-level cache.
+constexpr int64_t kTogether = 32;
+
 // Tables of one pass over the outputs. Shorter passes read and write sums more often than they save loads from the
 // second-level cache.
 constexpr int64_t kTableBytes = 48 * 1024;
@@ -123,10 +126,23 @@ class Table8Step : public Step {
                              inputs + q / weight.codebooks * dim_ * pitch, unit.pixels, shift_,
                              tables + (q - first) * table_values());
       }
-      kernels.table_sum8(rows_.data() + first * weight.outputs + unit.output * count, count, tables, sums, unit.outputs,
-                         unit.pixels, first > 0);
+      add(unit, first, count, tables, sums, state, rest);
     });
-    b_.finish(sums, pitch, unit.output, unit.outputs, unit.pixel, unit.pixels, state.shared, state, rest);
+  }
+
+  // Add some positions to the sums of all outputs of a unit, kTogether at a time; the last pass also finishes these.
+  void add(const TableUnit& unit, int64_t first, int64_t count, const int16_t* tables, int32_t* sums,
+           const RunState& state, float* rest) const {
+    const int64_t pitch = b_.c.kernels->table8_pixels;
+    const bool is_last = first + count == passes_.positions;
+    const int64_t end = unit.output + unit.outputs;
+    for (int64_t output = unit.output; output < end; output += kTogether) {
+      const int64_t outputs = std::min(kTogether, end - output);
+      const uint16_t* const rows = rows_.data() + first * b_.c.weight->outputs + output * count;
+      b_.c.kernels->table_sum8(rows, count, tables, sums, outputs, unit.pixels, first > 0);
+      if (is_last) b_.finish(sums, pitch, output, outputs, unit.pixel, unit.pixels, state.shared, state, rest);
+      if (passes_.num_passes() > 1) sums += outputs * pitch;
+    }
   }
 
   ByteConvolution b_;
