@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from layer_networks import model_file, weighted_layer
 from numpy.typing import NDArray
-from test_runtime_fast import ISAS, run
+from test_runtime_fast import ISAS, candidates, run
 
 from pyquant.codecs import DenseConfig, ProductConfig
 from pyquant.file import ModelFile
@@ -84,7 +84,7 @@ def test_network(calibrated: bool, rng: np.random.Generator) -> None:
     assert sum(step["kernel"] in ("direct8", "matrix8", "table8") for step in steps) >= 4
     first = run(file, x, isa="reference", threads=1)
     assert np.abs(first - exact).max() <= 0.1 * np.abs(exact).max()
-    for kernel, isa, threads in product(("direct8", "matrix8", "table8", "direct"), ISAS, (1, 2)):
+    for kernel, isa, threads in product(("direct8", "matrix8", "table8", "shuffle8", "direct"), ISAS, (1, 2)):
         got = run(file, x, isa=isa, kernel=kernel, threads=threads)
         assert np.abs(got - exact).max() <= 0.1 * np.abs(exact).max(), (kernel, isa, threads)
     # A run does not change the next one.
@@ -131,6 +131,28 @@ def test_pyramid_stays_in_bytes(rng: np.random.Generator) -> None:
     x = rng.standard_normal((2, 8, 21, 18)).astype(np.float32)
     steps = ["quantize", "conv2d", "max_pool2d", "conv2d", "upsample_like", "conv2d+add", "conv2d"]
     check_steps_in_bytes(nodes, {**a, **b, **c, **d}, x, steps)
+
+
+@pytest.mark.parametrize("activation", ["relu", "relu6"])
+@pytest.mark.parametrize("centroids", [16, 32])
+def test_residuals_of_shuffled_tables(activation: str, centroids: int, rng: np.random.Generator) -> None:
+    """Outputs are finished by the kernel that adds them up: tiles end within an image, rows within a register."""
+    codec = ProductConfig(block=(4, 1, 1), centroids=centroids)
+    stem, a = scaled_layer(rng, "stem", "x", (70, 12, 1, 1), codec)
+    inner, b = scaled_layer(rng, "inner", "stem", (70, 70, 1, 1), codec)
+    total = Node(op="add", name="sum", inputs=("inner", "stem"), outputs=("sum",))
+    clamp = Node(op=activation, name="clamp", inputs=("sum",), outputs=("clamp",))
+    last, c = scaled_layer(rng, "last", "clamp", (5, 70, 1, 1), codec)
+    x = 4 * rng.standard_normal((3, 12, 9, 7)).astype(np.float32)
+    file = model_file([stem, inner, total, clamp, last], {**a, **b, **c}, x.shape)
+    ranges = [(min(v.min(), 0), max(v.max(), 0)) for v in values_of(file, x).values()]
+    file = replace(file, network=file.network.with_activation_ranges(np.array(ranges, np.float32)))
+    first = run(file, x, isa="reference", kernel="shuffle8")
+    exact = Model(file)(x)
+    assert np.abs(first - exact).max() <= 0.05 * np.abs(exact).max()
+    for isa, threads in product((isa for isa in ISAS if "shuffle8" in candidates(file, x, isa=isa)), (1, 3)):
+        got = run(file, x, isa=isa, kernel="shuffle8", threads=threads)
+        np.testing.assert_allclose(got, first, rtol=0, atol=1e-6 * np.abs(first).max(), err_msg=isa)
 
 
 @pytest.mark.parametrize("channels", [8, 6, 1])

@@ -158,6 +158,11 @@ INTEGERS: list[tuple[tuple[int, int, int, int], Any, int, int, dict[str, Any], t
     ((5, 6, 5, 5), (1, 5, 5), 9, 1, {"padding": (2, 2, 2, 2)}, (3, 66)),
     ((20, 8, 3, 3), (2, 3, 3), 16, 2, {"padding": (1, 1, 0, 2)}, (17, 15)),
     ((17, 5, 3, 3), (1, 3, 3), 12, 4, {"padding": (1, 1, 1, 1)}, (5, 130)),
+    # Registers of 32 entries: more outputs than are added up together, a position too few for the last register.
+    ((150, 20, 1, 1), (4, 1, 1), 32, 1, {}, (14, 5)),
+    ((70, 24, 1, 1), (8, 1, 1), 20, 2, {"stride": (2, 1)}, (9, 11)),
+    ((97, 48, 1, 1), (24, 1, 1), 17, 1, {}, (1, 3)),
+    ((33, 15, 3, 3), (1, 3, 3), 32, 2, {"padding": (1, 1, 1, 1)}, (6, 11)),
 ]
 
 
