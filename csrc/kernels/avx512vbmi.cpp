@@ -50,127 +50,6 @@ struct Tables {
   int32_t* offsets;  // [kPixels]: of the sums, for bytes of tables are entries + 128
 };
 
-template <int64_t entries, int64_t codebooks, int64_t dim>
-struct Builder {
-  static constexpr int64_t kTogether = kTables / entries;
-  static constexpr int64_t kSixteens = entries / 16;  // of a table
-
-  const ShuffledCodebooks& books;
-  const uint32_t* panel;
-  uint32_t zeros;
-
-  // The inputs of a block; of one behind the last, whose factors are zero, any.
-  const uint32_t* inputs(int64_t block) const { return panel + (block < books.blocks ? block * dim * kPitch : 0); }
-
-  // Lanes are pixels.
-  void write_scales(const Tables& tables) const noexcept {
-    const int64_t groups = books.groups();
-    const __m128i shift = _mm_cvtsi64_si128(books.shift + 7);
-    const __m512i zero = _mm512_set1_epi32(static_cast<int>(zeros));
-    __m512i sum = _mm512_setzero_si512();
-    for (int64_t g = 0; g < groups; ++g) {
-      __m512i scales[kTogether], factors[kTogether];
-#pragma GCC unroll 4
-      for (int64_t i = 0; i < kTogether; ++i) {
-        const int64_t block = (kTogether * g + i) / codebooks, m = i % codebooks;
-        scales[i] = factors[i] = _mm512_setzero_si512();
-        if (block >= books.blocks) continue;
-        const uint32_t* const rows = inputs(block);
-        __m512i bound = _mm512_setzero_si512();
-#pragma GCC unroll 8
-        for (int64_t d = 0; d < dim; ++d) {
-          const __m512i bounds = _mm512_set1_epi32(static_cast<int>(books.bounds[m * dim + d]));
-          const __m512i x = _mm512_loadu_si512(rows + d * kPitch);
-          const __m512i distance = _mm512_or_si512(_mm512_subs_epu8(x, zero), _mm512_subs_epu8(zero, x));
-          bound = _mm512_dpbusd_epi32(bound, distance, bounds);
-        }
-        scales[i] = _mm512_add_epi32(_mm512_srl_epi32(bound, shift), _mm512_set1_epi32(1));
-        factors[i] = _mm512_i32gather_epi32(scales[i], kFactors.data(), 4);
-        sum = _mm512_add_epi32(sum, scales[i]);
-      }
-      const auto joined = [](__m512i low, __m512i high, int bits) {
-        return _mm512_or_si512(low, _mm512_slli_epi32(high, bits));
-      };
-      if constexpr (kTogether == 4) {
-        write(joined(joined(scales[0], scales[1], 8), joined(scales[2], scales[3], 8), 16), tables.scales, g);
-      } else {
-        const __m512i both = joined(scales[0], scales[1], 8);
-        write(both, tables.scales, g);
-        write(_mm512_slli_epi32(both, 16), tables.later_scales, g);
-      }
-      write(joined(factors[0], factors[1 / kSixteens], 16), tables.factors01, g);
-      write(joined(factors[2 / kSixteens], factors[3 / kSixteens], 16), tables.factors23, g);
-    }
-    _mm512_storeu_si512(tables.offsets, _mm512_mullo_epi32(sum, _mm512_set1_epi32(-128)));
-  }
-
-  void write(__m512i of_pixels, uint32_t* to, int64_t g) const noexcept {
-    const int64_t step = books.groups() * kPixelsTogether;
-    to += g * kPixelsTogether;
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_castsi512_si128(of_pixels));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + step), _mm512_extracti32x4_epi32(of_pixels, 1));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 2 * step), _mm512_extracti32x4_epi32(of_pixels, 2));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 3 * step), _mm512_extracti32x4_epi32(of_pixels, 3));
-  }
-
-  // Lanes are centroids.
-  void write_tables(const Tables& tables, int64_t pixels) const noexcept {
-    const int64_t groups = books.groups();
-    constexpr int64_t kVectorsOfBooks = codebooks * kSixteens;
-    __m512i quads[kVectorsOfBooks][dim];
-#pragma GCC unroll 4
-    for (int64_t v = 0; v < kVectorsOfBooks; ++v) {
-#pragma GCC unroll 8
-      for (int64_t d = 0; d < dim; ++d) {
-        quads[v][d] = _mm512_loadu_si512(books.quads + (v / kSixteens * dim + d) * entries + v % kSixteens * 16);
-      }
-    }
-    __m512i start[kVectorsOfBooks];
-#pragma GCC unroll 4
-    for (int64_t v = 0; v < kVectorsOfBooks; ++v) {
-      const __m512i zero = _mm512_set1_epi32(static_cast<int>(zeros));
-      __m512i products = _mm512_setzero_si512();
-#pragma GCC unroll 8
-      for (int64_t d = 0; d < dim; ++d) products = _mm512_dpbusd_epi32(products, zero, quads[v][d]);
-      start[v] = _mm512_sub_epi32(_mm512_set1_epi32((1 << (books.shift - 1)) / 2), products);
-    }
-    const __m512i down = _mm512_set1_epi32(static_cast<int>(books.shift - 1));
-    const __m512i up = _mm512_set1_epi32(static_cast<int>(16 - (books.shift - 1)));
-    const __m512i sign = _mm512_set1_epi8(-128);
-    constexpr __mmask32 kOdd = 0xaaaaaaaa;
-    // 16 bits of two products side by side, from the bit on that counts.
-    const auto pair = [&](__m512i even, __m512i odd) {
-      return _mm512_mask_blend_epi16(kOdd, _mm512_srlv_epi32(even, down), _mm512_sllv_epi32(odd, up));
-    };
-    const auto factors = [](uint32_t both) { return _mm512_set1_epi32(static_cast<int>(both)); };
-    for (int64_t g = 0; g < groups; ++g) {
-      const uint32_t* rows[kTogether];
-#pragma GCC unroll 4
-      for (int64_t i = 0; i < kTogether; i += codebooks) rows[i] = inputs((kTogether * g + i) / codebooks);
-      for (int64_t p = 0; p < pixels; ++p) {
-        __m512i products[4];
-#pragma GCC unroll 4
-        for (int64_t first = 0; first < 4; first += kVectorsOfBooks) {
-#pragma GCC unroll 4
-          for (int64_t v = 0; v < kVectorsOfBooks; ++v) products[first + v] = start[v];
-#pragma GCC unroll 8
-          for (int64_t d = 0; d < dim; ++d) {
-            const __m512i input = _mm512_set1_epi32(static_cast<int>(rows[first / kSixteens][d * kPitch + p]));
-#pragma GCC unroll 4
-            for (int64_t v = 0; v < kVectorsOfBooks; ++v) {
-              products[first + v] = _mm512_dpbusd_epi32(products[first + v], input, quads[v][d]);
-            }
-          }
-        }
-        const int64_t at = (p / kPixelsTogether * groups + g) * kPixelsTogether + p % kPixelsTogether;
-        const __m512i first = _mm512_mulhrs_epi16(pair(products[0], products[1]), factors(tables.factors01[at]));
-        const __m512i second = _mm512_mulhrs_epi16(pair(products[2], products[3]), factors(tables.factors23[at]));
-        _mm512_storeu_si512(tables.bytes + at * kTables, _mm512_xor_si512(_mm512_packs_epi16(first, second), sign));
-      }
-    }
-  }
-};
-
 // vpdpbusd, where the sums are. Compilers copy sums of the intrinsic from register to register, twice for each.
 void multiply_add(__m512i& sums, __m512i bytes, __m512i scales) noexcept {
   asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(bytes), "v"(scales));
@@ -253,6 +132,146 @@ struct BytesOut {
     for_quarters(out, [&](int64_t q, __m128i four) {
       if (q < quads) _mm_mask_storeu_epi32(tile.out + at + q * tile.out_pitch, kThese, four);
     });
+  }
+};
+
+template <int64_t entries, int64_t codebooks, int64_t dim>
+struct Builder {
+  static constexpr int64_t kTogether = kTables / entries;
+  static constexpr int64_t kSixteens = entries / 16;  // of a table
+
+  const ShuffledCodebooks& books;
+  const uint32_t* panel;
+  uint32_t zeros;
+
+  // The inputs of a block; of one behind the last, whose factors are zero, any.
+  const uint32_t* inputs(int64_t block) const { return panel + (block < books.blocks ? block * dim * kPitch : 0); }
+
+  // Lanes are pixels.
+  void write_scales(const Tables& tables) const noexcept {
+    const int64_t groups = books.groups();
+    const __m128i shift = _mm_cvtsi64_si128(books.shift + 7);
+    const __m512i zero = _mm512_set1_epi32(static_cast<int>(zeros));
+    __m512i sum = _mm512_setzero_si512();
+    for (int64_t g = 0; g < groups; ++g) {
+      __m512i scales[kTogether], factors[kTogether];
+#pragma GCC unroll 4
+      for (int64_t first = 0; first < kTogether; first += codebooks) {
+        const int64_t block = (kTogether * g + first) / codebooks;
+        const bool exists = block < books.blocks;
+        const uint32_t* const rows = inputs(block);
+        __m512i distances[dim];
+#pragma GCC unroll 8
+        for (int64_t d = 0; d < dim; ++d) {
+          const __m512i x = _mm512_loadu_si512(rows + d * kPitch);
+          distances[d] = _mm512_or_si512(_mm512_subs_epu8(x, zero), _mm512_subs_epu8(zero, x));
+        }
+#pragma GCC unroll 4
+        for (int64_t m = 0; m < codebooks; ++m) {
+          const int64_t i = first + m;
+          const __m512i scale = _mm512_add_epi32(_mm512_srl_epi32(bound(distances, m), shift), _mm512_set1_epi32(1));
+          scales[i] = exists ? scale : _mm512_setzero_si512();
+          factors[i] = _mm512_i32gather_epi32(scales[i], kFactors.data(), 4);
+          sum = _mm512_add_epi32(sum, scales[i]);
+        }
+      }
+      const auto joined = [](__m512i low, __m512i high, int bits) {
+        return _mm512_or_si512(low, _mm512_slli_epi32(high, bits));
+      };
+      if constexpr (kTogether == 4) {
+        write(joined(joined(scales[0], scales[1], 8), joined(scales[2], scales[3], 8), 16), tables.scales, g);
+      } else {
+        const __m512i both = joined(scales[0], scales[1], 8);
+        write(both, tables.scales, g);
+        write(_mm512_slli_epi32(both, 16), tables.later_scales, g);
+      }
+      write(joined(factors[0], factors[1 / kSixteens], 16), tables.factors01, g);
+      write(joined(factors[2 / kSixteens], factors[3 / kSixteens], 16), tables.factors23, g);
+    }
+    _mm512_storeu_si512(tables.offsets, _mm512_mullo_epi32(sum, _mm512_set1_epi32(-128)));
+  }
+
+  // Of the products with the centroids of a codebook.
+  __attribute__((always_inline)) __m512i bound(const __m512i (&distances)[dim], int64_t m) const noexcept {
+    constexpr int64_t kFamilies = ShuffledCodebooks::families_of(entries);
+    const uint32_t* bounds = books.bounds + m * kFamilies * dim;
+    __m512i most = _mm512_setzero_si512();
+#pragma GCC unroll 8
+    for (int64_t f = 0; f < kFamilies; ++f, bounds += dim) {
+      __m512i of_family = _mm512_setzero_si512();
+#pragma GCC unroll 8
+      for (int64_t d = 0; d < dim; ++d) {
+        of_family = _mm512_dpbusd_epi32(of_family, distances[d], _mm512_set1_epi32(static_cast<int>(bounds[d])));
+      }
+      most = _mm512_max_epi32(most, of_family);
+    }
+    return most;
+  }
+
+  void write(__m512i of_pixels, uint32_t* to, int64_t g) const noexcept {
+    const int64_t step = books.groups() * kPixelsTogether;
+    to += g * kPixelsTogether;
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_castsi512_si128(of_pixels));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + step), _mm512_extracti32x4_epi32(of_pixels, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 2 * step), _mm512_extracti32x4_epi32(of_pixels, 2));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 3 * step), _mm512_extracti32x4_epi32(of_pixels, 3));
+  }
+
+  // Lanes are centroids.
+  void write_tables(const Tables& tables, int64_t pixels) const noexcept {
+    const int64_t groups = books.groups();
+    constexpr int64_t kVectorsOfBooks = codebooks * kSixteens;
+    __m512i quads[kVectorsOfBooks][dim];
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < kVectorsOfBooks; ++v) {
+#pragma GCC unroll 8
+      for (int64_t d = 0; d < dim; ++d) {
+        quads[v][d] = _mm512_loadu_si512(books.quads + (v / kSixteens * dim + d) * entries + v % kSixteens * 16);
+      }
+    }
+    __m512i start[kVectorsOfBooks];
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < kVectorsOfBooks; ++v) {
+      const __m512i zero = _mm512_set1_epi32(static_cast<int>(zeros));
+      __m512i products = _mm512_setzero_si512();
+#pragma GCC unroll 8
+      for (int64_t d = 0; d < dim; ++d) products = _mm512_dpbusd_epi32(products, zero, quads[v][d]);
+      start[v] = _mm512_sub_epi32(_mm512_set1_epi32((1 << (books.shift - 1)) / 2), products);
+    }
+    const __m512i down = _mm512_set1_epi32(static_cast<int>(books.shift - 1));
+    const __m512i up = _mm512_set1_epi32(static_cast<int>(16 - (books.shift - 1)));
+    const __m512i sign = _mm512_set1_epi8(-128);
+    constexpr __mmask32 kOdd = 0xaaaaaaaa;
+    // 16 bits of two products side by side, from the bit on that counts.
+    const auto pair = [&](__m512i even, __m512i odd) {
+      return _mm512_mask_blend_epi16(kOdd, _mm512_srlv_epi32(even, down), _mm512_sllv_epi32(odd, up));
+    };
+    const auto factors = [](uint32_t both) { return _mm512_set1_epi32(static_cast<int>(both)); };
+    for (int64_t g = 0; g < groups; ++g) {
+      const uint32_t* rows[kTogether];
+#pragma GCC unroll 4
+      for (int64_t i = 0; i < kTogether; i += codebooks) rows[i] = inputs((kTogether * g + i) / codebooks);
+      for (int64_t p = 0; p < pixels; ++p) {
+        __m512i products[4];
+#pragma GCC unroll 4
+        for (int64_t first = 0; first < 4; first += kVectorsOfBooks) {
+#pragma GCC unroll 4
+          for (int64_t v = 0; v < kVectorsOfBooks; ++v) products[first + v] = start[v];
+#pragma GCC unroll 8
+          for (int64_t d = 0; d < dim; ++d) {
+            const __m512i input = _mm512_set1_epi32(static_cast<int>(rows[first / kSixteens][d * kPitch + p]));
+#pragma GCC unroll 4
+            for (int64_t v = 0; v < kVectorsOfBooks; ++v) {
+              products[first + v] = _mm512_dpbusd_epi32(products[first + v], input, quads[v][d]);
+            }
+          }
+        }
+        const int64_t at = (p / kPixelsTogether * groups + g) * kPixelsTogether + p % kPixelsTogether;
+        const __m512i first = _mm512_mulhrs_epi16(pair(products[0], products[1]), factors(tables.factors01[at]));
+        const __m512i second = _mm512_mulhrs_epi16(pair(products[2], products[3]), factors(tables.factors23[at]));
+        _mm512_storeu_si512(tables.bytes + at * kTables, _mm512_xor_si512(_mm512_packs_epi16(first, second), sign));
+      }
+    }
   }
 };
 

@@ -306,7 +306,7 @@ struct FinishedTile8 {
 // holds four tables of 16 entries, or two of 32.
 struct ShuffledCodebooks {
   const uint32_t* quads;   // [M, dim, entries] quads of weights, zero behind the last centroid
-  const uint32_t* bounds;  // [M, dim]: the largest of all centroids, byte by byte, without signs
+  const uint32_t* bounds;  // [M, families(), dim]: the largest of a few centroids, byte by byte, without signs
   int64_t entries;         // of a table: 16 or 32
   int64_t codebooks;       // M, of which together() is a multiple
   int64_t dim;             // quads of a block, up to kMostShuffledQuads
@@ -316,6 +316,11 @@ struct ShuffledCodebooks {
   // Positions whose tables are in a register, a group; there may be some behind the last, whose tables are zero.
   constexpr int64_t together() const { return kShuffledBytes / entries; }
   constexpr int64_t groups() const { return (blocks * codebooks + together() - 1) / together(); }
+
+  // Of centroids that are alike, so that their largest product is little below their bound. Tables of 16 entries are
+  // those of large blocks, for which bounds take longer, and gain less.
+  constexpr int64_t families() const { return families_of(entries); }
+  static constexpr int64_t families_of(int64_t entries) { return entries == 16 ? 2 : 8; }
 
   static constexpr int64_t kShuffledBytes = 64;
 };
@@ -343,7 +348,7 @@ constexpr int32_t shuffled_factor(int32_t scale) { return ((1 << 15) / scale + 1
 // out[o][p] = sum over positions q = j * M + m of scale(q, p) * entry(q, p, centroid that o has at q), in steps of
 // 2^shift. Each table has a scale, so that its entries fill a byte:
 //   x = panel[j * dim + i][p] - zeros, byte by byte
-//   scale = (sum over i < dim of bounds[m][i] · |x| >> (shift + 7)) + 1
+//   scale = (largest, over families f, of sum over i < dim of bounds[m][f][i] · |x| >> (shift + 7)) + 1
 //   product = (sum over i < dim of quads[m][i][k] · x + 2^(shift - 1) / 2) >> (shift - 1)
 //   entry = (product * shuffled_factor(scale) + 2^14) >> 15, clamped to -128..127
 //   places   by place_at(): of each output's centroids; outputs are a multiple of the entries

@@ -100,8 +100,12 @@ void shuffle_tile8_reference(const ShuffledCodebooks& codebooks, const uint8_t* 
       const int64_t m = q % codebooks.codebooks;
       const uint32_t* const inputs = panel + q / codebooks.codebooks * dim * pitch + p;
       int32_t bound = 0;
-      for (int64_t i = 0; i < dim; ++i)
-        bound += dot(codebooks.bounds[m * dim + i], distances(inputs[i * pitch], zeros));
+      for (int64_t f = 0; f < codebooks.families(); ++f) {
+        const uint32_t* const bounds = codebooks.bounds + (m * codebooks.families() + f) * dim;
+        int32_t of_family = 0;
+        for (int64_t i = 0; i < dim; ++i) of_family += dot(bounds[i], distances(inputs[i * pitch], zeros));
+        bound = std::max(bound, of_family);
+      }
       const int32_t scale = (bound >> (shift + 7)) + 1;
       int32_t entries[ShuffledCodebooks::kShuffledBytes];  // by place
       for (int64_t k = 0; k < codebooks.entries; ++k) {

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "runtime/ops/block_inputs.h"
@@ -43,6 +44,43 @@ bool applies(const Convolution& c) {
   return codebooks.together() % codebooks.codebooks == 0 && codebooks.dim <= kMostShuffledQuads;
 }
 
+// The largest weights of some centroids, without signs.
+struct Bound {
+  std::vector<float> weights;
+  float sum;
+};
+
+// Of `families` of the centroids [K, d]: the two whose common bound is the least above theirs become one, until there
+// are so few.
+std::vector<Bound> bounds_of(const float* centroids, int64_t count, int64_t dim, int64_t families) {
+  std::vector<Bound> bounds;
+  for (int64_t k = 0; k < count; ++k) {
+    Bound bound{.weights = {}, .sum = 0};
+    for (int64_t i = 0; i < dim; ++i) bound.weights.push_back(std::fabs(centroids[k * dim + i]));
+    bound.sum = std::accumulate(bound.weights.begin(), bound.weights.end(), 0.0f);
+    bounds.push_back(std::move(bound));
+  }
+  const auto joined = [&](const Bound& a, const Bound& b) {
+    Bound both = a;
+    for (int64_t i = 0; i < dim; ++i) both.weights[i] = std::max(a.weights[i], b.weights[i]);
+    both.sum = std::accumulate(both.weights.begin(), both.weights.end(), 0.0f);
+    return both;
+  };
+  while (std::ssize(bounds) > families) {
+    float least = std::numeric_limits<float>::infinity();
+    size_t first = 0, second = 0;
+    for (size_t a = 0; a < bounds.size(); ++a) {
+      for (size_t b = a + 1; b < bounds.size(); ++b) {
+        const float growth = joined(bounds[a], bounds[b]).sum - std::max(bounds[a].sum, bounds[b].sum);
+        if (growth < least) least = growth, first = a, second = b;
+      }
+    }
+    bounds[first] = joined(bounds[first], bounds[second]);
+    bounds.erase(bounds.begin() + static_cast<ptrdiff_t>(second));
+  }
+  return bounds;
+}
+
 class Shuffle8Step : public Step {
  public:
   Shuffle8Step(const Layer& layer, const Convolution& convolution, const PlanContext& context)
@@ -74,30 +112,31 @@ class Shuffle8Step : public Step {
   int64_t sums_rows() const { return round_up(b_.c.weight->outputs, codebooks_.entries); }
   int64_t tables_floats() const { return round_up(shuffle8_bytes(codebooks_.groups()) / 4, 16); }
 
-  // Of codebooks [M, K, d]: quads with centroids as lanes, and those of the largest weights.
+  // Of codebooks [M, K, d]: quads with centroids as lanes, and those of the largest weights of families of centroids.
   void write_codebooks(const Weight& weight, const AlignedBuffer<float>& values) {
-    const int64_t books = weight.codebooks, centroids = weight.centroids;
-    const int64_t dim = codebooks_.dim, weights = weight.block.dim();
+    const int64_t books = weight.codebooks, centroids = weight.centroids, weights = weight.block.dim();
+    const int64_t dim = codebooks_.dim, entries = codebooks_.entries, families = codebooks_.families();
     const AlignedBuffer<uint32_t> quads = BlockInputs::centroid_quads(weight, values);
-    quads_ = AlignedBuffer<uint32_t>(books * dim * codebooks_.entries);
+    quads_ = AlignedBuffer<uint32_t>(books * dim * entries);
     std::fill_n(quads_.data(), quads_.size(), 0);
-    AlignedBuffer<float> largest(books * weights);
-    std::fill_n(largest.data(), largest.size(), 0.0f);
     for (int64_t k = 0; k < books * centroids; ++k) {
-      const int64_t m = k / centroids;
-      for (int64_t i = 0; i < dim; ++i) quads_[(m * dim + i) * codebooks_.entries + k % centroids] = quads[k * dim + i];
-      for (int64_t i = 0; i < weights; ++i) {
-        float& most = largest[m * weights + i];
-        most = std::max(most, std::fabs(values[k * weights + i]));
+      for (int64_t i = 0; i < dim; ++i) {
+        quads_[(k / centroids * dim + i) * entries + k % centroids] = quads[k * dim + i];
+      }
+    }
+    AlignedBuffer<float> largest(books * families * weights);
+    std::fill_n(largest.data(), largest.size(), 0.0f);
+    float most = 0;  // that the weights of one bound add up to
+    for (int64_t m = 0; m < books; ++m) {
+      float* to = largest.data() + m * families * weights;
+      for (const Bound& bound : bounds_of(values.data() + m * centroids * weights, centroids, weights, families)) {
+        to = std::copy(bound.weights.begin(), bound.weights.end(), to);
+        most = std::max(most, bound.sum);
       }
     }
     bounds_ = BlockInputs::centroid_quads(weight, largest);
-    int64_t most = 0;  // that a bound can be
-    for (int64_t m = 0; m < books; ++m) {
-      const float* const begin = largest.data() + m * weights;
-      most = std::max(most, kMostInput * static_cast<int64_t>(std::accumulate(begin, begin + weights, 0.0f)));
-    }
-    while ((most >> (codebooks_.shift + 7)) + 1 > kMostShuffledScale) ++codebooks_.shift;
+    const int64_t most_bound = kMostInput * static_cast<int64_t>(most);
+    while ((most_bound >> (codebooks_.shift + 7)) + 1 > kMostShuffledScale) ++codebooks_.shift;
     codebooks_.quads = quads_.data();
     codebooks_.bounds = bounds_.data();
   }
