@@ -60,22 +60,23 @@ std::vector<Bound> bounds_of(const float* centroids, int64_t count, int64_t dim,
     bound.sum = std::accumulate(bound.weights.begin(), bound.weights.end(), 0.0f);
     bounds.push_back(std::move(bound));
   }
-  const auto joined = [&](const Bound& a, const Bound& b) {
-    Bound both = a;
-    for (int64_t i = 0; i < dim; ++i) both.weights[i] = std::max(a.weights[i], b.weights[i]);
-    both.sum = std::accumulate(both.weights.begin(), both.weights.end(), 0.0f);
-    return both;
+  const auto common_sum = [&](const Bound& a, const Bound& b) {
+    float sum = 0;
+    for (int64_t i = 0; i < dim; ++i) sum += std::max(a.weights[i], b.weights[i]);
+    return sum;
   };
   while (std::ssize(bounds) > families) {
     float least = std::numeric_limits<float>::infinity();
     size_t first = 0, second = 0;
     for (size_t a = 0; a < bounds.size(); ++a) {
       for (size_t b = a + 1; b < bounds.size(); ++b) {
-        const float growth = joined(bounds[a], bounds[b]).sum - std::max(bounds[a].sum, bounds[b].sum);
+        const float growth = common_sum(bounds[a], bounds[b]) - std::max(bounds[a].sum, bounds[b].sum);
         if (growth < least) least = growth, first = a, second = b;
       }
     }
-    bounds[first] = joined(bounds[first], bounds[second]);
+    Bound& kept = bounds[first];
+    kept.sum = common_sum(kept, bounds[second]);
+    for (int64_t i = 0; i < dim; ++i) kept.weights[i] = std::max(kept.weights[i], bounds[second].weights[i]);
     bounds.erase(bounds.begin() + static_cast<ptrdiff_t>(second));
   }
   return bounds;
@@ -143,11 +144,21 @@ class Shuffle8Step : public Step {
 
   void write_places(const Weight& weight) {
     const int64_t together = codebooks_.together();
+    std::vector<uint8_t> places(together * weight.centroids);
+    for (int64_t n = 0; n < std::ssize(places); ++n) {
+      places[n] = shuffled_place(codebooks_.entries, n / weight.centroids, n % weight.centroids);
+    }
     places_ = AlignedBuffer<uint8_t>(sums_rows() * codebooks_.groups() * together);
     std::fill_n(places_.data(), places_.size(), 0);
+    const int64_t blocks = weight.blocks_per_row();
     for (int64_t o = 0; o < weight.outputs; ++o) {
-      for (int64_t q = 0; q < weight.blocks_per_row() * weight.codebooks; ++q) {
-        places_[place_at(codebooks_, o, q)] = shuffled_place(codebooks_.entries, q % together, code_at(weight, o, q));
+      for (int64_t m = 0; m < weight.codebooks; ++m) {
+        const uint16_t* const codes = weight.codes.data() + (m * weight.outputs + o) * blocks;
+        uint8_t* to = places_.data() + place_at(codebooks_, o, 0);
+        for (int64_t i = m, j = 0; j < blocks; ++j, i += weight.codebooks) {
+          if (i >= together) i -= together, to += ShuffledCodebooks::kShuffledBytes;
+          to[i] = places[i * weight.centroids + codes[j]];
+        }
       }
     }
   }
