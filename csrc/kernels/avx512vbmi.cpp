@@ -16,6 +16,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <cstring>
 
 namespace pyquant {
 namespace {
@@ -64,6 +65,20 @@ __attribute__((always_inline)) inline void for_quarters(__m512i v, const Body& b
   body(3, _mm512_extracti32x4_epi32(v, 3));
 }
 
+// The first lanes alone. (Compilers join masked stores to what extracts a quarter, which touches all of its memory.)
+template <int64_t lanes>
+__m128i load_first(const uint32_t* from) noexcept {
+  uint32_t four[4] = {};
+  std::memcpy(four, from, lanes * sizeof *from);
+  return _mm_loadu_si128(reinterpret_cast<const __m128i*>(four));
+}
+template <int64_t lanes>
+void store_first(uint32_t* to, __m128i v) noexcept {
+  uint32_t four[4];
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(four), v);
+  std::memcpy(to, four, lanes * sizeof *to);
+}
+
 // Where sums of 16 outputs at four pixels go: as they are, whatever those behind the last pixel hold.
 struct SumsOut {
   int32_t* sums;
@@ -93,7 +108,6 @@ struct BytesOut {
   void write(const __m512i* of, int64_t output, int64_t first_pixel) const noexcept {
     const int64_t quads = (tile.rows - output) / 4;  // that are left
     if (quads <= 0) return;
-    constexpr __mmask8 kThese = (1 << pixels) - 1;
     const Finish8& finish = tile.finish;
     const int64_t at = output / 4 * tile.out_pitch + first_pixel;
     const __m512 scale = _mm512_loadu_ps(finish.scale + output), bias = _mm512_loadu_ps(finish.bias + output);
@@ -103,7 +117,7 @@ struct BytesOut {
     if (finish.residual != nullptr) {
       const __m512 factor = _mm512_set1_ps(finish.residual_scale);
       const auto row = [&](int64_t q) {
-        return q < quads ? _mm_maskz_loadu_epi32(kThese, finish.residual + at + q * tile.out_pitch) : __m128i{};
+        return q < quads ? load_first<pixels>(finish.residual + at + q * tile.out_pitch) : __m128i{};
       };
       const __m512i before = _mm512_inserti32x4(
           _mm512_inserti32x4(_mm512_inserti32x4(_mm512_castsi128_si512(row(0)), row(1), 1), row(2), 2), row(3), 3);
@@ -130,7 +144,7 @@ struct BytesOut {
                             _mm512_min_epu8(_mm512_set1_epi8(static_cast<char>(finish.high)), out));
     }
     for_quarters(out, [&](int64_t q, __m128i four) {
-      if (q < quads) _mm_mask_storeu_epi32(tile.out + at + q * tile.out_pitch, kThese, four);
+      if (q < quads) store_first<pixels>(tile.out + at + q * tile.out_pitch, four);
     });
   }
 };
@@ -376,8 +390,8 @@ void shuffle_to(const Out& out, const ShuffledCodebooks& books, const uint8_t* p
     write(books, panel + from, zeros, pixels, tables);
     for (int64_t p = 0; p < pixels; p += kPixelsTogether) {
       const int64_t together = std::min(kPixelsTogether, pixels - p);
-      const SumFn<Out> sum = is_small ? sum_for<Out, 16>(together) : sum_for<Out, 32>(together);
-      sum(tables, groups, places, outputs, p, from + p, out);
+      const SumFn<Out> sum_up = is_small ? sum_for<Out, 16>(together) : sum_for<Out, 32>(together);
+      sum_up(tables, groups, places, outputs, p, from + p, out);
     }
   }
 }

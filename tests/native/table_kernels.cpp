@@ -96,39 +96,77 @@ void test_tables8(const KernelTable& tested, const KernelTable& reference, Rando
   }
 }
 
-// Codebooks of up to 16 centroids: every number of codebooks and quads, and positions that are no multiple of four.
+// Codebooks of 16 and 32 centroids: every number of codebooks and quads, and positions that leave a register not full.
 void test_shuffle_tile8(const KernelTable& tested, const KernelTable& reference, Random& random) {
-  for (const int64_t codebooks : {1, 2, 4}) {
+  for (const auto& [entries, codebooks] : {std::pair{16, 1}, {16, 2}, {16, 4}, {32, 1}, {32, 2}}) {
     for (int64_t dim = 1; dim <= kMostShuffledQuads; ++dim) {
       for (const int64_t blocks : {1, 2, 3, 7}) {
-        for (const int64_t outputs : {16, 64, 80}) {
-          for (const int64_t pixels : {1, 3, 4, 5, 16, 17, 31, 64}) {
-            begin_case(
-                {{"codebooks", codebooks}, {"dim", dim}, {"blocks", blocks}, {"outputs", outputs}, {"pixels", pixels}});
-            const Guarded<uint32_t> quads = random.array<uint32_t>(codebooks * dim * kShuffled);
-            Guarded<uint32_t> bounds(codebooks * dim, kUnsetInput);
-            std::fill_n(bounds.data(), bounds.size(), 0x7f7f7f7f);
-            ShuffledCodebooks shuffled{.quads = quads.data(),
-                                       .bounds = bounds.data(),
+        for (const int64_t vectors : {1, 4, 5}) {
+          for (const int64_t pixels : {1, 3, 4, 5, 16, 18, 31, 64}) {
+            const int64_t outputs = vectors * entries;
+            begin_case({{"entries", entries},
+                        {"codebooks", codebooks},
+                        {"dim", dim},
+                        {"blocks", blocks},
+                        {"outputs", outputs},
+                        {"pixels", pixels}});
+            ShuffledCodebooks shuffled{.quads = nullptr,
+                                       .bounds = nullptr,
+                                       .entries = entries,
                                        .codebooks = codebooks,
                                        .dim = dim,
                                        .blocks = blocks,
                                        .shift = 1};
+            const Guarded<uint32_t> quads = random.array<uint32_t>(codebooks * dim * entries);
+            Guarded<uint32_t> bounds = random.array<uint32_t>(codebooks * shuffled.families() * dim);
+            for (int64_t i = 0; i < bounds.size(); ++i) bounds[i] &= 0x7f7f7f7f;
+            shuffled.quads = quads.data();
+            shuffled.bounds = bounds.data();
             while ((4 * dim * 127 * 255 >> (shuffled.shift + 7)) + 1 > 127) ++shuffled.shift;
-            const int64_t groups = shuffled.groups();
-            Guarded<uint8_t> places(outputs * groups * 4, kUnsetInput);
-            for (int64_t i = 0; i < places.size(); ++i) places[i] = shuffled_place(i % 4, random.below(kShuffled));
+            const int64_t groups = shuffled.groups(), together = shuffled.together();
+            Guarded<uint8_t> places(outputs * groups * together, kUnsetInput);
+            for (int64_t i = 0; i < places.size(); ++i) {
+              places[i] = shuffled_place(entries, i % together, random.below(entries));
+            }
             const Guarded<uint32_t> panel = random.array<uint32_t>(blocks * dim * kShuffledPixels, kAligned);
             const uint32_t zeros = 0x01010101 * static_cast<uint32_t>(random.below(256));
-            const Rows shape{outputs, pixels, round_up(pixels, 4), kShuffledPixels};
-            const auto run = [&](const KernelTable& kernels) {
+            const auto run = [&](const KernelTable& kernels, int32_t* out, const FinishedTile8* tile) {
               Guarded<uint8_t> scratch(shuffle8_bytes(groups), kUnsetOutput, kAligned);
+              kernels.shuffle_tile8(shuffled, places.data(), outputs, panel.data(), zeros, pixels, scratch.data(), out,
+                                    tile);
+            };
+            const Rows shape{outputs, pixels, round_up(pixels, 4), kShuffledPixels};
+            const auto sums = [&](const KernelTable& kernels) {
               Guarded<int32_t> out = output<int32_t>(shape, kAligned);
-              kernels.shuffle_tile8(shuffled, places.data(), outputs, panel.data(), zeros, pixels, scratch.data(),
-                                    out.data());
+              run(kernels, out.data(), nullptr);
               return out;
             };
-            expect_rows(run(tested), shape, dense(run(reference), outputs, pixels, kShuffledPixels));
+            expect_rows(sums(tested), shape, dense(sums(reference), outputs, pixels, kShuffledPixels));
+
+            // Finished, of some outputs fewer: with a residual or none, and clamped or not.
+            const int64_t quads_out = outputs / 4 - pixels % 4;
+            const Rows tile_shape{quads_out, pixels, pixels, pixels + 3};
+            const bool plain = dim % 2 == 0;
+            Guarded<float> scale = random.array<float>(outputs), bias = random.array<float>(outputs);
+            for (int64_t o = 0; o < outputs; ++o) scale[o] *= 1e-3f, bias[o] = bias[o] * 99.0f + 99.0f;
+            const Guarded<uint32_t> residual = random.rows<uint32_t>(quads_out, pixels, tile_shape.pitch, kExact);
+            const auto finished = [&](const KernelTable& kernels) {
+              Guarded<uint32_t> out = output<uint32_t>(tile_shape, kExact);
+              Guarded<int32_t> rest = output<int32_t>(shape, kAligned);
+              const FinishedTile8 tile{.finish = {.scale = scale.data(),
+                                                  .bias = bias.data(),
+                                                  .residual = blocks % 2 == 0 ? residual.data() : nullptr,
+                                                  .residual_scale = 0.25f,
+                                                  .low = static_cast<uint8_t>(plain ? 0 : 20),
+                                                  .high = static_cast<uint8_t>(plain ? 255 : 180),
+                                                  .plain = plain},
+                                       .out = out.data(),
+                                       .out_pitch = tile_shape.pitch,
+                                       .rows = 4 * quads_out};
+              run(kernels, rest.data(), &tile);
+              return out;
+            };
+            expect_rows(finished(tested), tile_shape, dense(finished(reference), quads_out, pixels, tile_shape.pitch));
           }
         }
       }

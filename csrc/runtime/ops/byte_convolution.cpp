@@ -85,8 +85,8 @@ void ByteConvolution::settle(int64_t shift, const PlanContext& context) {
   std::vector<float> epilogue(all_epilogue_floats());
   write({*in, out.value_or(Quantization{}), before.value_or(Quantization{})}, epilogue.data());
   settled_ = std::move(epilogue);
-  weight_scale = {};
-  weight_sums = {};
+  weight_scale = std::vector<float>();
+  weight_sums = std::vector<int64_t>();
 }
 
 void ByteConvolution::write_epilogue(const RunState& state, float* epilogue) const {

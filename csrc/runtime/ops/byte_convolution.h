@@ -16,7 +16,7 @@ class ByteConvolution {
  public:
   ByteConvolution(const Convolution& convolution, const PlanContext& context);
 
-  // The weights of output o are scale[o] * bytes, which have this sum.
+  // The weights of output o are scale[o] * bytes, which have this sum. Empty once that is settled.
   std::vector<float> weight_scale;   // [O]
   std::vector<int64_t> weight_sums;  // [O]
 
@@ -31,11 +31,12 @@ class ByteConvolution {
   AlignedBuffer<uint32_t> take_centroids();
   QuadDecoder take_decoder(bool apart = false);
 
-  // Call once the weights are taken. Sums are to be multiplied by 2^shift. Where all bytes have ranges before a run,
-  // what runs multiply sums with, and add to them, is known from now on.
+  // To be called once the weights are taken. Sums are to be multiplied by 2^shift. The epilogue, which is what runs
+  // multiply sums with and add to them, is known from now on where all bytes have ranges before a run.
   void settle(int64_t shift, const PlanContext& context);
 
-  // Where it is not: memory for it, which a run has to have written before it calls finish().
+  // Where they have not, each run writes its epilogue to memory of so many floats before anything is finished. Where
+  // they have, it needs none, and `epilogue` is not looked at.
   int64_t epilogue_floats() const { return settled_.empty() ? all_epilogue_floats() : 0; }
   void write_epilogue(const RunState& state, float* epilogue) const;
 
@@ -45,9 +46,11 @@ class ByteConvolution {
   void finish(const int32_t* tile, int64_t pitch, int64_t output, int64_t rows, int64_t pixel, int64_t count,
               const float* epilogue, const RunState& state, float* scratch) const;
 
-  // Whether outputs are bytes. If so, call write(tile, first, run) with each image's tile of some outputs and pixels,
-  // of which these are its `run` pixels from `first` on.
+  // Whether outputs are bytes.
   bool writes_bytes() const { return writes_bytes_; }
+
+  // If they are: calls write(tile, first, run) for each image that some pixels are of, whose tile is to be made of
+  // `run` of them, from the `first` on.
   template <typename Write>
   void for_tiles(int64_t output, int64_t rows, int64_t pixel, int64_t count, const float* epilogue,
                  const RunState& state, const Write& write) const {

@@ -16,7 +16,7 @@ double decode_cost(const Convolution& c, QuadSource source) {
     case QuadSource::kCentroid:
       return 1.2 / static_cast<double>(quad_order(*c.weight, source).block.dim());
     case QuadSource::kDecoded:
-      return 2.0 * QuadDecoder::cost(*c.weight);
+      return 1.1 * QuadDecoder::cost(*c.weight);
     default:
       return 0.0;
   }

@@ -24,6 +24,8 @@ constexpr double kLookUpCost = 1.3;
 constexpr double kAddCost = 1.3;
 constexpr double kFinishCost = 6;
 
+constexpr int64_t kFewPixels = 16;  // of an image
+
 ShuffledCodebooks codebooks_of(const Weight& weight) {
   return {.quads = nullptr,
           .bounds = nullptr,
@@ -175,7 +177,9 @@ class Shuffle8Step : public Step {
       b_.c.kernels->shuffle_tile8(codebooks_, places, round_up(unit.outputs, codebooks_.entries), inputs + first, zeros,
                                   pixels, tables, sums, tile);
     };
-    if (b_.writes_bytes()) {
+    // A register holds the sums of pixels of one image: where these are few, sums are laid out by rows in less time.
+    const ConvGeometry& g = b_.c.geometry;
+    if (b_.writes_bytes() && (g.images == 1 || g.out_plane() >= kFewPixels)) {
       b_.for_tiles(unit.output, unit.outputs, unit.pixel, unit.pixels, state.shared, state,
                    [&](const FinishedTile8& tile, int64_t first, int64_t pixels) { run(first, pixels, &tile); });
       return;
@@ -201,7 +205,7 @@ double cost(const Convolution& c, int threads) {
   const double tables = products + kTableCost * static_cast<double>(codebooks.together());
   const double sum = kLookUpCost * 16 / static_cast<double>(codebooks.entries) + kAddCost;
   return shares_of(c, threads).cost([&](int64_t pixels, int64_t outputs) {
-    const auto vectors = static_cast<double>(ceil_div(outputs, 16));
+    const auto vectors = static_cast<double>(round_up(outputs, codebooks.entries) / 16);
     return static_cast<double>(pixels) * (groups * (tables + sum * vectors) + kFinishCost * vectors);
   });
 }

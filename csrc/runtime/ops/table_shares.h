@@ -17,15 +17,16 @@ struct TableUnit {
 };
 
 // Every thread has the same number of `grain`s of pixels. Of the few that are left, it has a range of outputs, for
-// which the tables are built again; single pixels are not worth that.
+// which the tables are built again. Single pixels are not worth that: some threads have one more than others, unless
+// there are not enough for all.
 struct TableShares {
   TableShares(const Convolution& c, int64_t tile_, int64_t grain, int64_t range, int threads_)
       : threads(threads_),
         pixels(c.geometry.pixels()),
         outputs(c.weight->outputs),
         tile(tile_),
-        own_pixels(grain == 1 ? ceil_div(pixels, threads)
-                              : std::min(ceil_div(pixels, grain) / threads * grain, pixels)),
+        own_pixels(grain == 1 && pixels >= threads ? ceil_div(pixels, threads)
+                                                   : std::min(ceil_div(pixels, grain) / threads * grain, pixels)),
         left_pixels(std::max<int64_t>(pixels - threads * own_pixels, 0)),
         left_outputs(std::min(round_up(ceil_div(outputs, threads), range), outputs)) {}
 
