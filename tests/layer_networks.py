@@ -1,10 +1,12 @@
 """Networks of one or two layers with random weights, for tests of the runtime."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pyquant import reference
 from pyquant.codecs import CodecConfig, DenseConfig, ScalarConfig, SparseConfig, scalar, sparse
 from pyquant.codecs.packing import pack_codes
 from pyquant.codecs.product import codebook_tensors
@@ -24,6 +26,18 @@ def model_file(nodes: list[Node], tensors: dict[str, np.ndarray], *shapes: tuple
     )
     graph = Graph(inputs=inputs, nodes=tuple(nodes), outputs=nodes[-1].outputs)
     return ModelFile(network=Network(graph=graph, tensors=tensors), preprocessing=None, classes=(), provenance={})
+
+
+def values_of(file: ModelFile, x: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    """Return all values of a network with one input, by name, as the reference computes them."""
+    graph = replace(file.network.graph, outputs=tuple(file.network.graph.values()))
+    return reference.run(replace(file.network, graph=graph), x)
+
+
+def with_ranges(file: ModelFile, values: dict[str, NDArray[np.float32]]) -> ModelFile:
+    """Return the network with activation ranges that hold these values, those of `values_of()`."""
+    ranges = np.array([(min(value.min(), 0), max(value.max(), 0)) for value in values.values()], np.float32)
+    return replace(file, network=file.network.with_activation_ranges(ranges))
 
 
 def random_weight(

@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from layer_networks import model_file, weighted_layer
+from layer_networks import model_file, values_of, weighted_layer, with_ranges
 from numpy.typing import NDArray
 from test_runtime_fast import ISAS, candidates, run
 
 from pyquant.codecs import DenseConfig, ProductConfig
-from pyquant.file import ModelFile
 from pyquant.graph import Graph, Node
 from pyquant.runtime import Model
 
@@ -63,14 +62,6 @@ def chain(rng: np.random.Generator) -> tuple[list[Node], dict[str, np.ndarray]]:
     return nodes, tensors
 
 
-def values_of(file: ModelFile, x: Floats) -> dict[str, Floats]:
-    graph = file.network.graph
-    names = tuple(graph.infer_shapes([x.shape]))
-    result = Model(ModelFile(network=replace(file.network, graph=replace(graph, outputs=names))))(x)
-    assert isinstance(result, dict)
-    return result
-
-
 @pytest.mark.parametrize("calibrated", [False, True])
 def test_network(calibrated: bool, rng: np.random.Generator) -> None:
     nodes, tensors = chain(rng)
@@ -78,8 +69,7 @@ def test_network(calibrated: bool, rng: np.random.Generator) -> None:
     file = model_file(nodes, tensors, x.shape)
     exact = Model(file)(x)
     if calibrated:
-        ranges = [(min(v.min(), 0), max(v.max(), 0)) for v in values_of(file, x).values()]
-        file = replace(file, network=file.network.with_activation_ranges(np.array(ranges, np.float32)))
+        file = with_ranges(file, values_of(file, x))
     steps = Model(file, precision="fast").profile(x)["steps"]
     assert sum(step["kernel"] in ("direct8", "matrix8", "table8") for step in steps) >= 4
     first = run(file, x, isa="reference", threads=1)
@@ -99,8 +89,7 @@ def check_steps_in_bytes(nodes: list[Node], tensors: dict[str, np.ndarray], x: F
     file = model_file(nodes, tensors, x.shape)
     exact = Model(file)(x)
     measured = run(file, x)
-    ranges = [(min(v.min(), 0), max(v.max(), 0)) for v in values_of(file, x).values()]
-    file = replace(file, network=file.network.with_activation_ranges(np.array(ranges, np.float32)))
+    file = with_ranges(file, values_of(file, x))
     first = run(file, x, isa="reference", kernel="direct8")
     for isa, threads in product(ISAS, (1, 3)):
         got = run(file, x, isa=isa, kernel="direct8", threads=threads)
@@ -145,8 +134,7 @@ def test_residuals_of_shuffled_tables(activation: str, centroids: int, rng: np.r
     last, c = scaled_layer(rng, "last", "clamp", (5, 70, 1, 1), codec)
     x = 4 * rng.standard_normal((3, 12, 9, 7)).astype(np.float32)
     file = model_file([stem, inner, total, clamp, last], {**a, **b, **c}, x.shape)
-    ranges = [(min(v.min(), 0), max(v.max(), 0)) for v in values_of(file, x).values()]
-    file = replace(file, network=file.network.with_activation_ranges(np.array(ranges, np.float32)))
+    file = with_ranges(file, values_of(file, x))
     first = run(file, x, isa="reference", kernel="shuffle8")
     exact = Model(file)(x)
     assert np.abs(first - exact).max() <= 0.05 * np.abs(exact).max()

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from layer_networks import model_file, weighted_layer
+from layer_networks import model_file, weighted_layer, with_ranges
 from tolerance import assert_close
 
 from pyquant import _core, reference
@@ -129,8 +129,7 @@ def test_a_sum_may_take_the_place_of_its_residual(
         return got if isinstance(got, dict) else {names[0]: got}
 
     values = run_for(tuple(file.network.graph.values()))
-    ranges = np.array([(min(v.min(), 0), max(v.max(), 0)) for v in values.values()], np.float32)
-    file = replace(file, network=file.network.with_activation_ranges(ranges))
+    file = with_ranges(file, values)
     for precision, threads in product(("exact", "fast"), (1, 3)):
         if kernel not in _core.kernel_names(precision == "fast"):
             continue

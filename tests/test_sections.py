@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from layer_networks import weighted_layer
+from layer_networks import values_of, weighted_layer, with_ranges
 from numpy.typing import NDArray
 
 from pyquant import reference
@@ -97,8 +97,8 @@ def test_bytes_that_are_read_outside(rng: np.random.Generator) -> None:
         network = Network(graph=graph, tensors={**tensors, **more})
         width = {"c": 200.0}
         ranges = np.array([(-width.get(name, 20.0), width.get(name, 20.0)) for name in graph.values()], np.float32)
-        with_ranges = replace(file, network=network.with_activation_ranges(ranges))
-        results.append(outputs_of(Model(with_ranges, precision="fast", kernel="direct8", threads=2)(*inputs))["d"])
+        calibrated = replace(file, network=network.with_activation_ranges(ranges))
+        results.append(outputs_of(Model(calibrated, precision="fast", kernel="direct8", threads=2)(*inputs))["d"])
     np.testing.assert_array_equal(*results)
     assert np.ptp(results[0]) > 1
 
@@ -170,16 +170,6 @@ def test_images_of_large_values(images: int, threads: int, outputs: tuple[str, .
     assert all(step["ms"] > 0 for step in model.profile(*inputs)["steps"])
 
 
-def all_values(file: ModelFile, x: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-    names = tuple(file.network.graph.values())
-    return reference.run(replace(file.network, graph=replace(file.network.graph, outputs=names)), x)
-
-
-def with_ranges(file: ModelFile, values: dict[str, NDArray[np.float32]]) -> ModelFile:
-    ranges = np.array([(min(value.min(), 0), max(value.max(), 0)) for value in values.values()], np.float32)
-    return replace(file, network=file.network.with_activation_ranges(ranges))
-
-
 @pytest.mark.parametrize("outputs", [("scores",), ("w", "scores"), ("r", "scores")])
 @pytest.mark.parametrize(("calibrated", "images", "side"), [(False, 4, 128), (True, 4, 128), (True, 6, 56)])
 def test_images_of_large_values_in_bytes(
@@ -188,7 +178,7 @@ def test_images_of_large_values_in_bytes(
     """Ranges that a run measures are those of all images, so that these are not run a few at a time then."""
     file, (x,) = large_planes(rng, images, side=side, outputs=outputs)
     x *= np.linspace(0.2, 4, images, dtype=np.float32).reshape(images, 1, 1, 1)
-    values = all_values(file, x)
+    values = values_of(file, x)
     if calibrated:
         file = with_ranges(file, values)
     results = []
@@ -232,7 +222,7 @@ def test_memory_for_bytes_grows_once_they_fill_a_cache_together(rng: np.random.G
     graph = replace(file.network.graph, nodes=file.network.graph.nodes[:2], outputs=("d",))
     tensors = {name: value for name, value in file.network.tensors.items() if name.startswith(("wide", "down"))}
     file = ModelFile(network=Network(graph=graph, tensors=tensors))
-    model = Model(with_ranges(file, all_values(file, x[:1])), precision="fast", kernel="direct8")
+    model = Model(with_ranges(file, values_of(file, x[:1])), precision="fast", kernel="direct8")
     sizes = {images: model._prepare([x[:images]])[0].arena_bytes for images in (5, 6, 60)}
     assert sizes[6] < sizes[5]
     assert sizes[60] - sizes[6] < 1.1 * 54 * 4 * (4 + 6) * 56 * 56  # what is read, and what is written

@@ -18,6 +18,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "kernels/bytes16_x86.h"
+
 namespace pyquant {
 namespace {
 
@@ -65,18 +67,11 @@ __attribute__((always_inline)) inline void for_quarters(__m512i v, const Body& b
   body(3, _mm512_extracti32x4_epi32(v, 3));
 }
 
-// The first lanes alone. (Compilers join masked stores to what extracts a quarter, which touches all of its memory.)
-template <int64_t lanes>
-__m128i load_first(const uint32_t* from) noexcept {
-  uint32_t four[4] = {};
-  std::memcpy(four, from, lanes * sizeof *from);
-  return _mm_loadu_si128(reinterpret_cast<const __m128i*>(four));
-}
-template <int64_t lanes>
-void store_first(uint32_t* to, __m128i v) noexcept {
-  uint32_t four[4];
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(four), v);
-  std::memcpy(to, four, lanes * sizeof *to);
+// The first `count` quads of four, and zeros.
+__m128i load_first(const uint32_t* p, int64_t count) noexcept {
+  __m128i quads = _mm_setzero_si128();
+  std::memcpy(&quads, p, count * sizeof *p);
+  return quads;
 }
 
 // Where sums of 16 outputs at four pixels go: as they are, whatever those behind the last pixel hold.
@@ -117,7 +112,7 @@ struct BytesOut {
     if (finish.residual != nullptr) {
       const __m512 factor = _mm512_set1_ps(finish.residual_scale);
       const auto row = [&](int64_t q) {
-        return q < quads ? load_first<pixels>(finish.residual + at + q * tile.out_pitch) : __m128i{};
+        return q < quads ? load_first(finish.residual + at + q * tile.out_pitch, pixels) : __m128i{};
       };
       const __m512i before = _mm512_inserti32x4(
           _mm512_inserti32x4(_mm512_inserti32x4(_mm512_castsi128_si512(row(0)), row(1), 1), row(2), 2), row(3), 3);
@@ -144,7 +139,8 @@ struct BytesOut {
                             _mm512_min_epu8(_mm512_set1_epi8(static_cast<char>(finish.high)), out));
     }
     for_quarters(out, [&](int64_t q, __m128i four) {
-      if (q < quads) store_first<pixels>(tile.out + at + q * tile.out_pitch, four);
+      // Not masked: compilers would join that to the extraction, which then touches the memory of all four.
+      if (q < quads) X86Bytes16::store_first(tile.out + at + q * tile.out_pitch, pixels, four);
     });
   }
 };

@@ -14,9 +14,10 @@ namespace {
 constexpr int64_t kChunkFloats = int64_t{1} << 22;
 constexpr int64_t kRowsTogether = 8;  // chunks are multiples of it where they can be: kernels take rows by vectors
 
-// The same of a second-level cache. In floats, images are taken apart where each fills it by itself: to decode the
-// weights of Winograd layers for each takes longer than to fetch smaller ones. In bytes, they are where all fill it
-// together, and each has so many quads: smaller images, of few pixels, leave more lanes of vectors empty when apart.
+// Values of four bytes that fill a second-level cache. In floats, images are taken apart where each fills it by itself:
+// to decode the weights of Winograd layers for each takes longer than to fetch smaller ones. In bytes, they are where
+// all fill it together, and each has so many quads: smaller images, of few pixels, leave more lanes of vectors empty
+// when apart.
 constexpr int64_t kCacheFloats = int64_t{1} << 19;
 constexpr int64_t kLeastQuads = int64_t{1} << 16;
 

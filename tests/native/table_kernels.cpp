@@ -96,6 +96,32 @@ void test_tables8(const KernelTable& tested, const KernelTable& reference, Rando
   }
 }
 
+// What run(kernels, tile) finishes.
+template <typename Run>
+void expect_finished(const KernelTable& tested, const KernelTable& reference, Random& random, int64_t quads,
+                     int64_t pixels, bool with_residual, bool plain, const Run& run) {
+  const Rows shape{quads, pixels, pixels, pixels + 3};
+  Guarded<float> scale = random.array<float>(round_up(4 * quads, 16));
+  Guarded<float> bias = random.array<float>(scale.size());
+  for (int64_t o = 0; o < scale.size(); ++o) scale[o] *= 1e-3f, bias[o] = bias[o] * 99.0f + 99.0f;
+  const Guarded<uint32_t> residual = random.rows<uint32_t>(quads, pixels, shape.pitch, kExact);
+  const auto finished = [&](const KernelTable& kernels) {
+    Guarded<uint32_t> out = output<uint32_t>(shape, kExact);
+    run(kernels, FinishedTile8{.finish = {.scale = scale.data(),
+                                          .bias = bias.data(),
+                                          .residual = with_residual ? residual.data() : nullptr,
+                                          .residual_scale = 0.25f,
+                                          .low = static_cast<uint8_t>(plain ? 0 : 20),
+                                          .high = static_cast<uint8_t>(plain ? 255 : 180),
+                                          .plain = plain},
+                               .out = out.data(),
+                               .out_pitch = shape.pitch,
+                               .rows = 4 * quads});
+    return out;
+  };
+  expect_rows(finished(tested), shape, dense(finished(reference), quads, pixels, shape.pitch));
+}
+
 // Codebooks of 16 and 32 centroids: every number of codebooks and quads, and positions that leave a register not full.
 void test_shuffle_tile8(const KernelTable& tested, const KernelTable& reference, Random& random) {
   for (const auto& [entries, codebooks] : {std::pair{16, 1}, {16, 2}, {16, 4}, {32, 1}, {32, 2}}) {
@@ -143,30 +169,12 @@ void test_shuffle_tile8(const KernelTable& tested, const KernelTable& reference,
             };
             expect_rows(sums(tested), shape, dense(sums(reference), outputs, pixels, kShuffledPixels));
 
-            // Finished, of some outputs fewer: with a residual or none, and clamped or not.
-            const int64_t quads_out = outputs / 4 - pixels % 4;
-            const Rows tile_shape{quads_out, pixels, pixels, pixels + 3};
-            const bool plain = dim % 2 == 0;
-            Guarded<float> scale = random.array<float>(outputs), bias = random.array<float>(outputs);
-            for (int64_t o = 0; o < outputs; ++o) scale[o] *= 1e-3f, bias[o] = bias[o] * 99.0f + 99.0f;
-            const Guarded<uint32_t> residual = random.rows<uint32_t>(quads_out, pixels, tile_shape.pitch, kExact);
-            const auto finished = [&](const KernelTable& kernels) {
-              Guarded<uint32_t> out = output<uint32_t>(tile_shape, kExact);
+            const auto finished = [&](const KernelTable& kernels, const FinishedTile8& tile) {
               Guarded<int32_t> rest = output<int32_t>(shape, kAligned);
-              const FinishedTile8 tile{.finish = {.scale = scale.data(),
-                                                  .bias = bias.data(),
-                                                  .residual = blocks % 2 == 0 ? residual.data() : nullptr,
-                                                  .residual_scale = 0.25f,
-                                                  .low = static_cast<uint8_t>(plain ? 0 : 20),
-                                                  .high = static_cast<uint8_t>(plain ? 255 : 180),
-                                                  .plain = plain},
-                                       .out = out.data(),
-                                       .out_pitch = tile_shape.pitch,
-                                       .rows = 4 * quads_out};
               run(kernels, rest.data(), &tile);
-              return out;
             };
-            expect_rows(finished(tested), tile_shape, dense(finished(reference), quads_out, pixels, tile_shape.pitch));
+            expect_finished(tested, reference, random, outputs / 4 - pixels % 4, pixels, blocks % 2 == 0, dim % 2 == 0,
+                            finished);
           }
         }
       }

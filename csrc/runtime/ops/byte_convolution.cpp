@@ -132,27 +132,26 @@ void ByteConvolution::write(const Quantizations& bytes, float* epilogue) const {
 }
 
 void ByteConvolution::finish(const int32_t* tile, int64_t pitch, int64_t output, int64_t rows, int64_t pixel,
-                             int64_t count, const float* written, const RunState& state, float* scratch) const {
+                             int64_t count, const float* epilogue, const RunState& state, float* scratch) const {
   if (writes_bytes_) {
-    for_tiles(output, rows, pixel, count, written, state, [&](const FinishedTile8& to, int64_t first, int64_t run) {
+    for_tiles(output, rows, pixel, count, epilogue, state, [&](const FinishedTile8& to, int64_t first, int64_t run) {
       c.kernels->finish_tile8(tile + first, pitch, to.finish, to.out, to.out_pitch, to.rows, run);
     });
     return;
   }
-  const float* const epilogue = settled_.empty() ? written : settled_.data();
-  const float* const row_bias = epilogue + padded_outputs();
+  const float* const row_scale = settled_or(epilogue);
+  const float* const row_bias = row_scale + padded_outputs();
   for (int64_t first = 0; first < rows; first += kRows) {
     const int64_t some = std::min(kRows, rows - first);
     for (int64_t r = 0; r < some; ++r) {
       for (int64_t p = 0; p < count; ++p) scratch[r * pitch + p] = static_cast<float>(tile[(first + r) * pitch + p]);
     }
-    c.finish(scratch, pitch, epilogue + output + first, row_bias + output + first, output + first, some, pixel, count,
+    c.finish(scratch, pitch, row_scale + output + first, row_bias + output + first, output + first, some, pixel, count,
              state);
   }
 }
 
-FinishedTile8 ByteConvolution::tile_of(int64_t output, int64_t rows, const float* written) const {
-  const float* const epilogue = settled_.empty() ? written : settled_.data();
+FinishedTile8 ByteConvolution::tile_of(int64_t output, int64_t rows, const float* epilogue) const {
   const float* const common = epilogue + 2 * padded_outputs();
   return {.finish = {.scale = epilogue + output,
                      .bias = epilogue + padded_outputs() + output,

@@ -54,7 +54,7 @@ class ByteConvolution {
   template <typename Write>
   void for_tiles(int64_t output, int64_t rows, int64_t pixel, int64_t count, const float* epilogue,
                  const RunState& state, const Write& write) const {
-    FinishedTile8 tile = tile_of(output, rows, epilogue);
+    FinishedTile8 tile = tile_of(output, rows, settled_or(epilogue));
     const int64_t quads = ceil_div(c.weight->outputs, kQuad);
     int64_t done = 0;
     c.geometry.for_images(pixel, count, [&](int64_t image, int64_t first, int64_t run) {
@@ -86,7 +86,8 @@ class ByteConvolution {
   void write(const Quantizations& bytes, float* epilogue) const;
   int64_t all_epilogue_floats() const;
   int64_t padded_outputs() const { return round_up(c.weight->outputs, 16); }
-  FinishedTile8 tile_of(int64_t output, int64_t rows, const float* written) const;
+  const float* settled_or(const float* written) const { return settled_.empty() ? written : settled_.data(); }
+  FinishedTile8 tile_of(int64_t output, int64_t rows, const float* epilogue) const;
 
   bool writes_bytes_;
   int64_t shift_ = 0;

@@ -43,10 +43,10 @@ class PlaneStep : public Step {
  protected:
   virtual void run_plane(const float* in, float* out, float* scratch) const = 0;
 
+  ValueId input_, output_;
   int64_t height_, width_, out_height_, out_width_;
 
  private:
-  ValueId input_, output_;
   int64_t planes_;
 };
 
@@ -112,8 +112,6 @@ class MaxPool8Step : public MaxPoolStep {
  public:
   MaxPool8Step(const Layer& layer, const PlanContext& context)
       : MaxPoolStep(layer, context),
-        input_(layer.inputs[0]),
-        output_(layer.output),
         planes_(context.shapes[output_].at(0) * ceil_div(context.shapes[output_].at(1), kQuad)) {}
 
   void run(const RunState& state) const override {
@@ -126,7 +124,6 @@ class MaxPool8Step : public MaxPoolStep {
   }
 
  private:
-  ValueId input_, output_;
   int64_t planes_;  // of quads
 };
 
