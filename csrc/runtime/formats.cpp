@@ -29,6 +29,7 @@ class Converter {
       other_[value] = static_cast<ValueId>(context_.shapes.size());
       context_.shapes.push_back(context_.shapes[value]);
       context_.formats.push_back(format);
+      context_.parts.push_back(1);
       context_.ranges.push_back(context_.ranges[value]);
       layers_.push_back({.node = nullptr,
                          .inputs = {value},

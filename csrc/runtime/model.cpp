@@ -60,6 +60,7 @@ std::shared_ptr<Plan> Model::make_plan(std::vector<Shape> values, KernelChoices 
                       .kept = &kept_,
                       .shapes = std::move(values),
                       .formats = std::vector(num_values, Format::kFloats),
+                      .parts = std::vector<int64_t>(num_values, 1),
                       .ranges = ranges_};
   auto plan = std::make_shared<Plan>(graph_, std::move(context));
   const std::lock_guard lock(mutex_);

@@ -21,6 +21,11 @@ std::vector<int64_t> row_residues(const ConvGeometry& geometry, const WeightOrde
 
 }  // namespace
 
+bool is_pointwise(const ConvGeometry& g, const WeightOrder& order) {
+  return order.kernel_rows == 1 && order.kernel_columns == 1 && g.stride_y == 1 && g.stride_x == 1 && g.pad_top == 0 &&
+         g.pad_left == 0 && g.height == g.out_height && g.width == g.out_width;
+}
+
 Patches::Patches(const ConvGeometry& geometry, const WeightOrder& order, const KernelTable* kernels, bool by_columns)
     : geometry_(geometry), kernels_(kernels) {
   if (by_columns) {
@@ -37,11 +42,8 @@ Patches::Patches(const ConvGeometry& geometry, const WeightOrder& order, const K
   });
   rows_ = order.depth();
   runs_ = {{.first = 0, .count = rows_, .lane = 0}};
-  // Where a pixel's only input is the pixel itself, rows need not be told apart: a plane is one long row.
-  const ConvGeometry& g = geometry;
-  if (order.kernel_rows == 1 && order.kernel_columns == 1 && g.stride_y == 1 && g.stride_x == 1 && g.pad_top == 0 &&
-      g.pad_left == 0 && g.height == g.out_height && g.width == g.out_width) {
-    geometry_.width = geometry_.out_width = g.plane();
+  if (is_pointwise(geometry, order)) {  // rows need not be told apart: a plane is one long row
+    geometry_.width = geometry_.out_width = geometry.plane();
     geometry_.height = geometry_.out_height = 1;
     are_input_ = rows_ == order.channels;
   }
@@ -116,7 +118,7 @@ void Patches::pack_some(const float* input, int64_t group, int64_t first, int64_
   struct Row {
     int64_t at, size;  // in a panel row
     int64_t y, x;      // the first pixel's top left input
-    int64_t image;     // the floats before its image
+    int64_t image;
   };
   Row rows[kMostTilePixels];
   int64_t num_rows = 0;
@@ -126,7 +128,7 @@ void Patches::pack_some(const float* input, int64_t group, int64_t first, int64_
                       .size = std::min(g.out_width - pixel % g.out_width, count - at),
                       .y = pixel % g.out_plane() / g.out_width * g.stride_y,
                       .x = pixel % g.out_width * g.stride_x,
-                      .image = pixel / g.out_plane() * g.channels * g.plane()};
+                      .image = pixel / g.out_plane()};
   }
   const float* const in = input + group * channels * g.plane();
   const int64_t begin_channel = part * channels / parts;
@@ -144,7 +146,7 @@ void Patches::pack_some(const float* input, int64_t group, int64_t first, int64_
         begin = x >= 0 ? 0 : std::min(ceil_div(-x, g.stride_x), row->size);
         end = x >= g.width ? begin : std::clamp(ceil_div(g.width - x, g.stride_x), begin, row->size);
       }
-      const int64_t from = row->image + y * g.width + x + begin * g.stride_x;
+      const int64_t from = g.row(row->image, y) + x + begin * g.stride_x;
       if (begin > 0) runs[num_runs++] = {.to = row->at, .size = begin, .from = PanelRun::kOutside};
       if (end > begin) runs[num_runs++] = {.to = row->at + begin, .size = end - begin, .from = from};
       if (row->size > end)

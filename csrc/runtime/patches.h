@@ -29,23 +29,40 @@ struct ConvGeometry {
   int64_t dilation_y = 1, dilation_x = 1;
   int64_t pad_top = 0, pad_left = 0;
 
-  int64_t plane() const { return height * width; }
+  int64_t parts = 1;           // of the rows of each image: [N, parts, C, H / parts, W]
+  int64_t written_planes = 1;  // of a channel of the output: its images, or their parts
+
+  // From a channel to the next one.
+  int64_t plane() const { return height / parts * width; }
   int64_t out_plane() const { return out_height * out_width; }
   int64_t pixels() const { return images * out_plane(); }
+  int64_t written_plane() const { return pixels() / written_planes; }
 
-  // Call body(image, first, run) for each image that some pixels are of: `run` of them, from its pixel `first` on.
+  // Where a row of an image's first channel begins.
+  int64_t row(int64_t image, int64_t y) const {
+    if (parts == 1) return image * channels * plane() + y * width;
+    const int64_t part_height = height / parts;
+    return (image * parts + y / part_height) * channels * plane() + y % part_height * width;
+  }
+
+  // Call body(plane, first, run) for each plane that some pixels are written to: `run` of them, from its pixel `first`
+  // on.
   template <typename Body>
-  void for_images(int64_t pixel, int64_t count, const Body& body) const {
-    if (images == 1) return body(0, pixel, count);  // a division takes as long as some of what is called
+  void for_written(int64_t pixel, int64_t count, const Body& body) const {
+    if (written_planes == 1) return body(0, pixel, count);  // a division takes as long as some of what is called
+    const int64_t plane = written_plane();
     while (count > 0) {
-      const int64_t first = pixel % out_plane();
-      const int64_t run = std::min(count, out_plane() - first);
-      body(pixel / out_plane(), first, run);
+      const int64_t first = pixel % plane;
+      const int64_t run = std::min(count, plane - first);
+      body(pixel / plane, first, run);
       pixel += run;
       count -= run;
     }
   }
 };
+
+// Whether the only input of a pixel is the pixel itself.
+bool is_pointwise(const ConvGeometry& geometry, const WeightOrder& order);
 
 // Call body(channel, row, column) for each weight of a row; in the padding of tail blocks, these lie outside the
 // kernel.
@@ -66,7 +83,6 @@ void for_weights(const WeightOrder& order, const Body& body) {
 // Channels hold values of four bytes: a float, or a quad, which stands for four channels.
 class Patches {
  public:
-  // Values between the rows of two channels of one image must be height * width.
   Patches(const ConvGeometry& geometry, const WeightOrder& order, const KernelTable* kernels, bool by_columns = false);
 
   // Whether columns can be unfolded alone, and may then be fewer values than all weights' inputs.

@@ -7,6 +7,7 @@
 #include "runtime/formats.h"
 #include "runtime/fuse.h"
 #include "runtime/ops/ops.h"
+#include "runtime/parts.h"
 
 namespace pyquant {
 namespace {
@@ -37,6 +38,7 @@ void write_over_residual(const Layer& layer, int64_t step, std::vector<ValueId>&
 Plan::Plan(const Graph& graph, PlanContext context) {
   FormattedLayers formatted = assign_formats(fuse_layers(graph, context), graph, context);
   outputs = std::move(formatted.outputs);
+  assign_parts(formatted.layers, outputs, context);
   sections = find_sections(formatted.layers, outputs, context);
   for (const Section& section : sections) {
     for (const ValueId value : section.inner) context.shapes[value].at(0) = section.chunk;

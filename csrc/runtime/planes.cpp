@@ -64,14 +64,14 @@ std::vector<PanelRun> Planes::runs_of(const Phase& phase) const {
       continue;
     }
     outside(to, begin);
-    runs.push_back({.to = to + begin, .size = end - begin, .from = y * g.width + left + begin * g.stride_x});
+    runs.push_back({.to = to + begin, .size = end - begin, .from = g.row(0, y) + left + begin * g.stride_x});
     outside(to + end, pitch_ - end);
   }
   return runs;
 }
 
 void Planes::pack(const float* input, int64_t image, int64_t group, float* planes) const {
-  const float* const in = input + (image * geometry_.groups + group) * channels_ * geometry_.plane();
+  const float* const in = input + geometry_.row(image, 0) + group * channels_ * geometry_.plane();
   for (const Phase& phase : phases_) {
     kernels_->pack_rows(phase.runs.data(), static_cast<int64_t>(phase.runs.size()), geometry_.stride_x, in,
                         geometry_.plane(), panel_rows_.data(), channels_, 0, planes, plane_);

@@ -98,6 +98,7 @@ struct PlanContext {
   KeptWeights* kept = nullptr;
   std::vector<Shape> shapes;                        // by ValueId
   std::vector<Format> formats;                      // by ValueId
+  std::vector<int64_t> parts;                       // by ValueId: that each image lies in, see parts.h
   std::vector<std::optional<Quantization>> ranges;  // by ValueId: of those whose bytes are known before they are run
 
   const std::string& wanted(const std::string& layer) const {

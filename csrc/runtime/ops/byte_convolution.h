@@ -57,7 +57,7 @@ class ByteConvolution {
     FinishedTile8 tile = tile_of(output, rows, settled_or(epilogue));
     const int64_t quads = ceil_div(c.weight->outputs, kQuad);
     int64_t done = 0;
-    c.geometry.for_images(pixel, count, [&](int64_t image, int64_t first, int64_t run) {
+    c.geometry.for_written(pixel, count, [&](int64_t image, int64_t first, int64_t run) {
       const int64_t at = (image * quads + output / kQuad) * tile.out_pitch + first;
       if (c.residual >= 0) tile.finish.residual = state.quads(c.residual) + at;
       tile.out = state.quads(c.output) + at;

@@ -38,6 +38,14 @@ ConvGeometry geometry_of(const Layer& layer, const PlanContext& context) {
     throw Error("layer '" + node.name + "': its weight does not fit its input of " + std::to_string(g.channels) +
                 " channels in " + std::to_string(g.groups) + " groups");
   }
+  g.parts = context.parts[layer.inputs[0]];
+  g.written_planes = g.images * context.parts[layer.output];
+  if (is_pointwise(g, weight)) {  // each part is an image to it
+    g.images *= g.parts;
+    g.height /= g.parts;
+    g.out_height /= g.parts;
+    g.parts = 1;
+  }
   return g;
 }
 
@@ -96,7 +104,9 @@ Convolution::Convolution(const Layer& layer, const PlanContext& context)
       input(layer.inputs[0]),
       output(layer.output),
       residual(layer.residual),
-      expects_residual(residual >= 0 && context.threads > 1 && geometry.out_plane() >= kLongRow * context.threads) {}
+      writes_parts(context.parts[output] > 1),
+      expects_residual(residual >= 0 && context.threads > 1 && !writes_parts &&
+                       geometry.written_plane() >= kLongRow * context.threads) {}
 
 void Convolution::finish(const float* tile, int64_t pitch, int64_t first_output, int64_t rows, int64_t pixel,
                          int64_t count, const RunState& state) const {
@@ -107,8 +117,8 @@ void Convolution::finish(const float* tile, int64_t pitch, const float* row_scal
                          int64_t first_output, int64_t rows, int64_t pixel, int64_t count,
                          const RunState& state) const {
   const Clamp clamp = clamp_of(activation);
-  const int64_t plane = geometry.out_plane();
-  geometry.for_images(pixel, count, [&](int64_t image, int64_t first, int64_t run) {
+  const int64_t plane = geometry.written_plane();
+  geometry.for_written(pixel, count, [&](int64_t image, int64_t first, int64_t run) {
     const int64_t at = (image * weight->outputs + first_output) * plane + first;
     float* const out = state.values[output] + at;
     kernels->finish_tile(tile, pitch, row_scale, row_bias, residual < 0 ? nullptr : state.values[residual] + at,
@@ -122,8 +132,8 @@ void Convolution::finish(const float* tile, int64_t pitch, const float* row_scal
 
 void Convolution::expect(int64_t first_output, int64_t rows, int64_t pixel, int64_t count,
                          const RunState& state) const {
-  const int64_t plane = geometry.out_plane();
-  geometry.for_images(pixel, count, [&](int64_t image, int64_t first, int64_t run) {
+  const int64_t plane = geometry.written_plane();
+  geometry.for_written(pixel, count, [&](int64_t image, int64_t first, int64_t run) {
     const int64_t at = (image * weight->outputs + first_output) * plane + first;
     expect_rows<true>(state.values[output] + at, plane, rows, run);
     if (residual >= 0 && state.values[residual] != state.values[output]) {

@@ -46,7 +46,8 @@ struct Convolution {
   Activation activation;
   ValueId input;
   ValueId output;
-  ValueId residual;  // -1: none
+  ValueId residual;   // -1: none
+  bool writes_parts;  // whether the output lies in a part for each thread
   // Whether it pays to expect() a residual early, which may lie in another processor's cache.
   bool expects_residual;
 };

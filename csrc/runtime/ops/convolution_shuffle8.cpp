@@ -24,6 +24,10 @@ constexpr double kLookUpCost = 1.3;
 constexpr double kAddCost = 1.3;
 constexpr double kFinishCost = 6;
 
+// In the same, of a quad of outputs with a residual: for a cache line that two threads take from each other. It decides
+// how work is shared out, not which path is taken, for others do not count it.
+constexpr double kLineCost = 150;
+
 constexpr int64_t kFewPixels = 16;  // of an image
 
 ShuffledCodebooks codebooks_of(const Weight& weight) {
@@ -36,14 +40,32 @@ ShuffledCodebooks codebooks_of(const Weight& weight) {
           .shift = 1};
 }
 
-TableShares shares_of(const Convolution& c, int threads) {
-  return {c, kShuffledPixels, 1, codebooks_of(*c.weight).entries, threads};
-}
-
 bool applies(const Convolution& c) {
   if (!c.kernels->shuffles || !BlockInputs::exist(c) || c.weight->centroids > kMostShuffled) return false;
   const ShuffledCodebooks codebooks = codebooks_of(*c.weight);
   return codebooks.together() % codebooks.codebooks == 0 && codebooks.dim <= kMostShuffledQuads;
+}
+
+// What a thread's pixels cost, of each of which it computes so many outputs.
+auto cost_of_share(const Convolution& c) {
+  const ShuffledCodebooks codebooks = codebooks_of(*c.weight);
+  const double products = 4 * c.kernels->tile8.step_cost * static_cast<double>(codebooks.dim);
+  const double tables = products + kTableCost * static_cast<double>(codebooks.together());
+  const double sum = kLookUpCost * 16 / static_cast<double>(codebooks.entries) + kAddCost;
+  return [=, groups = static_cast<double>(codebooks.groups())](int64_t pixels, int64_t outputs) {
+    const auto vectors = static_cast<double>(round_up(outputs, codebooks.entries) / 16);
+    return static_cast<double>(pixels) * (groups * (tables + sum * vectors) + kFinishCost * vectors);
+  };
+}
+
+// By pixels, or by outputs where few pixels are not worth the lines that threads would take from each other.
+TableShares shares_of(const Convolution& c, int threads) {
+  const auto cost = cost_of_share(c);
+  const TableShares pixels{c, kShuffledPixels, 1, codebooks_of(*c.weight).entries, threads};
+  if (threads == 1 || c.writes_parts || c.residual < 0) return pixels;
+  const TableShares outputs = pixels.by_outputs();
+  const double lines = kLineCost * static_cast<double>(ceil_div(c.weight->outputs, kQuad));
+  return outputs.cost(cost) < pixels.cost(cost) + lines ? outputs : pixels;
 }
 
 // The largest weights of some centroids, without signs.
@@ -199,15 +221,7 @@ class Shuffle8Step : public Step {
 
 double cost(const Convolution& c, int threads) {
   if (!applies(c)) return std::numeric_limits<double>::infinity();
-  const ShuffledCodebooks codebooks = codebooks_of(*c.weight);
-  const auto groups = static_cast<double>(codebooks.groups());
-  const double products = 4 * c.kernels->tile8.step_cost * static_cast<double>(codebooks.dim);
-  const double tables = products + kTableCost * static_cast<double>(codebooks.together());
-  const double sum = kLookUpCost * 16 / static_cast<double>(codebooks.entries) + kAddCost;
-  return shares_of(c, threads).cost([&](int64_t pixels, int64_t outputs) {
-    const auto vectors = static_cast<double>(round_up(outputs, codebooks.entries) / 16);
-    return static_cast<double>(pixels) * (groups * (tables + sum * vectors) + kFinishCost * vectors);
-  });
+  return shares_of(c, threads).cost(cost_of_share(c));
 }
 
 std::unique_ptr<Step> make(const Layer& layer, const Convolution& convolution, const PlanContext& context) {

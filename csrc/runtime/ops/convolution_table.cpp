@@ -4,6 +4,7 @@
 
 #include "base/cache_size.h"
 #include "runtime/ops/convolution.h"
+#include "runtime/ops/table_shares.h"
 #include "runtime/table_rows.h"
 
 namespace pyquant {
@@ -37,14 +38,17 @@ TablePasses passes_of(const Convolution& c) {
   return are_near(passes) || !longer.fit() ? passes : longer;
 }
 
-int64_t num_tiles(const Convolution& c) { return ceil_div(c.geometry.pixels(), c.kernels->table_pixels); }
+// Of each group. Where there are several, threads share them out instead of pixels.
+TableShares shares_of(const Convolution& c, int threads) {
+  return {c, c.kernels->table_pixels, c.kernels->lanes, 1, c.geometry.groups == 1 ? threads : 1};
+}
 
 class TableStep : public Step {
  public:
-  TableStep(const Layer& layer, const Convolution& convolution)
+  TableStep(const Layer& layer, const Convolution& convolution, const PlanContext& context)
       : Step(layer.node->name, layer.op, "table"),
         c_(convolution),
-        num_tiles_(num_tiles(c_)),
+        units_(shares_of(c_, context.threads).units()),
         passes_(passes_of(c_)),
         rows_(table_rows(*c_.weight, passes_, row_bytes(c_))) {
     panel_floats_ = round_up(c_.patches.rows() * c_.kernels->table_pixels, 16);
@@ -56,62 +60,57 @@ class TableStep : public Step {
   }
 
   void run(const RunState& state) const override {
-    state.pool->parallel_for(c_.geometry.groups * num_tiles_, [&](int64_t unit, int worker) {
-      run_unit(unit / num_tiles_, unit % num_tiles_, state, state.scratch[worker]);
+    const auto units = static_cast<int64_t>(units_.size());
+    state.pool->parallel_for(c_.geometry.groups * units, [&](int64_t unit, int worker) {
+      run_unit(unit / units, units_[unit % units], state, state.scratch[worker]);
     });
   }
 
  private:
-  void run_unit(int64_t group, int64_t tile, const RunState& state, float* scratch) const {
+  void run_unit(int64_t group, const TableUnit& unit, const RunState& state, float* scratch) const {
     const KernelTable& kernels = *c_.kernels;
     const Weight& weight = *c_.weight;
-    const int64_t pixel = tile * kernels.table_pixels;
-    const int64_t pixels = std::min(kernels.table_pixels, c_.geometry.pixels() - pixel);
     const int64_t dim = weight.block.dim();
     float* const tables = scratch;
     float* const sums = tables + passes_.per_pass * table_floats_;
     float* const panel = sums + c_.group_outputs() * kernels.table_pixels;
 
-    c_.patches.pack(state.values[c_.input], group, pixel, pixels, kernels.table_pixels, 0, panel);
+    c_.patches.pack(state.values[c_.input], group, unit.pixel, unit.pixels, kernels.table_pixels, 0, panel);
     passes_.for_each([&](int64_t first, int64_t count) {
       for (int64_t q = first; q < first + count; ++q) {
         kernels.table_build(weight.codebook.data() + q % weight.codebooks * weight.centroids * dim, weight.centroids,
-                            dim, panel + q / weight.codebooks * dim * kernels.table_pixels, pixels,
+                            dim, panel + q / weight.codebooks * dim * kernels.table_pixels, unit.pixels,
                             tables + (q - first) * table_floats_);
       }
-      add(first, count, tables, sums, {.group = group, .pixel = pixel, .pixels = pixels}, state);
+      add(first, count, tables, sums, group, unit, state);
     });
   }
 
-  struct Place {
-    int64_t group;
-    int64_t pixel, pixels;
-  };
-
-  // Add some positions to the sums of all outputs, kTogether at a time; the last pass also writes these. Each pass asks
-  // for its share of the memory that they will be written to, if a residual may lie elsewhere.
-  void add(int64_t first, int64_t count, const float* tables, float* sums, const Place& place,
+  // Add some positions to the sums of a unit's outputs, kTogether at a time; the last pass also writes these. Each pass
+  // asks for its share of the memory that they will be written to, if a residual may lie elsewhere.
+  void add(int64_t first, int64_t count, const float* tables, float* sums, int64_t group, const TableUnit& unit,
            const RunState& state) const {
     const int64_t pass = first / passes_.per_pass;
     const int64_t passes = passes_.num_passes();
-    const int64_t end = (place.group + 1) * c_.group_outputs();
-    for (int64_t output = place.group * c_.group_outputs(); output < end; output += kTogether) {
+    const int64_t begin = group * c_.group_outputs() + unit.output;
+    const int64_t end = begin + unit.outputs;
+    for (int64_t output = begin; output < end; output += kTogether) {
       const int64_t outputs = std::min(kTogether, end - output);
       if (c_.expects_residual) {
         const int64_t asked = outputs * pass / passes;
-        c_.expect(output + asked, outputs * (pass + 1) / passes - asked, place.pixel, place.pixels, state);
+        c_.expect(output + asked, outputs * (pass + 1) / passes - asked, unit.pixel, unit.pixels, state);
       }
       const uint16_t* rows = rows_.data() + first * c_.weight->outputs + output * count;
-      c_.kernels->table_sum(rows, count, tables, sums, outputs, place.pixels, first > 0);
+      c_.kernels->table_sum(rows, count, tables, sums, outputs, unit.pixels, first > 0);
       if (pass + 1 == passes) {
-        c_.finish(sums, c_.kernels->table_pixels, output, outputs, place.pixel, place.pixels, state);
+        c_.finish(sums, c_.kernels->table_pixels, output, outputs, unit.pixel, unit.pixels, state);
       }
       sums += outputs * c_.kernels->table_pixels;
     }
   }
 
   Convolution c_;
-  int64_t num_tiles_;
+  std::vector<TableUnit> units_;
   TablePasses passes_;
   AlignedBuffer<uint16_t> rows_;
   int64_t panel_floats_ = 0;
@@ -123,17 +122,19 @@ double cost(const Convolution& c, int threads) {
   if (!weight.has_codes()) return std::numeric_limits<double>::infinity();
   const TablePasses passes = passes_of(c);
   if (!passes.fit()) return std::numeric_limits<double>::infinity();
-  const int64_t units = num_tiles(c) * c.geometry.groups;
   const auto vectors = static_cast<double>(c.kernels->table_pixels / c.kernels->lanes);
   const auto build = static_cast<double>(weight.codebooks * weight.centroids * c.patches.rows());
-  const auto sum = static_cast<double>(c.group_outputs() * passes.positions);
-  const double sum_cost = are_near(passes) ? kSumCost : kFarSumCost;
-  return static_cast<double>(ceil_div(units, threads)) * vectors * c.kernels->table_cost() *
-         (kBuildCost * build + sum_cost * sum);
+  const double sum = (are_near(passes) ? kSumCost : kFarSumCost) * static_cast<double>(passes.positions);
+  const double group = shares_of(c, threads).cost([&](int64_t pixels, int64_t outputs) {
+    const auto tiles = static_cast<double>(ceil_div(pixels, c.kernels->table_pixels));
+    return tiles * vectors * (kBuildCost * build + sum * static_cast<double>(outputs));
+  });
+  const auto groups = static_cast<double>(c.geometry.groups == 1 ? 1 : ceil_div(c.geometry.groups, threads));
+  return c.kernels->table_cost() * groups * group;
 }
 
-std::unique_ptr<Step> make(const Layer& layer, const Convolution& convolution, const PlanContext&) {
-  return std::make_unique<TableStep>(layer, convolution);
+std::unique_ptr<Step> make(const Layer& layer, const Convolution& convolution, const PlanContext& context) {
+  return std::make_unique<TableStep>(layer, convolution, context);
 }
 
 }  // namespace

@@ -235,7 +235,7 @@ class WinogradStep : public Step {
         const bool outside = y < 0 || y >= g.height;
         const int64_t begin = outside ? size : std::clamp<int64_t>(-x, 0, size);
         const int64_t end = outside ? size : std::clamp(g.width - x, begin, size);
-        const int64_t from = (s.image * g.channels * g.height + y) * g.width + x + begin;
+        const int64_t from = outside ? 0 : g.row(s.image, y) + x + begin;
         if (begin > 0) runs[num_runs++] = {.to = to, .size = begin, .from = PanelRun::kOutside};
         if (end > begin) runs[num_runs++] = {.to = to + begin, .size = end - begin, .from = from};
         if (size > end) runs[num_runs++] = {.to = to + end, .size = size - end, .from = PanelRun::kOutside};

@@ -17,10 +17,11 @@ constexpr double kReadCost = 70;
 // Lanes are lost where tiles end with an image: more than one in so many cost more than they save.
 constexpr int64_t kLanesPerLost = 32;
 
-bool by_image(const ConvGeometry& g, const KernelTable& kernels) {
+bool by_image(const ConvGeometry& g, const KernelTable& kernels, int threads) {
   const int64_t grain = kernels.grain;
-  const int64_t lost = grain * (g.images * ceil_div(g.out_plane(), grain) - ceil_div(g.pixels(), grain));
-  return lost * kLanesPerLost <= g.pixels();
+  const int64_t apart = g.images * ceil_div(g.out_plane(), grain);
+  const int64_t together = round_up(ceil_div(g.pixels(), grain), threads);
+  return grain * (apart - together) * kLanesPerLost <= g.pixels();
 }
 
 SideCosts side_costs(const ConvGeometry& g, const WeightOrder& order, int64_t outputs, double decode_cost) {
@@ -50,8 +51,8 @@ int64_t rows_read(const Patches& patches, const Reading& reading) {
 Panels::Panels(const ConvGeometry& geometry, const WeightOrder& order, const KernelTable& kernels, const Tile& tile,
                int64_t outputs, double decode_cost, int threads, const Reading& reading)
     : Panels(geometry, order, kernels, tile, outputs, side_costs(geometry, order, outputs, decode_cost), threads,
-             reading, by_image(geometry, kernels), false) {
-  if (reading.by_columns && by_image(geometry, kernels) && Patches::apply_by_columns(geometry, order)) {
+             reading, by_image(geometry, kernels, threads), false) {
+  if (reading.by_columns && by_image(geometry, kernels, threads) && Patches::apply_by_columns(geometry, order)) {
     // Of large planes, a block may have few pixels of its own beside those behind them.
     Panels columns(geometry, order, kernels, tile, outputs, side_costs(geometry, order, outputs, decode_cost), threads,
                    reading, true, true);

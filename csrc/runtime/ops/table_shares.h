@@ -1,4 +1,4 @@
-// How the work of the integer table paths is shared out: tiles of pixels, and the outputs that are computed for each.
+// How the work of the table paths is shared out: tiles of pixels, and the outputs that are computed for each.
 #pragma once
 
 #include <algorithm>
@@ -18,17 +18,24 @@ struct TableUnit {
 
 // Every thread has the same number of `grain`s of pixels. Of the few that are left, it has a range of outputs, for
 // which the tables are built again. Single pixels are not worth that: some threads have one more than others, unless
-// there are not enough for all.
+// there are not enough for all. Where the output lies in parts, each thread has one.
 struct TableShares {
   TableShares(const Convolution& c, int64_t tile_, int64_t grain, int64_t range, int threads_)
       : threads(threads_),
         pixels(c.geometry.pixels()),
-        outputs(c.weight->outputs),
+        outputs(c.group_outputs()),
         tile(tile_),
-        own_pixels(grain == 1 && pixels >= threads ? ceil_div(pixels, threads)
-                                                   : std::min(ceil_div(pixels, grain) / threads * grain, pixels)),
-        left_pixels(std::max<int64_t>(pixels - threads * own_pixels, 0)),
+        own_pixels((grain == 1 && pixels >= threads) || c.writes_parts
+                       ? ceil_div(pixels, threads)
+                       : std::min(ceil_div(pixels, grain) / threads * grain, pixels)),
         left_outputs(std::min(round_up(ceil_div(outputs, threads), range), outputs)) {}
+
+  // The same with all pixels for every thread, and a range of outputs.
+  TableShares by_outputs() const {
+    TableShares shares = *this;
+    shares.own_pixels = 0;
+    return shares;
+  }
 
   // In the order of the threads that are to take them.
   std::vector<TableUnit> units() const {
@@ -39,7 +46,7 @@ struct TableShares {
         units.push_back({.pixel = p, .pixels = std::min(tile, end - p), .output = 0, .outputs = outputs});
       }
       const int64_t output = thread * left_outputs;
-      for (int64_t p = pixels - left_pixels; p < pixels && output < outputs; p += tile) {
+      for (int64_t p = pixels - left_pixels(); p < pixels && output < outputs; p += tile) {
         units.push_back({.pixel = p,
                          .pixels = std::min(tile, pixels - p),
                          .output = output,
@@ -52,15 +59,16 @@ struct TableShares {
   // Of a thread, where cost_of(pixels, outputs) is what tiles cost.
   template <typename CostOf>
   double cost(const CostOf& cost_of) const {
-    return cost_of(own_pixels, outputs) + cost_of(left_pixels, left_outputs);
+    return cost_of(own_pixels, outputs) + cost_of(left_pixels(), left_outputs);
   }
+
+  int64_t left_pixels() const { return std::max<int64_t>(pixels - threads * own_pixels, 0); }
 
   int64_t threads;
   int64_t pixels;
-  int64_t outputs;
+  int64_t outputs;  // of a group
   int64_t tile;
-  int64_t own_pixels;  // of each thread
-  int64_t left_pixels;
+  int64_t own_pixels;    // of each thread
   int64_t left_outputs;  // of each thread
 };
 
