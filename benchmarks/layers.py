@@ -56,7 +56,7 @@ class Layer:
         if self.is_stem:
             return ("direct",)
         if self.op == "linear":
-            return ("direct", "table", "dot")
+            return ("direct", "table", "dot", "lookup")
         winograd = ("winograd2", "winograd4") if self.kernel == (3, 3) and self.stride == 1 else ()
         return ("direct", *winograd, "table")
 

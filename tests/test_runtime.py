@@ -261,5 +261,5 @@ def test_profile(classifier: ModelFile, rng: np.random.Generator) -> None:
     assert [[kernel for kernel in step["candidates"] if kernel != "matrix"] for step in steps] == [
         ["direct", "winograd2", "winograd4", "table"],
         [],
-        ["direct", "table", "dot"],
+        ["direct", "table", "dot", "lookup"],
     ]

@@ -131,6 +131,16 @@ def test_linear(images: int, codec: ProductConfig | DenseConfig, rng: np.random.
     check(model_file([node], tensors, x.shape), x, terms=66)
 
 
+@pytest.mark.parametrize("codebooks", [1, 2])
+def test_linear_looked_up_in_passes(codebooks: int, rng: np.random.Generator) -> None:
+    """Blocks have tail padding, centroids do not fill their rows, and tables of all blocks are larger than caches."""
+    codec = ProductConfig(block=(8, 1, 1), centroids=300, codebooks=codebooks)
+    node, tensors = weighted_layer(rng, (70, 1501), codec)
+    for images in (1, 3):
+        x = rng.standard_normal((images, 1501), dtype=np.float32)
+        check(model_file([node], tensors, x.shape), x, terms=1501)
+
+
 # Layers of 1x1 kernels: (outputs, groups, plane).
 POINTWISE = list(itertools.product((12, 300), (1, 3), ((1, 1), (3, 5), (7, 7), (14, 14), (13, 19))))
 

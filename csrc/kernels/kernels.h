@@ -16,6 +16,8 @@
 //             multiplied some rows of a panel at a time. Floats are split into pieces that are as short.
 //   dot       where there are few pixels, each with its inputs side by side: decode_rows() writes the weights of some
 //             outputs, dot_rows() multiplies, and the lanes are inputs.
+//   lookup    where there is one pixel: table_build() multiplies its blocks with centroids, which are the lanes, and
+//             outputs add up single numbers.
 //
 // In 8 bits, an activation is an unsigned byte q that stands for scale * (q - zero), a weight a signed byte. Four
 // channels of a pixel, or four weights, are a quad: one uint32_t, the first in its lowest byte. A plane of quads takes

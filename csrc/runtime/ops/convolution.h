@@ -16,6 +16,12 @@ struct Convolution {
 
   int64_t group_outputs() const { return weight->outputs / geometry.groups; }
 
+  // Whether a pixel's inputs lie side by side: of a linear layer, or a 1x1 convolution of planes of one pixel.
+  bool is_vector() const {
+    return weight->kernel_rows == 1 && weight->kernel_columns == 1 && geometry.groups == 1 && geometry.plane() == 1 &&
+           geometry.out_plane() == 1;
+  }
+
   // Write outputs [first_output, first_output + rows) of pixels [pixel, pixel + count): tile [rows, pitch] scaled,
   // shifted, with the residual added and the activation applied.
   void finish(const float* tile, int64_t pitch, int64_t first_output, int64_t rows, int64_t pixel, int64_t count,
@@ -96,6 +102,7 @@ Path sparse_path();
 Path shift_path();
 Path matrix_path();
 Path dot_path();
+Path lookup_path();
 Path direct8_path();
 Path matrix8_path();
 Path table8_path();

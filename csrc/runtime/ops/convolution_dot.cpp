@@ -14,8 +14,9 @@ namespace {
 // Outputs whose weights are decoded together: few enough to stay in the first-level cache.
 constexpr int64_t kRows = 8;
 
-// Multiplying a vector of weights, in vector multiply-adds.
+// Multiplying a vector of weights, and decoding a block, in vector multiply-adds.
 constexpr double kDotCost = 1.3;
+constexpr double kBlockCost = 5;
 
 class DotStep : public Step {
  public:
@@ -57,12 +58,12 @@ class DotStep : public Step {
 
 double cost(const Convolution& c, int threads) {
   const Weight& weight = *c.weight;
-  const ConvGeometry& g = c.geometry;
-  if (weight.kernel_rows != 1 || weight.kernel_columns != 1 || g.groups != 1 || g.plane() != 1 || g.out_plane() != 1) {
-    return std::numeric_limits<double>::infinity();
-  }
-  const double multiplied = kDotCost * static_cast<double>(g.images) / static_cast<double>(c.kernels->lanes);
-  return static_cast<double>(weight.outputs * weight.depth()) * (decode_cost(weight) + multiplied) / threads;
+  if (!c.is_vector()) return std::numeric_limits<double>::infinity();
+  const auto weights = static_cast<double>(weight.outputs * weight.depth());
+  const auto blocks = static_cast<double>(weight.outputs * weight.blocks_per_row() * weight.codebooks);
+  const double decoded = weight.has_codes() ? kBlockCost * blocks : decode_cost(weight) * weights;
+  const double multiplied = kDotCost * static_cast<double>(c.geometry.images) / static_cast<double>(c.kernels->lanes);
+  return (decoded + multiplied * weights) / threads;
 }
 
 std::unique_ptr<Step> make(const Layer& layer, const Convolution& convolution, const PlanContext&) {
