@@ -21,7 +21,7 @@ constexpr double kMostRepeated = 0.1;
 }  // namespace
 
 Tiling::Tiling(const KernelTable& kernels, const Tile& tile, int64_t groups_, int64_t outputs_, int64_t count_,
-               int64_t rows_, int threads, const SideCosts& costs, int64_t behind_)
+               int64_t rows_, int threads, const SideCosts& costs, int64_t behind_, int64_t parts)
     : groups(groups_),
       outputs(outputs_),
       tile_rows(tile.rows),
@@ -51,8 +51,13 @@ Tiling::Tiling(const KernelTable& kernels, const Tile& tile, int64_t groups_, in
       shared = costs.repeat * threads > kMostRepeated;
     }
   }
-  for (int64_t i = 0; i <= num_tiles; ++i) begins.push_back(std::min(grain * (i * grains / num_tiles), count));
-  const int64_t widest = grain * ceil_div(grains, num_tiles);
+  if (parts != takers) parts = 1;
+  const int64_t part = ceil_div(count, parts), part_grains = ceil_div(part, grain), part_tiles = num_tiles / parts;
+  for (int64_t i = 0; i < num_tiles; ++i) {
+    begins.push_back(i / part_tiles * part + grain * (i % part_tiles * part_grains / part_tiles));
+  }
+  begins.push_back(count);
+  const int64_t widest = grain * ceil_div(part_grains, part_tiles);
   const int64_t most_lanes = kPanelBytes / static_cast<int64_t>(sizeof(float)) / rows;  // of the panels of a block
   const int64_t tiles_per_block =
       std::clamp<int64_t>((joined() ? most_lanes - behind : most_lanes) / round_up(widest, lanes), 1, num_tiles);

@@ -31,12 +31,13 @@ struct SideCosts {
 
 struct Tiling {
   // For `outputs` of each group on `count` lanes; panels have `rows` rows. Those of blocks have `behind` lanes more
-  // than their tiles have; where it is kApart, each tile has its own.
+  // than their tiles have; where it is kApart, each tile has its own. Threads that take tiles of their own take those
+  // of one part each, where the lanes are of so many `parts`.
   Tiling(const KernelTable& kernels, const Tile& tile, int64_t groups, int64_t outputs, int64_t count, int64_t rows,
-         int threads, const SideCosts& costs, int64_t behind = kApart);
+         int threads, const SideCosts& costs, int64_t behind = kApart, int64_t parts = 1);
   static constexpr int64_t kApart = -1;
 
-  // Lanes [begin(tile), begin(tile + 1)) are those of a tile: a multiple of the grain, but for the last.
+  // Lanes [begin(tile), begin(tile + 1)) are those of a tile: a multiple of the grain, but for the last of a part.
   int64_t begin(int64_t tile) const { return begins[tile]; }
   int64_t lanes_of(int64_t tile) const { return begin(tile + 1) - begin(tile); }
 
