@@ -29,14 +29,14 @@ struct ConvGeometry {
   int64_t dilation_y = 1, dilation_x = 1;
   int64_t pad_top = 0, pad_left = 0;
 
-  int64_t parts = 1;           // of the rows of each image: [N, parts, C, H / parts, W]
-  int64_t written_planes = 1;  // of a channel of the output: its images, or their parts
+  int64_t parts = 1;          // of the rows of each image: [N, parts, C, H / parts, W]
+  int64_t written_parts = 1;  // the same of the output
+  int64_t written_plane = 1;  // pixels of a part of that
 
   // From a channel to the next one.
   int64_t plane() const { return height / parts * width; }
   int64_t out_plane() const { return out_height * out_width; }
   int64_t pixels() const { return images * out_plane(); }
-  int64_t written_plane() const { return pixels() / written_planes; }
 
   // Where a row of an image's first channel begins.
   int64_t row(int64_t image, int64_t y) const {
@@ -49,12 +49,12 @@ struct ConvGeometry {
   // on.
   template <typename Body>
   void for_written(int64_t pixel, int64_t count, const Body& body) const {
-    if (written_planes == 1) return body(0, pixel, count);  // a division takes as long as some of what is called
-    const int64_t plane = written_plane();
+    if (pixels() == written_plane) return body(0, pixel, count);  // a division takes as long as some of what is called
     while (count > 0) {
-      const int64_t first = pixel % plane;
-      const int64_t run = std::min(count, plane - first);
-      body(pixel / plane, first, run);
+      const int64_t plane = pixel / written_plane;
+      const int64_t first = pixel - plane * written_plane;
+      const int64_t run = std::min(count, written_plane - first);
+      body(plane, first, run);
       pixel += run;
       count -= run;
     }

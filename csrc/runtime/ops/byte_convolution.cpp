@@ -161,13 +161,13 @@ FinishedTile8 ByteConvolution::tile_of(int64_t output, int64_t rows, const float
                      .high = static_cast<uint8_t>(common[kHigh]),
                      .plain = common[kPlain] != 0.0f},
           .out = nullptr,
-          .out_pitch = c.geometry.written_plane(),
+          .out_pitch = c.geometry.written_plane,
           .rows = round_up(rows, kQuad)};
 }
 
 void ByteConvolution::expect(int64_t output, int64_t rows, int64_t pixel, int64_t count, const RunState& state) const {
   if (!writes_bytes_) return c.expect(output, rows, pixel, count, state);
-  const int64_t plane = c.geometry.written_plane();
+  const int64_t plane = c.geometry.written_plane;
   const int64_t quads = ceil_div(c.weight->outputs, kQuad);
   c.geometry.for_written(pixel, count, [&](int64_t image, int64_t first, int64_t run) {
     const int64_t at = (image * quads + output / kQuad) * plane + first;

@@ -39,7 +39,8 @@ ConvGeometry geometry_of(const Layer& layer, const PlanContext& context) {
                 " channels in " + std::to_string(g.groups) + " groups");
   }
   g.parts = context.parts[layer.inputs[0]];
-  g.written_planes = g.images * context.parts[layer.output];
+  g.written_parts = context.parts[layer.output];
+  g.written_plane = g.out_plane() / g.written_parts;
   if (is_pointwise(g, weight)) {  // each part is an image to it
     g.images *= g.parts;
     g.height /= g.parts;
@@ -106,7 +107,7 @@ Convolution::Convolution(const Layer& layer, const PlanContext& context)
       residual(layer.residual),
       writes_parts(context.parts[output] > 1),
       expects_residual(residual >= 0 && context.threads > 1 && !writes_parts &&
-                       geometry.written_plane() >= kLongRow * context.threads) {}
+                       geometry.written_plane >= kLongRow * context.threads) {}
 
 void Convolution::finish(const float* tile, int64_t pitch, int64_t first_output, int64_t rows, int64_t pixel,
                          int64_t count, const RunState& state) const {
@@ -117,7 +118,7 @@ void Convolution::finish(const float* tile, int64_t pitch, const float* row_scal
                          int64_t first_output, int64_t rows, int64_t pixel, int64_t count,
                          const RunState& state) const {
   const Clamp clamp = clamp_of(activation);
-  const int64_t plane = geometry.written_plane();
+  const int64_t plane = geometry.written_plane;
   geometry.for_written(pixel, count, [&](int64_t image, int64_t first, int64_t run) {
     const int64_t at = (image * weight->outputs + first_output) * plane + first;
     float* const out = state.values[output] + at;
@@ -132,7 +133,7 @@ void Convolution::finish(const float* tile, int64_t pitch, const float* row_scal
 
 void Convolution::expect(int64_t first_output, int64_t rows, int64_t pixel, int64_t count,
                          const RunState& state) const {
-  const int64_t plane = geometry.written_plane();
+  const int64_t plane = geometry.written_plane;
   geometry.for_written(pixel, count, [&](int64_t image, int64_t first, int64_t run) {
     const int64_t at = (image * weight->outputs + first_output) * plane + first;
     expect_rows<true>(state.values[output] + at, plane, rows, run);

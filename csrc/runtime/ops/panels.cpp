@@ -38,9 +38,6 @@ bool better_in_place(const Patches& patches, const Tiling& unfolded, int64_t pla
          (plane <= unfolded.pitch || unfolded.row_tiles() <= kMostReads);
 }
 
-// Parts that the outputs of an image of the input are written to.
-int64_t written_parts(const ConvGeometry& g) { return std::max<int64_t>(g.written_planes / g.images, 1); }
-
 // The rows of a panel, with those behind the last that are read together with it.
 int64_t rows_read(const Patches& patches, const Reading& reading) {
   if (reading.in_pieces) return kPieces * round_up(ceil_div(patches.rows(), 2), reading.rows);
@@ -72,10 +69,10 @@ Panels::Panels(const ConvGeometry& geometry, const WeightOrder& order, const Ker
       patches(geometry, order, &kernels, by_columns),
       tiling(kernels, tile, groups * (by_image ? geometry.images : 1), outputs,
              by_image ? geometry.out_plane() : geometry.pixels(), rows_read(patches, reading), threads, costs,
-             patches.behind(), written_parts(geometry)) {
+             patches.behind(), geometry.written_parts) {
   if (by_image && better_in_place(patches, tiling, plane, reading)) {
     tiling = Tiling(kernels, tile, tiling.groups, outputs, tiling.count, patches.rows(), threads, costs, 0,
-                    written_parts(geometry));
+                    geometry.written_parts);
     tiling.in_place = true;
   }
 }
