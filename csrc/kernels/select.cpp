@@ -80,7 +80,7 @@ constexpr int64_t kPeakDepth = 64;  // of the tiles that are multiplied
 // The rate at which tiles of `pixels` pixels are multiplied, all in the first-level cache, in values of four bytes.
 template <typename Input, typename Sum, typename Multiply>
 double tile_rate(Multiply multiply, const Tile& tile, int64_t pixels, std::chrono::microseconds time) {
-  constexpr int64_t kTurns = 100;
+  constexpr int64_t kTurns = 20;
   AlignedBuffer<Input> weights(tile.rows * kPeakDepth), panel(tile.pixels * kPeakDepth);
   AlignedBuffer<Sum> sums(tile.rows * tile.pixels);
   const std::vector<int32_t> rows = rows_apart(kPeakDepth, tile.pixels);
@@ -111,22 +111,25 @@ double matrix_rate(const MatrixKernels& unit, std::chrono::microseconds time) {
 }
 
 // Processors differ in how wide their units are: some take twice as long for a vector as for half of one, others as
-// long. Where tiles are cut changes no result.
+// long. What is measured side by side is compared, and most of several such ratios must agree: neither a change of
+// clocks nor what else runs here for a while should decide, for paths are chosen by this too.
 int64_t measured_grain(const KernelTable& kernels) {
   constexpr std::chrono::microseconds kTime{100};
-  constexpr int kTurns = 8;             // one after the other: clocks change, and wide units take a while to wake
+  constexpr int kTurns = 9;
   constexpr double kWorthwhile = 0.92;  // where halves take as long, tiles of three vectors reach 5/6 without one
   if (kernels.lanes == 1) return 1;
   const int64_t half = kernels.lanes / 2;
   const auto rate = [&](int64_t pixels) {
     return tile_rate<float, float>(kernels.gemm_tile, kernels.tile, pixels, kTime);
   };
-  double narrower = 0, whole = 0;
-  for (int turn = 0; turn < kTurns; ++turn) {
-    narrower = std::max(narrower, rate(kernels.tile.pixels - half));
-    whole = std::max(whole, rate(kernels.tile.pixels));
+  std::array<double, kTurns> ratios;
+  for (double& ratio : ratios) {
+    const double narrower = rate(kernels.tile.pixels - half);
+    ratio = narrower / rate(kernels.tile.pixels);
   }
-  return narrower > kWorthwhile * whole ? half : kernels.lanes;
+  const auto quartile = ratios.begin() + kTurns / 4;
+  std::nth_element(ratios.begin(), quartile, ratios.end());
+  return *quartile > kWorthwhile ? half : kernels.lanes;
 }
 
 // The same for an instruction set of the list, measured once.
