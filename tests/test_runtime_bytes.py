@@ -122,6 +122,28 @@ def test_pyramid_stays_in_bytes(rng: np.random.Generator) -> None:
     check_steps_in_bytes(nodes, {**a, **b, **c, **d}, x, steps)
 
 
+@pytest.mark.parametrize(("outputs", "between"), [(("y",), ["dequantize"]), (("pool", "y"), [])])
+def test_floats_are_picked_from_bytes_where_they_are_fewer(
+    outputs: tuple[str, ...], between: list[str], rng: np.random.Generator
+) -> None:
+    """Behind a first layer in integers, whose next one is in floats; values that leave the network are not rounded."""
+    stem, a = scaled_layer(rng, "stem", "x", (8, 3, 7, 7), DenseConfig(), padding=(3, 3, 3, 3), stride=(2, 2))
+    window = {"kernel": (3, 3), "stride": (2, 2), "padding": (1, 1)}
+    pool = Node(op="max_pool2d", name="pool", inputs=("stem",), outputs=("pool",), attributes=window)
+    conv, b = scaled_layer(rng, "y", "pool", (9, 8, 3, 3), DenseConfig(), padding=(1, 1, 1, 1))
+    x = rng.standard_normal((1, 3, 40, 41), dtype=np.float32)
+    file = model_file([stem, pool, conv], {**a, **b}, x.shape)
+    values = values_of(file, x)
+    graph = replace(file.network.graph, outputs=outputs)
+    file = with_ranges(replace(file, network=replace(file.network, graph=graph)), values)
+    model = Model(file, kernel="winograd2", precision="fast")
+    steps = model.profile(x)["steps"]
+    assert [step["op"] for step in steps] == ["quantize", "conv2d", "max_pool2d", *between, "conv2d"]
+    got = model(x)
+    for name, value in (got if isinstance(got, dict) else {"y": got}).items():
+        assert np.abs(value - values[name]).max() < 0.05 * np.abs(values[name]).max()
+
+
 @pytest.mark.parametrize("activation", ["relu", "relu6"])
 @pytest.mark.parametrize("centroids", [16, 32])
 def test_residuals_of_shuffled_tables(activation: str, centroids: int, rng: np.random.Generator) -> None:

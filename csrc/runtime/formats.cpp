@@ -1,5 +1,7 @@
 #include "runtime/formats.h"
 
+#include <algorithm>
+
 #include "runtime/ops/ops.h"
 
 namespace pyquant {
@@ -15,6 +17,21 @@ bool keeps_bytes(const Node& node) {
   }
   if (node.op == "upsample" || node.op == "upsample_like") return is_nearest(node);
   return node.op == "max_pool2d";
+}
+
+// By value of the graph: the only layer that reads it, or kNone.
+std::vector<int64_t> only_readers(const std::vector<Layer>& layers, const Graph& graph) {
+  std::vector<int64_t> reader(graph.num_values, kNone);
+  std::vector<bool> is_read(graph.num_values);
+  const auto read = [&](ValueId value, int64_t layer) {
+    reader[value] = is_read[value] ? kNone : layer;
+    is_read[value] = true;
+  };
+  for (size_t i = 0; i < layers.size(); ++i) {
+    for (const ValueId value : layers[i].values_read()) read(value, static_cast<int64_t>(i));
+  }
+  for (const ValueId output : graph.outputs) read(output, kNone);
+  return reader;
 }
 
 // Adds layers one by one, with the conversions that they need before them.
@@ -53,6 +70,12 @@ class Converter {
 FormattedLayers assign_formats(std::vector<Layer> layers, const Graph& graph, PlanContext& context) {
   std::vector<bool> reads(layers.size());         // by layer: whether it reads bytes
   std::vector<bool> is_wanted(graph.num_values);  // by value: whether one of its readers does
+  const std::vector<int64_t> reader = only_readers(layers, graph);
+  const auto picks_few_of = [&](ValueId value, const Layer& layer) {
+    const auto size = [&](ValueId v) { return checked_product(context.shapes[v]); };
+    const bool leaves = std::find(graph.outputs.begin(), graph.outputs.end(), layer.output) != graph.outputs.end();
+    return !leaves && keeps_bytes(*layer.node) && layer.inputs[0] == value && size(layer.output) < size(value);
+  };
   for (size_t i = layers.size(); i-- > 0;) {
     const Layer& layer = layers[i];
     const bool keeps = keeps_bytes(*layer.node);
@@ -61,6 +84,12 @@ FormattedLayers assign_formats(std::vector<Layer> layers, const Graph& graph, Pl
     const bool can_write = keeps || (context.ranges[layer.output] && !has_curve(layer.activation));
     if (!reads[i]) continue;
     is_wanted[layer.inputs[0]] = true;
+    // What picks a few of the values picks bytes, also for those that read floats: there are fewer to convert then.
+    if (const int64_t next = reader[layer.output];
+        next != kNone && can_write && picks_few_of(layer.output, layers[next])) {
+      reads[next] = is_wanted[layer.output] = true;
+      context.formats[layers[next].output] = Format::kBytes;
+    }
     if (!is_wanted[layer.output] || !can_write) continue;
     context.formats[layer.output] = Format::kBytes;
     if (layer.residual >= 0) is_wanted[layer.residual] = true;
