@@ -65,12 +65,13 @@ template <typename Work>
 double best_rate(const Work& work, std::chrono::microseconds time) {
   using Clock = std::chrono::steady_clock;
   double best = 0;
-  for (const auto end = Clock::now() + time; Clock::now() < end;) {
+  const auto end = Clock::now() + time;
+  do {
     const auto start = Clock::now();
     const int64_t macs = work();
     const double nanoseconds = std::chrono::duration<double, std::nano>(Clock::now() - start).count();
     best = std::max(best, static_cast<double>(macs) / nanoseconds);
-  }
+  } while (Clock::now() < end);
   return best;
 }
 

@@ -5,13 +5,21 @@ namespace {
 
 bool is_convolution(const Layer& layer) { return layer.node != nullptr && layer.node->op == "conv2d"; }
 
+// Whether a value of one picture can be shared out evenly by rows of pixels. A unit for matrices reads inputs where
+// they lie if rows begin with cache lines: parts must not take that away.
+bool has_parts(const Shape& shape, const PlanContext& context) {
+  constexpr int64_t kLine = 16;  // values
+  if (shape.at(0) != 1 || shape.at(2) % context.threads != 0) return false;
+  const int64_t plane = shape.at(2) * shape.at(3);
+  return !context.kernels->matrix.exists() || plane % kLine != 0 || plane / context.threads % kLine == 0;
+}
+
 }  // namespace
 
 void assign_parts(const std::vector<Layer>& layers, const std::vector<ValueId>& outputs, PlanContext& context) {
   std::vector<bool> apart(context.shapes.size());  // by ValueId
   for (const Layer& layer : layers) {
-    const Shape& shape = context.shapes[layer.output];
-    apart[layer.output] = is_convolution(layer) && shape.at(0) == 1 && shape.at(2) % context.threads == 0;
+    apart[layer.output] = is_convolution(layer) && has_parts(context.shapes[layer.output], context);
   }
   for (const Layer& layer : layers) {
     if (is_convolution(layer)) continue;

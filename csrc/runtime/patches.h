@@ -29,9 +29,9 @@ struct ConvGeometry {
   int64_t dilation_y = 1, dilation_x = 1;
   int64_t pad_top = 0, pad_left = 0;
 
-  int64_t parts = 1;          // of the rows of each image: [N, parts, C, H / parts, W]
-  int64_t written_parts = 1;  // the same of the output
-  int64_t written_plane = 1;  // pixels of a part of that
+  int64_t parts = 1;          // that each image of the input lies in, as parts.h has it
+  int64_t written_parts = 1;  // that each picture's output is written in, whose parts may be images here
+  int64_t written_plane = 1;  // pixels of one of these
 
   // From a channel to the next one.
   int64_t plane() const { return height / parts * width; }
@@ -45,8 +45,8 @@ struct ConvGeometry {
     return (image * parts + y / part_height) * channels * plane() + y % part_height * width;
   }
 
-  // Call body(plane, first, run) for each plane that some pixels are written to: `run` of them, from its pixel `first`
-  // on.
+  // Call body(plane, first, run) for each plane of a channel that some pixels are written to, of an image or a part of
+  // it: `run` of them, from its pixel `first` on.
   template <typename Body>
   void for_written(int64_t pixel, int64_t count, const Body& body) const {
     if (pixels() == written_plane) return body(0, pixel, count);  // a division takes as long as some of what is called

@@ -167,13 +167,13 @@ FinishedTile8 ByteConvolution::tile_of(int64_t output, int64_t rows, const float
 
 void ByteConvolution::expect(int64_t output, int64_t rows, int64_t pixel, int64_t count, const RunState& state) const {
   if (!writes_bytes_) return c.expect(output, rows, pixel, count, state);
-  const int64_t plane = c.geometry.written_plane;
+  const int64_t pitch = c.geometry.written_plane;
   const int64_t quads = ceil_div(c.weight->outputs, kQuad);
-  c.geometry.for_written(pixel, count, [&](int64_t image, int64_t first, int64_t run) {
-    const int64_t at = (image * quads + output / kQuad) * plane + first;
-    expect_rows<true>(state.quads(c.output) + at, plane, ceil_div(rows, kQuad), run);
+  c.geometry.for_written(pixel, count, [&](int64_t plane, int64_t first, int64_t run) {
+    const int64_t at = (plane * quads + output / kQuad) * pitch + first;
+    expect_rows<true>(state.quads(c.output) + at, pitch, ceil_div(rows, kQuad), run);
     if (c.residual >= 0 && state.quads(c.residual) != state.quads(c.output)) {
-      expect_rows<false>(state.quads(c.residual) + at, plane, ceil_div(rows, kQuad), run);
+      expect_rows<false>(state.quads(c.residual) + at, pitch, ceil_div(rows, kQuad), run);
     }
   });
 }

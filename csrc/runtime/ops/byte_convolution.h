@@ -49,16 +49,16 @@ class ByteConvolution {
   // Whether outputs are bytes.
   bool writes_bytes() const { return writes_bytes_; }
 
-  // If they are: calls write(tile, first, run) for each image that some pixels are of, whose tile is to be made of
-  // `run` of them, from the `first` on.
+  // If they are: calls write(tile, first, run) for each written plane that some pixels are of, whose tile is to be made
+  // of `run` of them, from the `first` on.
   template <typename Write>
   void for_tiles(int64_t output, int64_t rows, int64_t pixel, int64_t count, const float* epilogue,
                  const RunState& state, const Write& write) const {
     FinishedTile8 tile = tile_of(output, rows, settled_or(epilogue));
     const int64_t quads = ceil_div(c.weight->outputs, kQuad);
     int64_t done = 0;
-    c.geometry.for_written(pixel, count, [&](int64_t image, int64_t first, int64_t run) {
-      const int64_t at = (image * quads + output / kQuad) * tile.out_pitch + first;
+    c.geometry.for_written(pixel, count, [&](int64_t plane, int64_t first, int64_t run) {
+      const int64_t at = (plane * quads + output / kQuad) * tile.out_pitch + first;
       if (c.residual >= 0) tile.finish.residual = state.quads(c.residual) + at;
       tile.out = state.quads(c.output) + at;
       write(tile, done, run);

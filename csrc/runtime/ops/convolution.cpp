@@ -118,14 +118,14 @@ void Convolution::finish(const float* tile, int64_t pitch, const float* row_scal
                          int64_t first_output, int64_t rows, int64_t pixel, int64_t count,
                          const RunState& state) const {
   const Clamp clamp = clamp_of(activation);
-  const int64_t plane = geometry.written_plane;
-  geometry.for_written(pixel, count, [&](int64_t image, int64_t first, int64_t run) {
-    const int64_t at = (image * weight->outputs + first_output) * plane + first;
+  const int64_t out_pitch = geometry.written_plane;
+  geometry.for_written(pixel, count, [&](int64_t plane, int64_t first, int64_t run) {
+    const int64_t at = (plane * weight->outputs + first_output) * out_pitch + first;
     float* const out = state.values[output] + at;
     kernels->finish_tile(tile, pitch, row_scale, row_bias, residual < 0 ? nullptr : state.values[residual] + at,
-                         clamp.low, clamp.high, out, plane, rows, run);
+                         clamp.low, clamp.high, out, out_pitch, rows, run);
     if (has_curve(activation)) {
-      for (int64_t r = 0; r < rows; ++r) apply_curve(kernels->curves, activation, out + r * plane, run);
+      for (int64_t r = 0; r < rows; ++r) apply_curve(kernels->curves, activation, out + r * out_pitch, run);
     }
     tile += run;
   });
@@ -133,12 +133,12 @@ void Convolution::finish(const float* tile, int64_t pitch, const float* row_scal
 
 void Convolution::expect(int64_t first_output, int64_t rows, int64_t pixel, int64_t count,
                          const RunState& state) const {
-  const int64_t plane = geometry.written_plane;
-  geometry.for_written(pixel, count, [&](int64_t image, int64_t first, int64_t run) {
-    const int64_t at = (image * weight->outputs + first_output) * plane + first;
-    expect_rows<true>(state.values[output] + at, plane, rows, run);
+  const int64_t out_pitch = geometry.written_plane;
+  geometry.for_written(pixel, count, [&](int64_t plane, int64_t first, int64_t run) {
+    const int64_t at = (plane * weight->outputs + first_output) * out_pitch + first;
+    expect_rows<true>(state.values[output] + at, out_pitch, rows, run);
     if (residual >= 0 && state.values[residual] != state.values[output]) {
-      expect_rows<false>(state.values[residual] + at, plane, rows, run);
+      expect_rows<false>(state.values[residual] + at, out_pitch, rows, run);
     }
   });
 }

@@ -16,10 +16,11 @@ struct Convolution {
 
   int64_t group_outputs() const { return weight->outputs / geometry.groups; }
 
-  // Whether a pixel's inputs lie side by side: of a linear layer, or a 1x1 convolution of planes of one pixel.
+  // Whether an image is one pixel, whose inputs lie side by side: of a linear layer, or a 1x1 convolution.
   bool is_vector() const {
-    return weight->kernel_rows == 1 && weight->kernel_columns == 1 && geometry.groups == 1 && geometry.plane() == 1 &&
-           geometry.out_plane() == 1;
+    const ConvGeometry& g = geometry;
+    return weight->kernel_rows == 1 && weight->kernel_columns == 1 && g.groups == 1 && g.height == 1 && g.width == 1 &&
+           g.out_plane() == 1 && g.pad_top == 0 && g.pad_left == 0;
   }
 
   // Write outputs [first_output, first_output + rows) of pixels [pixel, pixel + count): tile [rows, pitch] scaled,

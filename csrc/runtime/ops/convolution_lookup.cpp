@@ -146,8 +146,9 @@ class LookupStep : public Step {
 
 double cost(const Convolution& c, int threads) {
   const Weight& weight = *c.weight;
-  if (!weight.has_codes() || !c.is_vector() || !LookupTables(c).fit()) return std::numeric_limits<double>::infinity();
+  if (!weight.has_codes() || !c.is_vector()) return std::numeric_limits<double>::infinity();
   const LookupTables tables(c);
+  if (!tables.fit()) return std::numeric_limits<double>::infinity();
   const auto build = static_cast<double>(tables.chunks * tables.width / c.kernels->lanes * weight.depth());
   const auto looked_up = static_cast<double>(ceil_div(weight.outputs, threads) * tables.blocks * weight.codebooks);
   return static_cast<double>(c.geometry.images) * (kBuildCost * build + kLookUpCost * looked_up);

@@ -28,7 +28,7 @@ constexpr double kFinishCost = 6;
 // how work is shared out, not which path is taken, for others do not count it.
 constexpr double kLineCost = 150;
 
-constexpr int64_t kFewPixels = 16;  // of an image
+constexpr int64_t kFewPixels = 16;  // of a plane
 
 ShuffledCodebooks codebooks_of(const Weight& weight) {
   return {.quads = nullptr,
@@ -199,9 +199,9 @@ class Shuffle8Step : public Step {
       b_.c.kernels->shuffle_tile8(codebooks_, places, round_up(unit.outputs, codebooks_.entries), inputs + first, zeros,
                                   pixels, tables, sums, tile);
     };
-    // A register holds the sums of pixels of one image: where these are few, sums are laid out by rows in less time.
+    // A register holds the sums of pixels of one plane: where these are few, sums are laid out by rows in less time.
     const ConvGeometry& g = b_.c.geometry;
-    if (b_.writes_bytes() && (g.images == 1 || g.out_plane() >= kFewPixels)) {
+    if (b_.writes_bytes() && (g.written_plane == g.pixels() || g.written_plane >= kFewPixels)) {
       b_.for_tiles(unit.output, unit.outputs, unit.pixel, unit.pixels, state.shared, state,
                    [&](const FinishedTile8& tile, int64_t first, int64_t pixels) { run(first, pixels, &tile); });
       return;

@@ -38,7 +38,7 @@ TablePasses passes_of(const Convolution& c) {
   return are_near(passes) || !longer.fit() ? passes : longer;
 }
 
-// Of each group. Where there are several, threads share them out instead of pixels.
+// Of a group. Where there are several, threads share out the tiles of all.
 TableShares shares_of(const Convolution& c, int threads) {
   return {c, c.kernels->table_pixels, c.kernels->lanes, 1, c.geometry.groups == 1 ? threads : 1};
 }
@@ -122,15 +122,16 @@ double cost(const Convolution& c, int threads) {
   if (!weight.has_codes()) return std::numeric_limits<double>::infinity();
   const TablePasses passes = passes_of(c);
   if (!passes.fit()) return std::numeric_limits<double>::infinity();
-  const auto vectors = static_cast<double>(c.kernels->table_pixels / c.kernels->lanes);
   const auto build = static_cast<double>(weight.codebooks * weight.centroids * c.patches.rows());
   const double sum = (are_near(passes) ? kSumCost : kFarSumCost) * static_cast<double>(passes.positions);
   const double group = shares_of(c, threads).cost([&](int64_t pixels, int64_t outputs) {
-    const auto tiles = static_cast<double>(ceil_div(pixels, c.kernels->table_pixels));
-    return tiles * vectors * (kBuildCost * build + sum * static_cast<double>(outputs));
+    const auto vectors = static_cast<double>(ceil_div(pixels, c.kernels->lanes));
+    return vectors * (kBuildCost * build + sum * static_cast<double>(outputs));
   });
-  const auto groups = static_cast<double>(c.geometry.groups == 1 ? 1 : ceil_div(c.geometry.groups, threads));
-  return c.kernels->table_cost() * groups * group;
+  if (c.geometry.groups == 1) return c.kernels->table_cost() * group;
+  const int64_t tiles = ceil_div(c.geometry.pixels(), c.kernels->table_pixels);
+  const auto slowest = static_cast<double>(ceil_div(c.geometry.groups * tiles, threads));
+  return c.kernels->table_cost() * group * slowest / static_cast<double>(tiles);
 }
 
 std::unique_ptr<Step> make(const Layer& layer, const Convolution& convolution, const PlanContext& context) {

@@ -200,8 +200,7 @@ class WinogradStep : public Step {
 
   // panel[f][c][t]: each frequency of the inputs of each tile, for one part of a group's channels.
   void transform_inputs(const float* input, const PanelPart& p, float* lines, float* panel) const {
-    const ConvGeometry& g = c_.geometry;
-    const int64_t real = c_.weight->channels;
+    const int64_t plane = c_.geometry.plane(), real = c_.weight->channels;
     float* const next_lines = lines + matrices_.side() * line_floats_;
     PanelRun runs[kMostRuns];
     const int64_t num_runs = find_runs(p.first, p.count, runs);
@@ -209,7 +208,7 @@ class WinogradStep : public Step {
       float* const out = panel + c * t_.pitch;
       if (c < real) {
         const PanelRow all_lines{.row = 0, .channel = p.group * real + c};
-        c_.kernels->pack_rows(runs, num_runs, 1, input, g.plane(), &all_lines, 1, 0, lines, 0);
+        c_.kernels->pack_rows(runs, num_runs, 1, input, plane, &all_lines, 1, 0, lines, 0);
         kernels_.input(lines, next_lines, line_floats_, p.count, out, frequency_floats_);
       } else {
         for (int64_t f = 0; f < matrices_.frequencies(); ++f) std::fill_n(out + f * frequency_floats_, t_.pitch, 0.0f);

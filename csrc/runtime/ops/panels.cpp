@@ -20,7 +20,9 @@ constexpr int64_t kLanesPerLost = 32;
 bool by_image(const ConvGeometry& g, const KernelTable& kernels, int threads) {
   const int64_t grain = kernels.grain;
   const int64_t apart = g.images * ceil_div(g.out_plane(), grain);
-  const int64_t together = round_up(ceil_div(g.pixels(), grain), threads);
+  int64_t together = ceil_div(g.pixels(), grain);
+  // Threads have as many grains each, whether or not these end with an image.
+  if (g.images % threads == 0 && together >= threads) together = round_up(together, threads);
   return grain * (apart - together) * kLanesPerLost <= g.pixels();
 }
 
