@@ -59,8 +59,8 @@ Plan::Plan(const Graph& graph, PlanContext context) {
   // there from its beginning.
   const auto hold_through = [&](const Section& held, const std::vector<Layer>& layers) {
     for (size_t i = held.first_layer; i < held.end_layer; ++i) {
-      for (const ValueId input : layers[i].inputs) {
-        if (lifetimes[storage[input]].first < held.first_step) read(input, held.end_step - 1);
+      for (const ValueId value : layers[i].values_read()) {
+        if (lifetimes[storage[value]].first < held.first_step) read(value, held.end_step - 1);
       }
     }
     for (const WholeValue& whole : held.whole) {
