@@ -51,7 +51,7 @@ Tiling::Tiling(const KernelTable& kernels, const Tile& tile, int64_t groups_, in
       shared = costs.repeat * threads > kMostRepeated;
     }
   }
-  if (parts != takers) parts = 1;
+  if (parts != takers) parts = 1;  // no thread has tiles that should end with a part
   const int64_t part = ceil_div(count, parts), part_grains = ceil_div(part, grain), part_tiles = num_tiles / parts;
   for (int64_t i = 0; i < num_tiles; ++i) {
     begins.push_back(i / part_tiles * part + grain * (i % part_tiles * part_grains / part_tiles));
