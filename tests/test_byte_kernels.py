@@ -66,6 +66,16 @@ def test_gemm_tile8_of_a_matrix(isa: str, rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("rows", [1, 7, 8, 19])
+def test_dot_rows8(isa: str, rows: int, rng: np.random.Generator) -> None:
+    for depth in AWKWARD:
+        matrix, inputs = random_quads(rng, rows, depth), random_quads(rng, 1, depth)[0]
+        matrix[0], inputs[0] = as_quads(np.array([128, 128, 128, 128])), 0xFFFFFFFF  # of the largest bytes
+        expected = as_weights(matrix).reshape(rows, -1).astype(np.int64) @ as_bytes(inputs).reshape(-1)
+        np.testing.assert_array_equal(_core.dot_rows8(matrix, inputs, isa=isa), expected)
+
+
+@pytest.mark.parametrize("isa", ISAS)
 def test_gemm_tile8_of_the_largest_bytes(isa: str) -> None:
     """No sum of products of the largest weights that a tile takes is cut off on the way."""
     tile = _core.kernel_tile(isa)

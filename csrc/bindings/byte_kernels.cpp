@@ -28,6 +28,17 @@ void register_byte_kernels(py::module_& m) {
       "pixels].");
 
   m.def(
+      "dot_rows8",
+      [](const Array<uint32_t>& weights, const Array<uint32_t>& inputs, const std::string& isa) {
+        const AlignedBuffer<uint32_t> rows = copied(weights), quads = copied(inputs);
+        AlignedBuffer<int32_t> out(weights.shape(0));
+        select_kernels(isa).dot_rows8(rows.data(), weights.shape(1), quads.data(), inputs.shape(0), out.data(), 1,
+                                      weights.shape(0));
+        return to_array(out, {weights.shape(0)});
+      },
+      "weights"_a, "inputs"_a, "isa"_a, "The product of quads of weights [rows, d] and inputs [d].");
+
+  m.def(
       "decode_quads",
       [](const Array<uint16_t>& codes, const Array<int16_t>& values, int64_t rows, int64_t columns,
          const std::string& isa) {

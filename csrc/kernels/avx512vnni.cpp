@@ -88,6 +88,7 @@ struct Avx512Vnni : Avx512 {
     Int first, second;
   };
   static constexpr bool kAddsInPairs = false;
+  static constexpr bool kDotsRows = true;
   static constexpr int64_t kRows8 = 8;
   static constexpr int64_t kVectors8 = 3;
   static constexpr double kLeastVectors8 = 1.0;

@@ -16,6 +16,7 @@ struct AvxVnni : Avx2 {
   using HalfInputs = HalfInt;
   using Weights = Int;
   static constexpr bool kAddsInPairs = false;
+  static constexpr bool kDotsRows = true;
   static constexpr int64_t kVectors8 = 3;
   static constexpr double kLeastVectors8 = 1.75;
   static constexpr double kDotCost = 1.0;

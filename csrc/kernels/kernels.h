@@ -212,6 +212,11 @@ struct CurveKernels {
 using GemmTile8Fn = void (*)(const uint16_t* at, const uint32_t* codebook, int64_t dim, int64_t blocks,
                              const uint32_t* panel, const int32_t* rows, int32_t* out, int64_t out_pitch,
                              int64_t pixels) noexcept;
+
+// out[r * out_pitch] = sum over k < depth of weights[r][k] · inputs[k], products of quads, of any weights.
+//   weights  [rows, pitch]
+using DotRows8Fn = void (*)(const uint32_t* weights, int64_t pitch, const uint32_t* inputs, int64_t depth, int32_t* out,
+                            int64_t out_pitch, int64_t rows) noexcept;
 constexpr int32_t kMostPair = 128;
 
 // out[r][p] = sum over s < steps, k < kMatrixWords of weights[r][s * kMatrixWords + k] · panel[at[s] + k * panel_pitch
@@ -387,6 +392,7 @@ struct KernelTable {
   int64_t table_pixels;   // pixels of a table row
   int64_t table8_pixels;  // of one of int16
   bool shuffles;          // whether there is a path for shuffle_tile8
+  bool dots_rows;         // whether a pixel by itself is worth a call of dot_rows8
   PackRowsFn pack_rows;
   GemmTileFn gemm_tile;
   DecodeRowsFn decode_rows;
@@ -402,6 +408,7 @@ struct KernelTable {
   MaxRowFn max_row;
   MatrixKernels matrix;
   GemmTile8Fn gemm_tile8;
+  DotRows8Fn dot_rows8;
   DecodeQuadsFn decode_quads;
   TurnQuadsFn turn_quads;
   TableBuild8Fn table_build8;

@@ -117,6 +117,7 @@ struct Neon {
     Int first, second;
   };
   static constexpr bool kAddsInPairs = false;
+  static constexpr bool kDotsRows = false;
   static constexpr int64_t kRows8 = 8;
   static constexpr int64_t kVectors8 = 2;
   static constexpr double kLeastVectors8 = 1.0;

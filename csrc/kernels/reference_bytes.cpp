@@ -45,6 +45,15 @@ void gemm_tile8_reference(const uint16_t* at, const uint32_t* codebook, int64_t 
   }
 }
 
+void dot_rows8_reference(const uint32_t* weights, int64_t pitch, const uint32_t* inputs, int64_t depth, int32_t* out,
+                         int64_t out_pitch, int64_t rows) noexcept {
+  for (int64_t r = 0; r < rows; ++r) {
+    int32_t sum = 0;
+    for (int64_t k = 0; k < depth; ++k) sum += dot(weights[r * pitch + k], inputs[k]);
+    out[r * out_pitch] = sum;
+  }
+}
+
 void matrix_tile8_reference(const uint32_t* weights, int64_t weights_pitch, const uint32_t* panel, int64_t panel_pitch,
                             const int32_t* at, int64_t steps, int32_t* out, int64_t out_pitch, int64_t rows,
                             int64_t pixels) noexcept {
@@ -243,6 +252,7 @@ KernelTable with_reference_bytes(KernelTable table) {
   table.tile8 = {.rows = kTileRows, .pixels = 16, .least_vectors = 1, .step_cost = 1};
   table.table8_pixels = kTableColumns;
   table.gemm_tile8 = &gemm_tile8_reference;
+  table.dot_rows8 = &dot_rows8_reference;
   table.matrix.tile8 = table.tile8;
   table.matrix.multiply8 = &matrix_tile8_reference;
   table.decode_quads = &decode_quads_reference;
@@ -250,6 +260,7 @@ KernelTable with_reference_bytes(KernelTable table) {
   table.table_build8 = &table_build8_reference;
   table.table_sum8 = &table_sum8_reference;
   table.shuffles = true;
+  table.dots_rows = false;
   table.shuffle_tile8 = &shuffle_tile8_reference;
   table.sparse_sum8 = &sparse_sum8_reference;
   table.finish_tile8 = &finish_tile8_reference;

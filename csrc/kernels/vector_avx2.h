@@ -85,6 +85,7 @@ struct Avx2 {
     Int first, second;
   };
   static constexpr bool kAddsInPairs = true;
+  static constexpr bool kDotsRows = false;
   static constexpr int64_t kRows8 = 4;
   static constexpr int64_t kVectors8 = 2;
   static constexpr double kLeastVectors8 = 1.0;

@@ -7,6 +7,7 @@
 //   Inputs, HalfInputs, Weights   quads as dot() takes them, made by inputs() and weights()
 //   kAddsInPairs   whether the register tile multiplies by dot_in_pairs(weights, quads, sums), of vectors as they are,
 //                  which adds two products in 16 bits
+//   kDotsRows      whether dot() takes weights that differ from lane to lane, and costs no more then
 //   kRows8, kVectors8   the register tile
 //   kLeastVectors8      a narrower register tile is no faster
 //   kDotCost       of what it multiplies by, in multiply-adds of floats
@@ -94,6 +95,51 @@ struct ByteKernels {
     static HalfSums multiply_add(Weights w, HalfInputs x, HalfSums sums) { return V::dot_in_pairs(w, x, sums); }
   };
   using TileQuads = std::conditional_t<V::kAddsInPairs, QuadsInPairs, Quads>;
+
+  // Of all lanes.
+  static int32_t sum(Int v) {
+    int32_t lanes[kLanes];
+    V::store_int(lanes, v);
+    int32_t total = 0;
+    for (const int32_t lane : lanes) total += lane;
+    return total;
+  }
+
+  // Several rows at a time share the loads of inputs, and their sums do not wait for each other.
+  template <int64_t rows>
+  static void dot(const uint32_t* weights, int64_t pitch, const uint32_t* inputs, int64_t depth, int32_t* out,
+                  int64_t out_pitch) noexcept {
+    Int sums[rows];
+#pragma GCC unroll 8
+    for (int64_t r = 0; r < rows; ++r) sums[r] = V::broadcast_int(0);
+    int64_t k = 0;
+    for (; k + kLanes <= depth; k += kLanes) {
+      const Inputs x = V::inputs(V::load_int(inputs + k));
+#pragma GCC unroll 8
+      for (int64_t r = 0; r < rows; ++r) {
+        sums[r] = V::dot(V::weights(V::load_int(weights + r * pitch + k)), x, sums[r]);
+      }
+    }
+    if (k < depth) {
+      const Inputs x = V::inputs(V::load_int_first(inputs + k, depth - k));
+#pragma GCC unroll 8
+      for (int64_t r = 0; r < rows; ++r) {
+        sums[r] = V::dot(V::weights(V::load_int_first(weights + r * pitch + k, depth - k)), x, sums[r]);
+      }
+    }
+#pragma GCC unroll 8
+    for (int64_t r = 0; r < rows; ++r) out[r * out_pitch] = sum(sums[r]);
+  }
+
+  static void dot_rows8(const uint32_t* weights, int64_t pitch, const uint32_t* inputs, int64_t depth, int32_t* out,
+                        int64_t out_pitch, int64_t rows) noexcept {
+    constexpr int64_t kTogether = 8;
+    int64_t r = 0;
+    for (; r + kTogether <= rows; r += kTogether) {
+      dot<kTogether>(weights + r * pitch, pitch, inputs, depth, out + r * out_pitch, out_pitch);
+    }
+    for (; r < rows; ++r) dot<1>(weights + r * pitch, pitch, inputs, depth, out + r * out_pitch, out_pitch);
+  }
 
   static void turn_quads(const uint32_t* in, const int32_t* at, int64_t taps, int64_t pixels, uint32_t* out,
                          int64_t pitch) noexcept {
@@ -312,6 +358,8 @@ struct ByteKernels {
     table.table8_pixels = kTablePixels;
     table.shuffles = false;
     table.gemm_tile8 = &VectorGemm<TileQuads>::tile;
+    table.dots_rows = V::kDotsRows;
+    if constexpr (V::kDotsRows) table.dot_rows8 = &dot_rows8;
     table.decode_quads = &V::Decoder::decode;
     table.turn_quads = &turn_quads;
     table.table_build8 = &table_build8;

@@ -71,6 +71,24 @@ void test_gemm_tile8(const KernelTable& tested, const KernelTable& reference, Ra
   test_extreme_products(tested);
 }
 
+void test_dot_rows8(const KernelTable& tested, const KernelTable& reference, Random& random) {
+  for (const int64_t depth : {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 47, 577}) {
+    for (const int64_t rows : {1, 7, 8, 9, 17}) {
+      begin_case({{"depth", depth}, {"rows", rows}});
+      const int64_t pitch = depth + 3;
+      const Guarded<uint32_t> weights = random.rows<uint32_t>(rows, depth, pitch);
+      const Guarded<uint32_t> inputs = random.rows<uint32_t>(1, depth, depth);
+      const Rows shape{rows, 1, 1, 3};
+      const auto dot = [&](const KernelTable& kernels) {
+        Guarded<int32_t> out = output<int32_t>(shape, kExact);
+        kernels.dot_rows8(weights.data(), pitch, inputs.data(), depth, out.data(), shape.pitch, rows);
+        return out;
+      };
+      expect_rows(dot(tested), shape, dense(dot(reference), rows, 1, shape.pitch));
+    }
+  }
+}
+
 void test_decode_quads(const KernelTable& tested, const KernelTable& reference, Random& random) {
   constexpr int64_t kRows = 2;
   for (const auto& [rows, columns] : {std::pair<int64_t, int64_t>{1, 1},
@@ -314,7 +332,7 @@ void test_max_row8(const KernelTable& tested, const KernelTable& reference, Rand
 constexpr KernelTest kTests[] = {
     {"gemm_tile8", &test_gemm_tile8},   {"decode_quads", &test_decode_quads}, {"finish_tile8", &test_finish_tile8},
     {"quantize", &test_quantize},       {"dequantize", &test_dequantize},     {"max_row8", &test_max_row8},
-    {"sparse_sum8", &test_sparse_sum8},
+    {"sparse_sum8", &test_sparse_sum8}, {"dot_rows8", &test_dot_rows8},
 };
 
 }  // namespace

@@ -19,10 +19,16 @@ double decode_cost(const Convolution& c, QuadSource source) {
   return source == QuadSource::kDecoded ? QuadDecoder::cost(*c.weight) : 0.0;
 }
 
+// Pixels behind the last whole vector: of so few, each is multiplied with weights as they lie, whose lanes are inputs.
+// That is for weights that are not read by codes.
+constexpr int64_t kMostLeft = 4;
+constexpr double kLeftCost = 2;  // of a vector of a row, in multiply-adds of a tile
+
 Panels panels_of(const Convolution& c, int threads) {
   const QuadSource source = quad_source(*c.weight, c.geometry.groups);
+  const bool has_rows = source != QuadSource::kCentroid && c.kernels->dots_rows;
   return Panels(in_quads(c.geometry), quad_order(*c.weight, source), *c.kernels, c.kernels->tile8, c.group_outputs(),
-                decode_cost(c, source), threads);
+                decode_cost(c, source), threads, {.most_left = has_rows ? kMostLeft : 0});
 }
 
 class Direct8Step : public BytePanelStep {
@@ -30,7 +36,8 @@ class Direct8Step : public BytePanelStep {
   Direct8Step(const Layer& layer, const Convolution& convolution, const PlanContext& context)
       : BytePanelStep(layer, "direct8", convolution, context, panels_of(convolution, context.threads)),
         source_(quad_source(*convolution.weight, convolution.geometry.groups)),
-        order_(quad_order(*convolution.weight, source_)) {
+        order_(quad_order(*convolution.weight, source_)),
+        pixel_inputs_(in_quads(convolution.geometry), order_, convolution.kernels) {
     const Weight& weight = *b_.c.weight;
     if (source_ == QuadSource::kStored) {
       quads_ = b_.take_dense_rows();
@@ -50,7 +57,7 @@ class Direct8Step : public BytePanelStep {
   }
 
   int64_t scratch_floats() const override {
-    return t_.own_panel_floats() + decoded_quads() + sums_quads() + b_.finish_floats(sums_pitch());
+    return t_.own_panel_floats() + decoded_quads() + sums_quads() + left_quads() + b_.finish_floats(sums_pitch());
   }
 
  private:
@@ -69,6 +76,7 @@ class Direct8Step : public BytePanelStep {
   }
   int64_t sums_pitch() const { return rests_.empty() ? b_.c.kernels->tile8.pixels : kSparsePixels; }
   int64_t sums_quads() const { return t_.tile_rows * sums_pitch(); }
+  int64_t left_quads() const { return round_up(panels_.left * order_.depth(), 16); }
 
   // Make all quads fit, and keep what is left of them.
   void leave_rests() {
@@ -96,7 +104,11 @@ class Direct8Step : public BytePanelStep {
     const Panels::Unit unit = panels_.unit(work.group);
     auto* const decoded = reinterpret_cast<uint32_t*>(scratch);
     auto* const sums = reinterpret_cast<int32_t*>(scratch + decoded_quads());
-    float* const rest = scratch + decoded_quads() + sums_quads();
+    float* const inputs = scratch + decoded_quads() + sums_quads();
+    float* const rest = inputs + left_quads();
+    const int64_t depth = order_.depth();
+    const bool is_last = work.last_tile == t_.num_tiles;
+    if (is_last) lay_out_left(work.group, state, inputs);
     for (int64_t row = work.first_output; row < work.last_output; row += t_.tile_rows) {
       const int64_t output = unit.group * t_.outputs + row;
       const int64_t count = std::min(t_.tile_rows, work.last_output - row);
@@ -110,6 +122,24 @@ class Direct8Step : public BytePanelStep {
         b_.finish(sums, sums_pitch(), output, count, unit.first_pixel + t_.begin(tile), pixels, epilogue(state), state,
                   rest);
       }
+      if (is_last && panels_.left > 0) {
+        const auto* const quads = reinterpret_cast<const uint32_t*>(inputs);
+        for (int64_t i = 0; i < panels_.left; ++i) {
+          kernels.dot_rows8(rows.codebook, depth, quads + i * depth, depth, sums + i, sums_pitch(), count);
+        }
+        b_.finish(sums, sums_pitch(), output, count, unit.first_pixel + t_.count, panels_.left, epilogue(state), state,
+                  rest);
+      }
+    }
+  }
+
+  // The inputs [left, depth] of the pixels of a unit that are not tiled.
+  void lay_out_left(int64_t tiling_group, const RunState& state, float* inputs) const {
+    const Panels::Unit unit = panels_.unit(tiling_group);
+    const uint32_t outside = state.quantization[b_.c.input].zeros();
+    for (int64_t i = 0; i < panels_.left; ++i) {
+      pixel_inputs_.pack(state.values[b_.c.input], unit.group, unit.first_pixel + t_.count + i, 1, 1, outside,
+                         inputs + i * order_.depth());
     }
   }
 
@@ -143,6 +173,7 @@ class Direct8Step : public BytePanelStep {
 
   QuadSource source_;
   WeightOrder order_;
+  Patches pixel_inputs_;                // of pixels that are not tiled
   AlignedBuffer<uint32_t> quads_;       // of a dense weight's rows, or of a codebook
   AlignedBuffer<uint16_t> at_;          // of centroids: where those of the rows of a tile begin
   std::optional<QuadDecoder> decoder_;  // what is decoded
@@ -158,7 +189,8 @@ double cost(const Convolution& c, int threads) {
   const Tiling& t = panels.tiling;
   const double decoded = decode_cost(c, source) * static_cast<double>(t.num_blocks);
   const auto quads = static_cast<double>(t.computed_rows() * order.depth());
-  const double multiplied = c.kernels->tile8.step_cost * t.vectors(source == QuadSource::kCentroid);
+  const double left = kLeftCost * static_cast<double>(panels.left) / static_cast<double>(c.kernels->lanes);
+  const double multiplied = c.kernels->tile8.step_cost * (t.vectors(source == QuadSource::kCentroid) + left);
   return quads * (multiplied + decoded) / threads;
 }
 

@@ -40,6 +40,12 @@ bool better_in_place(const Patches& patches, const Tiling& unfolded, int64_t pla
          (plane <= unfolded.pitch || unfolded.row_tiles() <= kMostReads);
 }
 
+// Of the pixels of an image that is tiled by itself, those behind the last whole vector, if they are few.
+int64_t pixels_left(const ConvGeometry& g, const KernelTable& kernels, const Reading& reading, bool by_image) {
+  const int64_t left = g.out_plane() % kernels.grain;
+  return by_image && g.written_parts == 1 && left <= reading.most_left && left < g.out_plane() ? left : 0;
+}
+
 // The rows of a panel, with those behind the last that are read together with it.
 int64_t rows_read(const Patches& patches, const Reading& reading) {
   if (reading.in_pieces) return kPieces * round_up(ceil_div(patches.rows(), 2), reading.rows);
@@ -68,9 +74,10 @@ Panels::Panels(const ConvGeometry& geometry, const WeightOrder& order, const Ker
                bool by_columns)
     : groups(geometry.groups),
       plane(geometry.plane()),
+      left(pixels_left(geometry, kernels, reading, by_image)),
       patches(geometry, order, &kernels, by_columns),
       tiling(kernels, tile, groups * (by_image ? geometry.images : 1), outputs,
-             by_image ? geometry.out_plane() : geometry.pixels(), rows_read(patches, reading), threads, costs,
+             (by_image ? geometry.out_plane() : geometry.pixels()) - left, rows_read(patches, reading), threads, costs,
              patches.behind(), geometry.written_parts) {
   if (by_image && better_in_place(patches, tiling, plane, reading)) {
     tiling = Tiling(kernels, tile, tiling.groups, outputs, tiling.count, patches.rows(), threads, costs, 0,

@@ -15,6 +15,7 @@ struct Reading {
   int64_t rows = 1;        // at once: of each run, up to the next multiple of so many
   int64_t alignment = 1;   // of rows, in lanes; where it is more than 1, reading others takes longer
   bool by_columns = true;  // whether rows of the kernel may have their inputs in the same rows
+  int64_t most_left = 0;   // pixels of an image that are left to others, rather than take a vector by themselves
   bool in_pieces = false;  // as SplitFn writes them: kPieces rows for each two, which are never the input as it lies
 };
 
@@ -41,7 +42,7 @@ struct Panels {
     int64_t first_pixel;
   };
   Unit unit(int64_t tiling_group) const {
-    return {.group = tiling_group % groups, .first_pixel = tiling_group / groups * tiling.count};
+    return {.group = tiling_group % groups, .first_pixel = tiling_group / groups * (tiling.count + left)};
   }
 
   // Whether the rows of a unit()'s panel, of all its pixels, are the input as it lies in memory.
@@ -59,6 +60,7 @@ struct Panels {
 
   int64_t groups;
   int64_t plane;
+  int64_t left;  // the last pixels of a unit(), which are not tiled
   Patches patches;
   Tiling tiling;
   std::vector<int32_t> rows;  // where the inputs of each weight of a row begin in a panel
