@@ -212,12 +212,12 @@ struct CurveKernels {
 using GemmTile8Fn = void (*)(const uint16_t* at, const uint32_t* codebook, int64_t dim, int64_t blocks,
                              const uint32_t* panel, const int32_t* rows, int32_t* out, int64_t out_pitch,
                              int64_t pixels) noexcept;
+constexpr int32_t kMostPair = 128;
 
 // out[r * out_pitch] = sum over k < depth of weights[r][k] · inputs[k], products of quads, of any weights.
 //   weights  [rows, pitch]
 using DotRows8Fn = void (*)(const uint32_t* weights, int64_t pitch, const uint32_t* inputs, int64_t depth, int32_t* out,
                             int64_t out_pitch, int64_t rows) noexcept;
-constexpr int32_t kMostPair = 128;
 
 // out[r][p] = sum over s < steps, k < kMatrixWords of weights[r][s * kMatrixWords + k] · panel[at[s] + k * panel_pitch
 // + p], products of quads, for r < rows and p < pixels.

@@ -27,6 +27,7 @@
 #include "base/sizes.h"
 #include "kernels/kernels.h"
 #include "kernels/table_places.h"
+#include "kernels/vector_dot.h"
 #include "kernels/vector_gemm.h"
 #include "kernels/vector_quads.h"
 #include "kernels/vector_sparse.h"
@@ -72,10 +73,20 @@ struct ByteKernels {
     static Sums sums(const Value* p) { return V::load_int(p); }
     static Inputs inputs(const Input* p) { return V::inputs(V::load_int(p)); }
     static HalfInputs half_inputs(const Input* p) { return V::inputs(V::load_half_int(p)); }
+    static Inputs inputs_first(const Input* p, int64_t count) { return V::inputs(V::load_int_first(p, count)); }
     static Weights weights(const Weight* p) { return V::weights(V::broadcast_int(*p)); }
+    static Weights row(const Weight* p) { return V::weights(V::load_int(p)); }
+    static Weights row_first(const Weight* p, int64_t count) { return V::weights(V::load_int_first(p, count)); }
     static Sums multiply_add(Weights w, Inputs x, Sums sums) { return V::dot(w, x, sums); }
     static HalfSums multiply_add(Weights w, HalfInputs x, HalfSums sums) { return V::dot(w, x, sums); }
     static Sums add(Sums a, Sums b) { return V::add_int(a, b); }
+    static Value total(Sums sums) {
+      Value lanes[kLanes];
+      V::store_int(lanes, sums);
+      Value sum = 0;
+      for (const Value lane : lanes) sum += lane;
+      return sum;
+    }
     static void store(Value* p, Sums sums) { V::store_int(p, sums); }
     static void store(Value* p, HalfSums sums) { V::store_half_int(p, sums); }
   };
@@ -95,51 +106,6 @@ struct ByteKernels {
     static HalfSums multiply_add(Weights w, HalfInputs x, HalfSums sums) { return V::dot_in_pairs(w, x, sums); }
   };
   using TileQuads = std::conditional_t<V::kAddsInPairs, QuadsInPairs, Quads>;
-
-  // Of all lanes.
-  static int32_t sum(Int v) {
-    int32_t lanes[kLanes];
-    V::store_int(lanes, v);
-    int32_t total = 0;
-    for (const int32_t lane : lanes) total += lane;
-    return total;
-  }
-
-  // Several rows at a time share the loads of inputs, and their sums do not wait for each other.
-  template <int64_t rows>
-  static void dot(const uint32_t* weights, int64_t pitch, const uint32_t* inputs, int64_t depth, int32_t* out,
-                  int64_t out_pitch) noexcept {
-    Int sums[rows];
-#pragma GCC unroll 8
-    for (int64_t r = 0; r < rows; ++r) sums[r] = V::broadcast_int(0);
-    int64_t k = 0;
-    for (; k + kLanes <= depth; k += kLanes) {
-      const Inputs x = V::inputs(V::load_int(inputs + k));
-#pragma GCC unroll 8
-      for (int64_t r = 0; r < rows; ++r) {
-        sums[r] = V::dot(V::weights(V::load_int(weights + r * pitch + k)), x, sums[r]);
-      }
-    }
-    if (k < depth) {
-      const Inputs x = V::inputs(V::load_int_first(inputs + k, depth - k));
-#pragma GCC unroll 8
-      for (int64_t r = 0; r < rows; ++r) {
-        sums[r] = V::dot(V::weights(V::load_int_first(weights + r * pitch + k, depth - k)), x, sums[r]);
-      }
-    }
-#pragma GCC unroll 8
-    for (int64_t r = 0; r < rows; ++r) out[r * out_pitch] = sum(sums[r]);
-  }
-
-  static void dot_rows8(const uint32_t* weights, int64_t pitch, const uint32_t* inputs, int64_t depth, int32_t* out,
-                        int64_t out_pitch, int64_t rows) noexcept {
-    constexpr int64_t kTogether = 8;
-    int64_t r = 0;
-    for (; r + kTogether <= rows; r += kTogether) {
-      dot<kTogether>(weights + r * pitch, pitch, inputs, depth, out + r * out_pitch, out_pitch);
-    }
-    for (; r < rows; ++r) dot<1>(weights + r * pitch, pitch, inputs, depth, out + r * out_pitch, out_pitch);
-  }
 
   static void turn_quads(const uint32_t* in, const int32_t* at, int64_t taps, int64_t pixels, uint32_t* out,
                          int64_t pitch) noexcept {
@@ -359,7 +325,7 @@ struct ByteKernels {
     table.shuffles = false;
     table.gemm_tile8 = &VectorGemm<TileQuads>::tile;
     table.dots_rows = V::kDotsRows;
-    if constexpr (V::kDotsRows) table.dot_rows8 = &dot_rows8;
+    if constexpr (V::kDotsRows) table.dot_rows8 = &VectorDot<Quads>::rows;
     table.decode_quads = &V::Decoder::decode;
     table.turn_quads = &turn_quads;
     table.table_build8 = &table_build8;

@@ -26,6 +26,7 @@
 #include "kernels/kernels.h"
 #include "kernels/table_places.h"
 #include "kernels/vector_curves.h"
+#include "kernels/vector_dot.h"
 #include "kernels/vector_gemm.h"
 #include "kernels/vector_sparse.h"
 #include "kernels/vector_winograd.h"
@@ -99,12 +100,16 @@ struct VectorKernels {
     static Sums sums(const Value* p) { return V::load(p); }
     static Inputs inputs(const Input* p) { return V::load(p); }
     static HalfInputs half_inputs(const Input* p) { return V::load_half(p); }
+    static Inputs inputs_first(const Input* p, int64_t count) { return V::load_first(p, count); }
     static Weights weights(const Weight* p) { return V::broadcast(*p); }
+    static Weights row(const Weight* p) { return V::load(p); }
+    static Weights row_first(const Weight* p, int64_t count) { return V::load_first(p, count); }
     static Sums multiply_add(Weights w, Inputs x, Sums sums) { return V::multiply_add(w, x, sums); }
     static HalfSums multiply_add(Weights w, HalfInputs x, HalfSums sums) {
       return V::multiply_add(V::low_half(w), x, sums);
     }
     static Sums add(Sums a, Sums b) { return V::add(a, b); }
+    static Value total(Sums sums) { return V::sum(sums); }
     static void store(Value* p, Sums sums) { V::store(p, sums); }
     static void store(Value* p, HalfSums sums) { V::store_half(p, sums); }
   };
@@ -186,39 +191,10 @@ struct VectorKernels {
     for (int64_t i = 0; i < count; ++i) out[i] = static_cast<float>(bytes[i]) * unit;
   }
 
-  // Several rows at a time share the loads of x, and their sums do not wait for each other.
-  template <int64_t rows>
-  static void dot(const float* a, int64_t a_pitch, const float* x, float* out, int64_t out_pitch,
-                  int64_t depth) noexcept {
-    Float sums[rows];
-#pragma GCC unroll 8
-    for (int64_t r = 0; r < rows; ++r) sums[r] = V::broadcast(0.0f);
-    int64_t k = 0;
-    for (; k + kLanes <= depth; k += kLanes) {
-      const Float inputs = V::load(x + k);
-#pragma GCC unroll 8
-      for (int64_t r = 0; r < rows; ++r) sums[r] = V::multiply_add(V::load(a + r * a_pitch + k), inputs, sums[r]);
-    }
-    if (k < depth) {
-      const Float inputs = V::load_first(x + k, depth - k);
-#pragma GCC unroll 8
-      for (int64_t r = 0; r < rows; ++r) {
-        sums[r] = V::multiply_add(V::load_first(a + r * a_pitch + k, depth - k), inputs, sums[r]);
-      }
-    }
-#pragma GCC unroll 8
-    for (int64_t r = 0; r < rows; ++r) out[r * out_pitch] = V::sum(sums[r]);
-  }
-
   static void dot_rows(const float* a, int64_t a_pitch, const float* x, int64_t x_pitch, float* out, int64_t out_pitch,
                        int64_t rows, int64_t columns, int64_t depth) noexcept {
-    constexpr int64_t kTogether = 8;
     for (int64_t c = 0; c < columns; ++c, x += x_pitch) {
-      int64_t r = 0;
-      for (; r + kTogether <= rows; r += kTogether) {
-        dot<kTogether>(a + r * a_pitch, a_pitch, x, out + r * out_pitch + c, out_pitch, depth);
-      }
-      for (; r < rows; ++r) dot<1>(a + r * a_pitch, a_pitch, x, out + r * out_pitch + c, out_pitch, depth);
+      VectorDot<Floats>::rows(a, a_pitch, x, depth, out + c, out_pitch, rows);
     }
   }
 

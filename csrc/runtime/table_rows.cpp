@@ -1,5 +1,6 @@
 #include "runtime/table_rows.h"
 
+#include "base/cache_size.h"
 #include "kernels/kernels.h"
 
 namespace pyquant {
@@ -9,6 +10,11 @@ namespace {
 constexpr int64_t kFewestPositions = 4;
 
 }  // namespace
+
+int64_t near_table_bytes() {
+  static const int64_t bytes = first_level_cache() * 2 / 3;
+  return bytes;
+}
 
 TablePasses::TablePasses(const Weight& weight, int64_t row_bytes, int64_t pass_bytes)
     : positions(weight.blocks_per_row() * weight.codebooks), table_bytes(weight.centroids * row_bytes) {

@@ -11,6 +11,9 @@
 
 namespace pyquant {
 
+// So many bytes of tables stay in the first-level cache, beside what else is read.
+int64_t near_table_bytes();
+
 struct TablePasses {
   // With tables of rows of `row_bytes`; about `pass_bytes` of them in a pass.
   TablePasses(const Weight& weight, int64_t row_bytes, int64_t pass_bytes);

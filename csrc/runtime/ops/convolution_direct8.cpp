@@ -36,8 +36,7 @@ class Direct8Step : public BytePanelStep {
   Direct8Step(const Layer& layer, const Convolution& convolution, const PlanContext& context)
       : BytePanelStep(layer, "direct8", convolution, context, panels_of(convolution, context.threads)),
         source_(quad_source(*convolution.weight, convolution.geometry.groups)),
-        order_(quad_order(*convolution.weight, source_)),
-        pixel_inputs_(in_quads(convolution.geometry), order_, convolution.kernels) {
+        order_(quad_order(*convolution.weight, source_)) {
     const Weight& weight = *b_.c.weight;
     if (source_ == QuadSource::kStored) {
       quads_ = b_.take_dense_rows();
@@ -48,6 +47,7 @@ class Direct8Step : public BytePanelStep {
       decoder_ = b_.take_decoder();
     }
     b_.settle(0, context);
+    if (panels_.left > 0) pixel_inputs_.emplace(in_quads(b_.c.geometry), order_, b_.c.kernels);
     if (b_.c.kernels->adds_in_pairs) leave_rests();
     if (source_ == QuadSource::kCentroid) panels_.vary_steps(order_.block.dim(), at_);
     if (source_ == QuadSource::kDecoded) {
@@ -108,7 +108,7 @@ class Direct8Step : public BytePanelStep {
     float* const rest = inputs + left_quads();
     const int64_t depth = order_.depth();
     const bool is_last = work.last_tile == t_.num_tiles;
-    if (is_last) lay_out_left(work.group, state, inputs);
+    if (is_last) lay_out_left(unit, state, inputs);
     for (int64_t row = work.first_output; row < work.last_output; row += t_.tile_rows) {
       const int64_t output = unit.group * t_.outputs + row;
       const int64_t count = std::min(t_.tile_rows, work.last_output - row);
@@ -134,12 +134,11 @@ class Direct8Step : public BytePanelStep {
   }
 
   // The inputs [left, depth] of the pixels of a unit that are not tiled.
-  void lay_out_left(int64_t tiling_group, const RunState& state, float* inputs) const {
-    const Panels::Unit unit = panels_.unit(tiling_group);
+  void lay_out_left(const Panels::Unit& unit, const RunState& state, float* inputs) const {
     const uint32_t outside = state.quantization[b_.c.input].zeros();
     for (int64_t i = 0; i < panels_.left; ++i) {
-      pixel_inputs_.pack(state.values[b_.c.input], unit.group, unit.first_pixel + t_.count + i, 1, 1, outside,
-                         inputs + i * order_.depth());
+      pixel_inputs_->pack(state.values[b_.c.input], unit.group, unit.first_pixel + t_.count + i, 1, 1, outside,
+                          inputs + i * order_.depth());
     }
   }
 
@@ -173,11 +172,11 @@ class Direct8Step : public BytePanelStep {
 
   QuadSource source_;
   WeightOrder order_;
-  Patches pixel_inputs_;                // of pixels that are not tiled
-  AlignedBuffer<uint32_t> quads_;       // of a dense weight's rows, or of a codebook
-  AlignedBuffer<uint16_t> at_;          // of centroids: where those of the rows of a tile begin
-  std::optional<QuadDecoder> decoder_;  // what is decoded
-  KeptWeights::Values<uint32_t> kept_;  // of it; null: in each run
+  std::optional<Patches> pixel_inputs_;  // of pixels that are not tiled; empty where there are none
+  AlignedBuffer<uint32_t> quads_;        // of a dense weight's rows, or of a codebook
+  AlignedBuffer<uint16_t> at_;           // of centroids: where those of the rows of a tile begin
+  std::optional<QuadDecoder> decoder_;   // what is decoded
+  KeptWeights::Values<uint32_t> kept_;   // of it; null: in each run
   QuadRests rests_;
 };
 

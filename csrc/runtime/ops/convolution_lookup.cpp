@@ -6,8 +6,8 @@
 #include <algorithm>
 #include <limits>
 
-#include "base/cache_size.h"
 #include "runtime/ops/convolution.h"
+#include "runtime/table_rows.h"
 
 namespace pyquant {
 namespace {
@@ -19,14 +19,14 @@ constexpr double kLookUpCost = 1.8;
 // Where tables of a few blocks are large, they lie in the second-level cache: fewer would be made with too many calls.
 constexpr int64_t kFewestBlocks = 8;
 
-// How the blocks of a row are tabulated, as many in a pass as two thirds of the first-level cache hold: [M, chunks of
+// How the blocks of a row are tabulated, as many in a pass as stay near: [M, chunks of
 // centroids, blocks, table_pixels], where a chunk is of as many centroids as a table row of the table path has pixels.
 struct LookupTables {
   explicit LookupTables(const Convolution& c)
       : width(c.kernels->table_pixels),
         chunks(c.weight->codebooks * ceil_div(c.weight->centroids, width)),
         blocks(c.weight->blocks_per_row()),
-        per_pass(std::min(std::max(first_level_cache() * 2 / 3 / block_bytes(), kFewestBlocks), blocks)) {}
+        per_pass(std::min(std::max(near_table_bytes() / block_bytes(), kFewestBlocks), blocks)) {}
 
   // Of the tables of a block.
   int64_t block_bytes() const { return chunks * width * static_cast<int64_t>(sizeof(float)); }

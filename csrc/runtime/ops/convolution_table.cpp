@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <limits>
 
-#include "base/cache_size.h"
 #include "runtime/ops/convolution.h"
 #include "runtime/ops/table_shares.h"
 #include "runtime/table_rows.h"
@@ -15,12 +14,6 @@ constexpr double kBuildCost = 1.1;
 constexpr double kSumCost = 1.2;
 constexpr double kFarSumCost = 1.6;  // where tables lie in the second-level cache
 
-// Tables of one pass over the outputs: together they should stay in two thirds of the first-level cache.
-int64_t near_bytes() {
-  static const int64_t bytes = first_level_cache() * 2 / 3;
-  return bytes;
-}
-
 // Where fewer of one pass take more than that, tables lie in the second-level cache in any case: so many positions load
 // and store sums less often.
 constexpr int64_t kFarPositions = 8;
@@ -30,10 +23,10 @@ constexpr int64_t kTogether = 64;
 
 int64_t row_bytes(const Convolution& c) { return c.kernels->table_pixels * static_cast<int64_t>(sizeof(float)); }
 
-bool are_near(const TablePasses& passes) { return passes.per_pass * passes.table_bytes <= near_bytes(); }
+bool are_near(const TablePasses& passes) { return passes.per_pass * passes.table_bytes <= near_table_bytes(); }
 
 TablePasses passes_of(const Convolution& c) {
-  const TablePasses passes{*c.weight, row_bytes(c), near_bytes()};
+  const TablePasses passes{*c.weight, row_bytes(c), near_table_bytes()};
   const TablePasses longer{*c.weight, row_bytes(c), kFarPositions * passes.table_bytes};
   return are_near(passes) || !longer.fit() ? passes : longer;
 }
