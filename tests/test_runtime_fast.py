@@ -98,9 +98,9 @@ def check_layer(file: ModelFile, x: Floats) -> None:
     low, high = 1.01 * min(float(expected.min()), 0), 1.01 * max(float(expected.max()), 0)
     as_bytes = writing_bytes(file, x, low, high)
     step = (high - low) / 255
-    for kernel in {"direct8", "matrix8", "table8", "shuffle8", "sparse8"} & set(candidates(file, x, isa="reference")):
-        # Entries of tables are rounded, to 16 bits or to 8.
-        error = {"table8": 0.02, "shuffle8": 0.03}.get(kernel, 0.0) * most
+    for kernel in {"direct8", "matrix8", "winograd8", "table8", "shuffle8", "sparse8"} & set(candidates(file, x, isa="reference")):
+        # Entries of tables are rounded, to 16 bits or to 8, and frequencies to 8.
+        error = {"winograd8": 0.03, "table8": 0.02, "shuffle8": 0.03}.get(kernel, 0.0) * most
         first = run(as_bytes, x, isa="reference", kernel=kernel)
         assert np.abs(first - expected).max() <= 0.51 * step + error
         isas = [isa for isa in ISAS if kernel in candidates(file, x, isa=isa)]
@@ -237,6 +237,43 @@ def test_integer_kernels_of_other_blocks(case: Any, rng: np.random.Generator) ->
     file, x = coded_layer(case, rng)
     assert "direct8" in candidates(file, x)
     check_layer(file, x)
+
+
+# (weight shape, block, K, M, attributes, plane): odd planes, one tile, tiles of several vectors and blocks, groups.
+TRANSFORMED: list[tuple[tuple[int, int, int, int], Any, int, int, dict[str, Any], tuple[int, int]]] = [
+    ((9, 7, 3, 3), (1, 3, 3), 20, 1, {"padding": (1, 1, 1, 1)}, (1, 1)),
+    ((8, 12, 3, 3), (1, 3, 3), 16, 2, {"padding": (1, 1, 1, 1)}, (7, 7)),
+    ((21, 6, 3, 3), (2, 3, 3), 40, 1, {}, (9, 5)),
+    ((12, 10, 3, 3), (2, 3, 3), 16, 1, {"padding": (2, 0, 1, 2)}, (30, 47)),
+    ((16, 8, 3, 3), (1, 3, 3), 16, 1, {"padding": (1, 1, 1, 1), "groups": 3}, (13, 14)),
+    ((5, 260, 3, 3), (1, 3, 3), 16, 1, {"padding": (1, 1, 1, 1)}, (40, 33)),
+]
+
+
+@pytest.mark.parametrize("case", TRANSFORMED, ids=str)
+def test_winograd_in_integers(case: Any, rng: np.random.Generator) -> None:
+    shape, *rest = case
+    groups = rest[3].get("groups", 1)
+    file, x = coded_layer(((shape[0] * groups, *shape[1:]), *rest), rng)
+    assert "winograd8" in candidates(file, x, isa="reference")
+    check_layer(file, x)
+    check_layer(file, x[:1])
+    decoded_in_each_run, decoded_once = (
+        run(file, x, kernel="winograd8", memory_budget=budget) for budget in (0, 1 << 24)
+    )
+    np.testing.assert_array_equal(decoded_once, decoded_in_each_run)
+
+
+def test_winograd_in_integers_takes_a_scale_for_each_tile(rng: np.random.Generator) -> None:
+    """A tile of small inputs is as exact beside a large one as it is by itself; some values exceed their range."""
+    node, tensors = weighted_layer(rng, (8, 8, 3, 3), ProductConfig(block=(1, 3, 3), centroids=16))
+    small = rng.uniform(0, 0.1, size=(1, 8, 6, 6)).astype(np.float32)
+    small[0, 0, 0, 0] = 1  # which sets the scale of bytes
+    x = np.concatenate([small, np.ones_like(small)], axis=3)
+    file = model_file([node], tensors, small.shape)
+    alone = run(file, small, kernel="winograd8")
+    together = run(replace(file, network=file.network), x, kernel="winograd8")
+    np.testing.assert_array_equal(together[..., :4], alone)
 
 
 @pytest.mark.parametrize("codec", [DenseConfig(), ProductConfig(block=(4, 1, 1), centroids=32)], ids=["dense", "coded"])

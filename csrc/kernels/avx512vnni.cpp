@@ -109,6 +109,7 @@ struct Avx512Vnni : Avx512 {
   }
   static Int bit_and(Int a, Int b) { return _mm512_and_si512(a, b); }
   static Int bit_or(Int a, Int b) { return _mm512_or_si512(a, b); }
+  static Int bit_xor(Int a, Int b) { return _mm512_xor_si512(a, b); }
   template <int count>
   static Int shift_left(Int v) {
     return _mm512_slli_epi32(v, count);
@@ -120,6 +121,10 @@ struct Avx512Vnni : Avx512 {
   static Int shift_right_signed(Int v, int count) { return _mm512_sra_epi32(v, _mm_cvtsi32_si128(count)); }
   static Int add_int(Int a, Int b) { return _mm512_add_epi32(a, b); }
   static Int add_short(Int a, Int b) { return _mm512_add_epi16(a, b); }
+  static Int subtract_short(Int a, Int b) { return _mm512_sub_epi16(a, b); }
+  static Int max_short(Int a, Int b) { return _mm512_max_epi16(a, b); }
+  static Int magnitude_short(Int v) { return _mm512_abs_epi16(v); }
+  static Int scale_short(Int a, Int b) { return _mm512_mulhrs_epi16(a, b); }
   static Int max_bytes(Int a, Int b) { return _mm512_max_epu8(a, b); }
   static Int min_bytes(Int a, Int b) { return _mm512_min_epu8(a, b); }
   static Int broadcast_byte(uint8_t value) { return _mm512_set1_epi8(static_cast<char>(value)); }

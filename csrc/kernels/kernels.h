@@ -8,7 +8,8 @@
 // outputs:
 //
 //   direct    gemm_tile() multiplies: it finds each weight in the codebook, by way of its block's code.
-//   winograd  the same for each frequency of F(2x2, 3x3) or F(4x4, 3x3), with a transformed codebook or weights.
+//   winograd  the same for each frequency of F(2x2, 3x3) or F(4x4, 3x3), with a transformed codebook or weights:
+//             winograd_kernels.h.
 //   table     table_build() multiplies the codebook with the d panel rows of a block: table [K][P]; table_sum() adds,
 //             for each output, the table row that its code names. d multiply-adds become one load-and-add.
 //   sparse    where most weights are zero: sparse_sum() adds the panel rows of the others, each times its weight.
@@ -32,6 +33,7 @@
 #include <cstdint>
 
 #include "kernels/shuffled.h"
+#include "kernels/winograd_kernels.h"
 
 namespace pyquant {
 
@@ -91,32 +93,6 @@ using DecodeBytesFn = void (*)(const int8_t* bytes, float unit, float* out, int6
 //   out  [rows, out_pitch]
 using DotRowsFn = void (*)(const float* a, int64_t a_pitch, const float* x, int64_t x_pitch, float* out,
                            int64_t out_pitch, int64_t rows, int64_t columns, int64_t depth) noexcept;
-
-// The inputs of Winograd's F(m x m, 3 x 3), see winograd.h: out[y * (m + 2) + x][t] = (input · d · inputᵀ)[y][x] of the
-// (m + 2) x (m + 2) inputs d of tile t. Row y of d is columns m * t .. m * t + m - 1 of line y, then columns m * t and
-// m * t + 1 of next line y.
-//   lines, next_lines  [m + 2, line_pitch]
-//   out                [(m + 2)², out_pitch], whole vectors are written
-using WinogradInputFn = void (*)(const float* lines, const float* next_lines, int64_t line_pitch, int64_t tiles,
-                                 float* out, int64_t out_pitch) noexcept;
-
-// Its outputs: columns m * t .. m * t + m - 1 of line y are row y of output · p · outputᵀ, p[y][x] = in[y * (m + 2) +
-// x][t].
-//   in     [(m + 2)², in_pitch]
-//   lines  m rows, line_pitch apart; m vectors are written for each vector of tiles
-using WinogradOutputFn = void (*)(const float* in, int64_t in_pitch, int64_t tiles, float* lines,
-                                  int64_t line_pitch) noexcept;
-
-// And its weights: out[f][c] = (weights · g · weightsᵀ)[f] of the kernel g of each channel c < channels.
-//   in   [channels, 3, 3]
-//   out  [(m + 2)², out_pitch]   nothing behind the channels is written
-using WinogradWeightsFn = void (*)(const float* in, int64_t channels, float* out, int64_t out_pitch) noexcept;
-
-struct WinogradKernels {
-  WinogradInputFn input;
-  WinogradOutputFn output;
-  WinogradWeightsFn weights;
-};
 
 // table[k][p] = sum over i < dim of codebook[k][i] * panel[i][p], in order of i.
 //   codebook  [centroids, dim]
@@ -409,6 +385,7 @@ struct KernelTable {
   MatrixKernels matrix;
   GemmTile8Fn gemm_tile8;
   DotRows8Fn dot_rows8;
+  Winograd8Kernels winograd8;
   DecodeQuadsFn decode_quads;
   TurnQuadsFn turn_quads;
   TableBuild8Fn table_build8;

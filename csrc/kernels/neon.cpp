@@ -160,6 +160,7 @@ struct Neon {
 
   static Int bit_and(Int a, Int b) { return vandq_u32(a, b); }
   static Int bit_or(Int a, Int b) { return vorrq_u32(a, b); }
+  static Int bit_xor(Int a, Int b) { return veorq_u32(a, b); }
   template <int count>
   static Int shift_left(Int v) {
     return vshlq_n_u32(v, count);
@@ -172,9 +173,13 @@ struct Neon {
     return vreinterpretq_u32_s32(vshlq_s32(vreinterpretq_s32_u32(v), vdupq_n_s32(-count)));
   }
   static Int add_int(Int a, Int b) { return vaddq_u32(a, b); }
-  static Int add_short(Int a, Int b) {
-    return vreinterpretq_u32_u16(vaddq_u16(vreinterpretq_u16_u32(a), vreinterpretq_u16_u32(b)));
-  }
+  static int16x8_t shorts(Int v) { return vreinterpretq_s16_u32(v); }
+  static Int of_shorts(int16x8_t v) { return vreinterpretq_u32_s16(v); }
+  static Int add_short(Int a, Int b) { return of_shorts(vaddq_s16(shorts(a), shorts(b))); }
+  static Int subtract_short(Int a, Int b) { return of_shorts(vsubq_s16(shorts(a), shorts(b))); }
+  static Int max_short(Int a, Int b) { return of_shorts(vmaxq_s16(shorts(a), shorts(b))); }
+  static Int magnitude_short(Int v) { return of_shorts(vabsq_s16(shorts(v))); }
+  static Int scale_short(Int a, Int b) { return of_shorts(vqrdmulhq_s16(shorts(a), shorts(b))); }
   static Int max_bytes(Int a, Int b) {
     return vreinterpretq_u32_u8(vmaxq_u8(vreinterpretq_u8_u32(a), vreinterpretq_u8_u32(b)));
   }

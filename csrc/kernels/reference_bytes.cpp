@@ -4,6 +4,7 @@
 
 #include "base/sizes.h"
 #include "kernels/reference.h"
+#include "kernels/winograd.h"
 
 namespace pyquant {
 namespace {
@@ -51,6 +52,83 @@ void dot_rows8_reference(const uint32_t* weights, int64_t pitch, const uint32_t*
     int32_t sum = 0;
     for (int64_t k = 0; k < depth; ++k) sum += dot(weights[r * pitch + k], inputs[k]);
     out[r * out_pitch] = sum;
+  }
+}
+
+void winograd_input8_reference(const uint32_t* lines, int64_t line_pitch, int64_t quad_pitch, int64_t quads,
+                               int64_t tiles, uint8_t zero, const float* units, uint32_t*, uint32_t* out,
+                               int64_t out_pitch, float* scales) noexcept {
+  constexpr int64_t side = kWinograd8Side;
+  constexpr auto& matrix = kWinograd2x2.input;
+  const auto frequency = [&](int64_t f, int64_t c, int64_t t, int64_t channel) {
+    double sum = 0;
+    for (int64_t y = 0; y < side; ++y) {
+      for (int64_t x = 0; x < side; ++x) {
+        const uint32_t quad = lines[c * quad_pitch + (x / 2 * side + y) * line_pitch + 2 * t + x % 2];
+        const auto input = static_cast<int32_t>(byte_of(quad, channel));
+        sum += matrix[f / side][y] * matrix[f % side][x] * (input - zero);
+      }
+    }
+    return static_cast<int32_t>(sum);
+  };
+  for (int64_t f = 0; f < side * side; ++f) {
+    for (int64_t t = 0; t < tiles; ++t) {
+      int32_t range = 127;
+      for (int64_t k = 0; k < 4 * quads; ++k) range = std::max(range, std::abs(frequency(f, k / 4, t, k % 4)));
+      const float quotient = 127.0f * 32768.0f / static_cast<float>(range);
+      const auto factor = static_cast<int32_t>(std::nearbyint(std::min(quotient, 32767.0f)));
+      scales[f * out_pitch + t] = static_cast<float>(range) * units[f];
+      for (int64_t c = 0; c < quads; ++c) {
+        uint32_t quad = 0;
+        for (int64_t i = 0; i < 4; ++i) {
+          const int32_t scaled = 128 + ((frequency(f, c, t, i) * factor + (1 << 14)) >> 15);
+          quad |= static_cast<uint32_t>(scaled) << (8 * i);
+        }
+        out[(f * quads + c) * out_pitch + t] = quad;
+      }
+    }
+  }
+}
+
+void winograd_multiply8_reference(const uint32_t* weights, const int32_t* start, int64_t quads, const uint32_t* panel,
+                                  const int32_t* rows, int64_t panel_pitch, int32_t* out, int64_t out_pitch,
+                                  int64_t tiles) noexcept {
+  constexpr int64_t side = kWinograd8Side;
+  for (int64_t f = 0; f < side * side; ++f) {
+    for (int64_t r = 0; r < kTileRows; ++r) {
+      for (int64_t t = 0; t < tiles; ++t) {
+        int32_t sum = start[f * kTileRows + r];
+        for (int64_t c = 0; c < quads; ++c) {
+          const uint32_t quad = weights[((f / side * kTileRows + r) * quads + c) * side + f % side];
+          sum += dot(quad, panel[f * quads * panel_pitch + rows[c] + t]);
+        }
+        out[(f * kTileRows + r) * out_pitch + t] = sum;
+      }
+    }
+  }
+}
+
+void winograd_output8_reference(const int32_t* in, int64_t in_pitch, const float* scales, int64_t scales_pitch,
+                                int64_t tiles, int32_t* lines, int64_t line_pitch) noexcept {
+  constexpr int64_t side = kWinograd8Side;
+  for (int64_t t = 0; t < tiles; ++t) {
+    float rows[2][side];
+    for (int64_t x = 0; x < side; ++x) {
+      float value[side], scale[side];
+      for (int64_t y = 0; y < side; ++y) {
+        value[y] = static_cast<float>(in[(y * side + x) * in_pitch + t]);
+        scale[y] = scales[(y * side + x) * scales_pitch + t];
+      }
+      const float third = value[2] * scale[2];
+      rows[0][x] = std::fma(value[0], scale[0], std::fma(value[1], scale[1], third));
+      rows[1][x] = std::fma(value[3], scale[3], std::fma(value[1], scale[1], -third));
+    }
+    for (int64_t y = 0; y < 2; ++y) {
+      const float* const p = rows[y];
+      int32_t* const to = lines + y * line_pitch + 2 * t;
+      to[0] = static_cast<int32_t>(std::nearbyint(p[0] + (p[1] + p[2])));
+      to[1] = static_cast<int32_t>(std::nearbyint(p[3] + (p[1] - p[2])));
+    }
   }
 }
 
@@ -255,6 +333,9 @@ KernelTable with_reference_bytes(KernelTable table) {
   table.dot_rows8 = &dot_rows8_reference;
   table.matrix.tile8 = table.tile8;
   table.matrix.multiply8 = &matrix_tile8_reference;
+  table.winograd8 = {.input = &winograd_input8_reference,
+                     .multiply = &winograd_multiply8_reference,
+                     .output = &winograd_output8_reference};
   table.decode_quads = &decode_quads_reference;
   table.turn_quads = &turn_quads_reference;
   table.table_build8 = &table_build8_reference;

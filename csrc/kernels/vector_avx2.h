@@ -130,6 +130,7 @@ struct Avx2 {
   }
   static Int bit_and(Int a, Int b) { return _mm256_and_si256(a, b); }
   static Int bit_or(Int a, Int b) { return _mm256_or_si256(a, b); }
+  static Int bit_xor(Int a, Int b) { return _mm256_xor_si256(a, b); }
   template <int count>
   static Int shift_left(Int v) {
     return _mm256_slli_epi32(v, count);
@@ -141,6 +142,10 @@ struct Avx2 {
   static Int shift_right_signed(Int v, int count) { return _mm256_sra_epi32(v, _mm_cvtsi32_si128(count)); }
   static Int add_int(Int a, Int b) { return _mm256_add_epi32(a, b); }
   static Int add_short(Int a, Int b) { return _mm256_add_epi16(a, b); }
+  static Int subtract_short(Int a, Int b) { return _mm256_sub_epi16(a, b); }
+  static Int max_short(Int a, Int b) { return _mm256_max_epi16(a, b); }
+  static Int magnitude_short(Int v) { return _mm256_abs_epi16(v); }
+  static Int scale_short(Int a, Int b) { return _mm256_mulhrs_epi16(a, b); }
   static Int max_bytes(Int a, Int b) { return _mm256_max_epu8(a, b); }
   static Int min_bytes(Int a, Int b) { return _mm256_min_epu8(a, b); }
   static Int broadcast_byte(uint8_t value) { return _mm256_set1_epi8(static_cast<char>(value)); }

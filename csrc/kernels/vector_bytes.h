@@ -13,11 +13,12 @@
 //   kDotCost       of what it multiplies by, in multiply-adds of floats
 //   kTable8Vectors      vectors of int16 per table row
 //   load_int, store_int (any alignment), load_int_first, store_int_first (the first n lanes), broadcast_int,
-//   dot(weights, inputs, sums) of each lane, exact, bit_and, bit_or, shift_left<n>, shift_right<n> (zeros come in),
-//   shift_right_signed, add_int, add_short (of int16, modulo 2^16), max_bytes, min_bytes (unsigned),
-//   broadcast_byte, byte_of(quads, i), to_quads (of four vectors of int, clamped to 0..255), pack (of two
-//   vectors, to int16 in any order), unpack (its inverse), to_float, to_int (to the nearest, halves to even),
-//   split_int, load_half_int, store_half_int, dot of halves
+//   dot(weights, inputs, sums) of each lane, exact, bit_and, bit_or, bit_xor, shift_left<n>, shift_right<n> (zeros come
+//   in), shift_right_signed, add_int, add_short, subtract_short (of int16, modulo 2^16), max_short, magnitude_short,
+//   scale_short (of int16: products by 2^-15, halves upwards), max_bytes, min_bytes (unsigned), broadcast_byte,
+//   byte_of(quads, i), to_quads (of four vectors of int, clamped to 0..255), pack (of two vectors, to int16 in any
+//   order), unpack (its inverse), to_float, to_int (to the nearest, halves to even), split_int, load_half_int,
+//   store_half_int, dot of halves
 #pragma once
 
 #include <cstdint>
@@ -31,6 +32,7 @@
 #include "kernels/vector_gemm.h"
 #include "kernels/vector_quads.h"
 #include "kernels/vector_sparse.h"
+#include "kernels/vector_winograd8.h"
 
 namespace pyquant {
 
@@ -70,6 +72,8 @@ struct ByteKernels {
 
     static Sums zeros() { return V::broadcast_int(0); }
     static HalfSums half_zeros() { return V::low_half_int(zeros()); }
+    static Sums all(Value value) { return V::broadcast_int(static_cast<uint32_t>(value)); }
+    static HalfSums half_all(Value value) { return V::low_half_int(all(value)); }
     static Sums sums(const Value* p) { return V::load_int(p); }
     static Inputs inputs(const Input* p) { return V::inputs(V::load_int(p)); }
     static HalfInputs half_inputs(const Input* p) { return V::inputs(V::load_half_int(p)); }
@@ -326,6 +330,7 @@ struct ByteKernels {
     table.gemm_tile8 = &VectorGemm<TileQuads>::tile;
     table.dots_rows = V::kDotsRows;
     if constexpr (V::kDotsRows) table.dot_rows8 = &VectorDot<Quads>::rows;
+    table.winograd8 = VectorWinograd8<V, VectorGemm<TileQuads>>::kernels();
     table.decode_quads = &V::Decoder::decode;
     table.turn_quads = &turn_quads;
     table.table_build8 = &table_build8;

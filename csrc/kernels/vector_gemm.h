@@ -29,10 +29,11 @@ struct VectorGemm {
 
   // The sums stay in registers for the whole depth. A step loads the inputs and broadcasts kRows weights, straight from
   // the codebook: they need no decoding. `fixed` is a dim known to the compiler, all of whose steps are written out (to
-  // count them takes 8 % of the time), or 0. Of a matrix, it is so many of its steps, where those are not kSteps.
-  template <int64_t halves, int64_t fixed, bool is_matrix>
+  // count them takes 8 % of the time), or 0. Of a matrix, it is so many of its steps, where those are not kSteps; its
+  // weights lie `apart`. The sums of a row begin with that of `start`, unless it is null.
+  template <int64_t halves, int64_t fixed, bool is_matrix, int64_t apart = 1>
   static void registers(const uint16_t* at, const Weight* codebook, int64_t any_dim, int64_t blocks, const Input* panel,
-                        const int32_t* rows, Value* out, int64_t out_pitch) noexcept {
+                        const int32_t* rows, const Value* start, Value* out, int64_t out_pitch) noexcept {
     constexpr int64_t vectors = halves / 2;
     constexpr bool with_half = halves % 2 != 0;
     const int64_t dim = fixed > 0 && !is_matrix ? fixed : any_dim;
@@ -42,8 +43,8 @@ struct VectorGemm {
 #pragma GCC unroll 8
     for (int64_t r = 0; r < A::kRows; ++r) {
 #pragma GCC unroll 8
-      for (int64_t v = 0; v < vectors; ++v) sums[r][v] = A::zeros();
-      if constexpr (with_half) half_sums[r] = A::half_zeros();
+      for (int64_t v = 0; v < vectors; ++v) sums[r][v] = start == nullptr ? A::zeros() : A::all(start[r]);
+      if constexpr (with_half) half_sums[r] = start == nullptr ? A::half_zeros() : A::half_all(start[r]);
     }
     const Weight* centroids[A::kRows];
     const auto multiply = [&](int64_t i) __attribute__((always_inline)) {
@@ -55,7 +56,7 @@ struct VectorGemm {
       if constexpr (with_half) half_inputs = A::half_inputs(row + vectors * kLanes);
 #pragma GCC unroll 8
       for (int64_t r = 0; r < A::kRows; ++r) {
-        const typename A::Weights weights = A::weights(centroids[r] + i);
+        const typename A::Weights weights = A::weights(centroids[r] + i * apart);
 #pragma GCC unroll 8
         for (int64_t v = 0; v < vectors; ++v) sums[r][v] = A::multiply_add(weights, inputs[v], sums[r][v]);
         if constexpr (with_half) half_sums[r] = A::multiply_add(weights, half_inputs, half_sums[r]);
@@ -64,7 +65,7 @@ struct VectorGemm {
     // No counter of blocks: codes and addresses take all of the other registers.
     for (const int32_t* const end = rows + blocks * dim; rows != end; rows += dim, at += is_matrix ? 0 : A::kRows) {
 #pragma GCC unroll 8
-      for (int64_t r = 0; r < A::kRows; ++r) centroids[r] = codebook + (is_matrix ? r * dim : at[r]);
+      for (int64_t r = 0; r < A::kRows; ++r) centroids[r] = codebook + (is_matrix ? r * dim * apart : at[r]);
       if constexpr (fixed > 0 && !is_matrix) {
 #pragma GCC unroll 9
         for (int64_t i = 0; i < fixed; ++i) multiply(i);
@@ -88,10 +89,19 @@ struct VectorGemm {
 
   using RegistersFn = decltype(&registers<1, 0, false>);
 
-  template <int64_t fixed, bool is_matrix, int64_t... halves>
+  template <int64_t fixed, bool is_matrix, int64_t apart = 1, int64_t... halves>
   static RegistersFn registers_for(int64_t wanted, std::integer_sequence<int64_t, halves...>) noexcept {
-    static constexpr RegistersFn kTiles[] = {&registers<halves + 1, fixed, is_matrix>...};
+    static constexpr RegistersFn kTiles[] = {&registers<halves + 1, fixed, is_matrix, apart>...};
     return kTiles[wanted - 1];
+  }
+
+  // The product of a matrix [kRows, depth] whose weights lie `apart`, added to start[r].
+  template <int64_t apart>
+  static void matrix_tile(const Weight* weights, int64_t depth, const Input* panel, const int32_t* rows,
+                          const Value* start, Value* out, int64_t out_pitch, int64_t pixels) noexcept {
+    constexpr auto kAll = std::make_integer_sequence<int64_t, 2 * A::kVectors>{};
+    const RegistersFn run = registers_for<0, true, apart>(ceil_div(pixels, kLanes / 2), kAll);
+    run(nullptr, weights, depth, 1, panel, rows, start, out, out_pitch);
   }
 
   static void tile(const uint16_t* at, const Weight* codebook, int64_t dim, int64_t blocks, const Input* panel,
@@ -110,7 +120,7 @@ struct VectorGemm {
                             : dim == 8    ? registers_for<8, false>(halves, kAll)
                             : dim == 9    ? registers_for<9, false>(halves, kAll)
                                           : registers_for<0, false>(halves, kAll);
-    run(at, codebook, dim, blocks, panel, rows, out, out_pitch);
+    run(at, codebook, dim, blocks, panel, rows, nullptr, out, out_pitch);
   }
 };
 

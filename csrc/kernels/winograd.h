@@ -19,6 +19,15 @@ struct WinogradMatrices {
 
   constexpr int64_t side() const { return outputs + 2; }
   constexpr int64_t frequencies() const { return side() * side(); }
+
+  // (weights · g · weightsᵀ)[f] of a kernel g.
+  double frequency(int64_t f, const float* kernel) const {
+    double sum = 0;
+    for (int64_t y = 0; y < 3; ++y) {
+      for (int64_t x = 0; x < 3; ++x) sum += weights[f / side()][y] * weights[f % side()][x] * kernel[y * 3 + x];
+    }
+    return sum;
+  }
 };
 
 // Interpolation points 0, 1, -1 and infinity.

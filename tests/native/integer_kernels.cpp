@@ -25,18 +25,6 @@ Guarded<T> filled(int64_t size, T value, Place place = {}) {
   return array;
 }
 
-// The second weight of each pair is made so small that products of both fit 16 bits.
-uint32_t fitting(uint32_t quad) {
-  uint32_t result = 0;
-  for (const int shift : {0, 16}) {
-    const int first = static_cast<int8_t>(quad >> shift & 0xff),
-              second = static_cast<int8_t>(quad >> shift >> 8 & 0xff);
-    const int smaller = std::clamp(second, -kMostPair - first, kMostPair - first);
-    result |= static_cast<uint32_t>((smaller & 0xff) << 8 | (first & 0xff)) << shift;
-  }
-  return result;
-}
-
 uint32_t repeated_pair(int64_t first, int64_t second) {
   return 0x00010001 * static_cast<uint32_t>((second & 0xff) << 8 | (first & 0xff));
 }

@@ -16,6 +16,7 @@ struct KernelTest {
 
 std::span<const KernelTest> float_kernel_tests();
 std::span<const KernelTest> integer_kernel_tests();
+std::span<const KernelTest> winograd8_kernel_tests();
 std::span<const KernelTest> table_kernel_tests();
 std::span<const KernelTest> matrix_kernel_tests();
 

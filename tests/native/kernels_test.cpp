@@ -22,8 +22,8 @@
 namespace pyquant {
 namespace {
 
-const std::span<const KernelTest> kTests[] = {float_kernel_tests(), integer_kernel_tests(), table_kernel_tests(),
-                                              matrix_kernel_tests()};
+const std::span<const KernelTest> kTests[] = {float_kernel_tests(), integer_kernel_tests(), winograd8_kernel_tests(),
+                                              table_kernel_tests(), matrix_kernel_tests()};
 
 char current_kernel[128] = "";
 

@@ -12,6 +12,18 @@
 
 namespace pyquant {
 
+// The second weight of each pair is made so small that products of both fit 16 bits.
+inline uint32_t fitting(uint32_t quad) {
+  uint32_t result = 0;
+  for (const int shift : {0, 16}) {
+    const int first = static_cast<int8_t>(quad >> shift & 0xff),
+              second = static_cast<int8_t>(quad >> shift >> 8 & 0xff);
+    const int smaller = std::clamp(second, -kMostPair - first, kMostPair - first);
+    result |= static_cast<uint32_t>((smaller & 0xff) << 8 | (first & 0xff)) << shift;
+  }
+  return result;
+}
+
 // gemm_tile of a table, or its gemm_tile8.
 template <typename Weight, typename Sum>
 struct Gemm {

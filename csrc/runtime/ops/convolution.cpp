@@ -51,10 +51,10 @@ ConvGeometry geometry_of(const Layer& layer, const PlanContext& context) {
 }
 
 // The first always applies.
-std::array<Path, 14> all_paths() {
-  return {direct_path(),  winograd2_path(), winograd4_path(), table_path(),  sparse_path(),
-          shift_path(),   matrix_path(),    dot_path(),       lookup_path(), direct8_path(),
-          matrix8_path(), table8_path(),    shuffle8_path(),  sparse8_path()};
+std::array<Path, 15> all_paths() {
+  return {direct_path(),  winograd2_path(), winograd4_path(), table_path(),    sparse_path(),
+          shift_path(),   matrix_path(),    dot_path(),       lookup_path(),   direct8_path(),
+          matrix8_path(), winograd8_path(), table8_path(),    shuffle8_path(), sparse8_path()};
 }
 
 struct Choice {

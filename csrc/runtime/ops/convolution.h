@@ -105,6 +105,7 @@ Path matrix_path();
 Path dot_path();
 Path lookup_path();
 Path direct8_path();
+Path winograd8_path();
 Path matrix8_path();
 Path table8_path();
 Path shuffle8_path();

@@ -14,6 +14,7 @@
 #include "runtime/coded_rows.h"
 #include "runtime/ops/convolution.h"
 #include "runtime/ops/tiling.h"
+#include "runtime/ops/winograd_tiles.h"
 
 namespace pyquant {
 namespace {
@@ -29,9 +30,6 @@ struct Transform {
 constexpr Transform kTransform2{.matrices = kWinograd2x2, .input_cost = 120, .output_cost = 100};
 constexpr Transform kTransform4{.matrices = kWinograd4x4, .input_cost = 400, .output_cost = 350};
 
-int64_t tile_rows_of(const ConvGeometry& g, int64_t m) { return ceil_div(g.out_height, m); }
-int64_t tile_columns_of(const ConvGeometry& g, int64_t m) { return ceil_div(g.out_width, m); }
-
 bool reads_codebook(const Weight& weight) {
   return has_joint_codebook(weight) && weight.block.rows == 3 && weight.block.columns == 3;
 }
@@ -44,8 +42,7 @@ double kernel_cost(const Weight& weight) {
 }
 
 Tiling tiling_of(const Convolution& c, const WinogradMatrices& matrices, int threads) {
-  const int64_t m = matrices.outputs;
-  const int64_t tiles = c.geometry.images * tile_rows_of(c.geometry, m) * tile_columns_of(c.geometry, m);
+  const int64_t tiles = WinogradTiles{c.geometry, matrices.outputs}.count();
   const int64_t channels = c.weight->depth() / 9;
   // Transforms of inputs are too much work to be done by every thread.
   const SideCosts costs{.decode = kernel_cost(*c.weight) / static_cast<double>(matrices.frequencies()),
@@ -59,14 +56,8 @@ AlignedBuffer<float> transformed(const AlignedBuffer<float>& codebook, const Win
   const int64_t kernels = codebook.size() / 9;
   AlignedBuffer<float> result(matrices.frequencies() * kernels);
   for (int64_t f = 0; f < matrices.frequencies(); ++f) {
-    const double* rows = matrices.weights[f / matrices.side()];
-    const double* columns = matrices.weights[f % matrices.side()];
     for (int64_t kernel = 0; kernel < kernels; ++kernel) {
-      double sum = 0;
-      for (int64_t y = 0; y < 3; ++y) {
-        for (int64_t x = 0; x < 3; ++x) sum += rows[y] * columns[x] * codebook[kernel * 9 + y * 3 + x];
-      }
-      result[f * kernels + kernel] = static_cast<float>(sum);
+      result[f * kernels + kernel] = static_cast<float>(matrices.frequency(f, codebook.data() + kernel * 9));
     }
   }
   return result;
@@ -79,6 +70,7 @@ class WinogradStep : public Step {
       : Step(layer.node->name, layer.op, &matrices == &kWinograd2x2 ? "winograd2" : "winograd4"),
         c_(convolution),
         matrices_(matrices),
+        tiles_{convolution.geometry, matrices.outputs},
         kernels_(&matrices == &kWinograd2x2 ? c_.kernels->winograd2 : c_.kernels->winograd4),
         t_(tiling_of(convolution, matrices, context.threads)),
         channels_(c_.weight->depth() / 9),
@@ -111,28 +103,6 @@ class WinogradStep : public Step {
   }
 
  private:
-  // Tiles of one tile of lanes that lie side by side in one image.
-  struct Segment {
-    int64_t at;    // in the lanes
-    int64_t size;  // tiles
-    int64_t image;
-    int64_t y, x;  // their first output
-  };
-
-  template <typename Body>
-  void for_segments(int64_t first, int64_t count, const Body& body) const {
-    const int64_t m = matrices_.outputs;
-    const int64_t columns = tile_columns_of(c_.geometry, m);
-    const int64_t plane = columns * tile_rows_of(c_.geometry, m);
-    for (int64_t at = 0; at < count;) {
-      const int64_t index = first + at;
-      const int64_t column = index % columns;
-      const int64_t size = std::min(columns - column, count - at);
-      body(Segment{.at = at, .size = size, .image = index / plane, .y = index % plane / columns * m, .x = column * m});
-      at += size;
-    }
-  }
-
   int64_t product_floats() const { return matrices_.frequencies() * t_.tile_rows * t_.pitch; }
 
   // Of the transformed weights of a row tile, [F, tile_rows, D], and of those of a row that is decoded.
@@ -202,8 +172,8 @@ class WinogradStep : public Step {
   void transform_inputs(const float* input, const PanelPart& p, float* lines, float* panel) const {
     const int64_t plane = c_.geometry.plane(), real = c_.weight->channels;
     float* const next_lines = lines + matrices_.side() * line_floats_;
-    PanelRun runs[kMostRuns];
-    const int64_t num_runs = find_runs(p.first, p.count, runs);
+    PanelRun runs[WinogradTiles::kMostRuns];
+    const int64_t num_runs = tiles_.find_runs(p.first, p.count, line_floats_, runs);
     for (int64_t c = p.part * channels_ / p.parts; c < (p.part + 1) * channels_ / p.parts; ++c) {
       float* const out = panel + c * t_.pitch;
       if (c < real) {
@@ -216,52 +186,22 @@ class WinogradStep : public Step {
     }
   }
 
-  // A segment per tile at most, each with a piece left of the picture, one inside it and one right of it, in each line.
-  static constexpr int64_t kMostRuns = kMostTilePixels * 3 * 2 * 6;
-
-  // What the lines of some tiles hold, the same for every channel: the inputs of their segments side by side.
-  int64_t find_runs(int64_t first, int64_t count, PanelRun* runs) const {
-    const ConvGeometry& g = c_.geometry;
-    const int64_t m = matrices_.outputs;
-    const int64_t side = matrices_.side();
-    int64_t num_runs = 0;
-    for_segments(first, count, [&](const Segment& s) {
-      const int64_t size = m * s.size;
-      for (int64_t line = 0; line < 2 * side; ++line) {
-        const int64_t to = line * line_floats_ + m * s.at;
-        const int64_t y = s.y - g.pad_top + line % side;
-        const int64_t x = s.x - g.pad_left + (line < side ? 0 : m);
-        const bool outside = y < 0 || y >= g.height;
-        const int64_t begin = outside ? size : std::clamp<int64_t>(-x, 0, size);
-        const int64_t end = outside ? size : std::clamp(g.width - x, begin, size);
-        const int64_t from = outside ? 0 : g.row(s.image, y) + x + begin;
-        if (begin > 0) runs[num_runs++] = {.to = to, .size = begin, .from = PanelRun::kOutside};
-        if (end > begin) runs[num_runs++] = {.to = to + begin, .size = end - begin, .from = from};
-        if (size > end) runs[num_runs++] = {.to = to + end, .size = size - end, .from = PanelRun::kOutside};
-      }
-    });
-    return num_runs;
-  }
-
   void transform_products(const float* products, int64_t output, int64_t rows, int64_t tile, float* lines,
                           const RunState& state) const {
-    const ConvGeometry& g = c_.geometry;
-    const int64_t m = matrices_.outputs;
     for (int64_t r = 0; r < rows; ++r) {
       kernels_.output(products + r * t_.pitch, t_.tile_rows * t_.pitch, t_.lanes_of(tile), lines + r * line_floats_,
                       t_.tile_rows * line_floats_);
     }
-    for_segments(t_.begin(tile), t_.lanes_of(tile), [&](const Segment& s) {
-      for (int64_t i = 0; i < std::min(m, g.out_height - s.y); ++i) {
-        c_.finish(lines + i * t_.tile_rows * line_floats_ + m * s.at, line_floats_, output, rows,
-                  s.image * g.out_plane() + (s.y + i) * g.out_width + s.x, std::min(m * s.size, g.out_width - s.x),
-                  state);
-      }
+    tiles_.for_segments(t_.begin(tile), t_.lanes_of(tile), [&](const WinogradTiles::Segment& s) {
+      tiles_.for_outputs(s, [&](int64_t line, int64_t first, int64_t pixel, int64_t count) {
+        c_.finish(lines + line * t_.tile_rows * line_floats_ + first, line_floats_, output, rows, pixel, count, state);
+      });
     });
   }
 
   Convolution c_;
   const WinogradMatrices& matrices_;
+  WinogradTiles tiles_;
   WinogradKernels kernels_;
   Tiling t_;
   int64_t channels_;          // D
@@ -281,10 +221,7 @@ bool stores_kernels(const Block& block) {
 }
 
 bool winograd_applies(const Convolution& c) {
-  const Weight& weight = *c.weight;
-  const ConvGeometry& g = c.geometry;
-  return weight.kernel_rows == 3 && weight.kernel_columns == 3 && stores_kernels(weight.block) && g.stride_y == 1 &&
-         g.stride_x == 1 && g.dilation_y == 1 && g.dilation_x == 1;
+  return winograd_fits(c.geometry, *c.weight) && stores_kernels(c.weight->block);
 }
 
 double cost(const Convolution& c, const Transform& transform, int threads) {

@@ -1,0 +1,150 @@
+// Winograd's F(2x2, 3x3) of quads, a vector of tiles at a time: written once over a vector type `V` and its VectorGemm.
+//
+// V provides what vector_bytes.h lists.
+//
+// The channels of a quad are widened to 16 bits, two to a lane: channels 0 and 2 in one vector, 1 and 3 in another. So
+// all of them stay in their tile's lane.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/kernels.h"
+
+namespace pyquant {
+
+template <typename V, typename Gemm>
+struct VectorWinograd8 {
+  using Float = typename V::Float;
+  using Int = typename V::Int;
+  static constexpr int64_t kLanes = V::kLanes;
+  static constexpr int64_t kSide = kWinograd8Side;
+  static constexpr int64_t kFrequencies = kSide * kSide;
+
+  // Channels 0 and 2, or 1 and 3.
+  template <bool odd>
+  static Int channels_of(Int quads) noexcept {
+    if constexpr (odd) quads = V::template shift_right<8>(quads);
+    return V::bit_and(quads, V::broadcast_int(0x00ff00ff));
+  }
+
+  // The matrices of F(2x2, 3x3), as in winograd.h.
+  static void transform(Int (&d)[kSide]) noexcept {
+    const Int second = d[1];
+    d[0] = V::subtract_short(d[0], d[2]);
+    d[1] = V::add_short(second, d[2]);
+    d[2] = V::subtract_short(d[2], second);
+    d[3] = V::subtract_short(second, d[3]);
+  }
+
+  // Write the frequencies of two channels; `most` takes up their magnitudes. The other two find their inputs anew: all
+  // of them together do not fit the registers.
+  template <bool odd>
+  static void transform_inputs(const uint32_t* lines, int64_t line_pitch, Int four_zeros, uint32_t* to,
+                               Int* most) noexcept {
+    Int columns[kSide][kSide];  // by x, then y
+#pragma GCC unroll 4
+    for (int64_t y = 0; y < kSide; ++y) {
+      const uint32_t* const line = lines + y * line_pitch;
+      const uint32_t* const next_line = line + kSide * line_pitch;
+      const auto here = V::split_int(V::load_int(line), V::load_int(line + kLanes));
+      const auto next = V::split_int(V::load_int(next_line), V::load_int(next_line + kLanes));
+      columns[0][y] = channels_of<odd>(here.first), columns[1][y] = channels_of<odd>(here.second);
+      columns[2][y] = channels_of<odd>(next.first), columns[3][y] = channels_of<odd>(next.second);
+    }
+#pragma GCC unroll 4
+    for (int64_t x = 0; x < kSide; ++x) transform(columns[x]);
+#pragma GCC unroll 4
+    for (int64_t y = 0; y < kSide; ++y) {
+      Int row[kSide] = {columns[0][y], columns[1][y], columns[2][y], columns[3][y]};
+      transform(row);
+      if (y == 1) row[1] = V::subtract_short(row[1], four_zeros);
+#pragma GCC unroll 4
+      for (int64_t x = 0; x < kSide; ++x) {
+        const int64_t f = y * kSide + x;
+        V::store_int(to + 2 * f * kLanes, row[x]);
+        most[f] = V::max_short(most[f], V::magnitude_short(row[x]));
+      }
+    }
+  }
+
+  // Two words of 16 bits in each lane.
+  static Int twice(Int words) noexcept { return V::bit_or(words, V::template shift_left<16>(words)); }
+
+  static void input(const uint32_t* lines, int64_t line_pitch, int64_t quad_pitch, int64_t quads, int64_t tiles,
+                    uint8_t zero, const float* units, uint32_t* scratch, uint32_t* out, int64_t out_pitch,
+                    float* scales) noexcept {
+    constexpr int64_t kStep = winograd8_words(1, kLanes);  // of a quad in scratch
+    const Int four_zeros = V::broadcast_int(4u * zero * 0x00010001u);
+    const Int low_byte = V::broadcast_int(0x00ff00ff), middle = V::broadcast_int(0x80808080);
+    const Float most_byte = V::broadcast(127.0f), most_factor = V::broadcast(32767.0f);
+    const Float dividend = V::broadcast(127.0f * 32768.0f);
+    for (int64_t t = 0; t < tiles; t += kLanes) {
+      Int most[kFrequencies];
+      for (Int& of_frequency : most) of_frequency = V::broadcast_int(0);
+      for (int64_t c = 0; c < quads; ++c) {
+        const uint32_t* const of_quad = lines + c * quad_pitch + 2 * t;
+        uint32_t* const to = scratch + c * kStep;
+        transform_inputs<false>(of_quad, line_pitch, four_zeros, to, most);
+        transform_inputs<true>(of_quad, line_pitch, four_zeros, to + kLanes, most);
+      }
+      for (int64_t f = 0; f < kFrequencies; ++f) {
+        const Float low = V::to_float(V::bit_and(most[f], V::broadcast_int(0xffff)));
+        const Float high = V::to_float(V::template shift_right<16>(most[f]));
+        const Float range = V::max(most_byte, V::max(low, high));
+        const Int factor = twice(V::to_int(V::min(most_factor, dividend / range)));
+        V::store(scales + f * out_pitch + t, V::multiply(range, V::broadcast(units[f])));
+        const uint32_t* from = scratch + 2 * f * kLanes;
+        uint32_t* to = out + f * quads * out_pitch + t;
+        for (int64_t c = 0; c < quads; ++c, from += kStep, to += out_pitch) {
+          const Int even = V::bit_and(V::scale_short(V::load_int(from), factor), low_byte);
+          const Int odd =
+              V::template shift_left<8>(V::bit_and(V::scale_short(V::load_int(from + kLanes), factor), low_byte));
+          V::store_int(to, V::bit_xor(V::bit_or(even, odd), middle));
+        }
+      }
+    }
+  }
+
+  static void multiply(const uint32_t* weights, const int32_t* start, int64_t quads, const uint32_t* panel,
+                       const int32_t* rows, int64_t panel_pitch, int32_t* out, int64_t out_pitch,
+                       int64_t tiles) noexcept {
+    constexpr int64_t kRows = V::kRows8;
+    for (int64_t f = 0; f < kFrequencies; ++f) {
+      Gemm::template matrix_tile<kSide>(weights + f / kSide * kRows * quads * kSide + f % kSide, quads,
+                                        panel + f * quads * panel_pitch, rows, start + f * kRows,
+                                        out + f * kRows * out_pitch, out_pitch, tiles);
+    }
+  }
+
+  static void output(const int32_t* in, int64_t in_pitch, const float* scales, int64_t scales_pitch, int64_t tiles,
+                     int32_t* lines, int64_t line_pitch) noexcept {
+    for (int64_t t = 0; t < tiles; t += kLanes) {
+      Float top[kSide], bottom[kSide];
+#pragma GCC unroll 4
+      for (int64_t x = 0; x < kSide; ++x) {
+        const auto value = [&](int64_t y) __attribute__((always_inline)) {
+          const int64_t f = y * kSide + x;
+          return V::to_float(V::load_int(in + f * in_pitch + t));
+        };
+        const auto scale = [&](int64_t y) { return V::load(scales + (y * kSide + x) * scales_pitch + t); };
+        // Nothing that a compiler might join otherwise: no product is added but by multiply_add.
+        const Float second = value(1), third = V::multiply(value(2), scale(2));
+        const Float negative = V::subtract(V::broadcast(0.0f), third);
+        top[x] = V::multiply_add(value(0), scale(0), V::multiply_add(second, scale(1), third));
+        bottom[x] = V::multiply_add(value(3), scale(3), V::multiply_add(second, scale(1), negative));
+      }
+      const auto write = [&](const Float(&p)[kSide], int32_t* line) __attribute__((always_inline)) {
+        const Float left = V::add(p[0], V::add(p[1], p[2])), right = V::add(p[3], V::subtract(p[1], p[2]));
+        const auto columns = V::merge(left, right);
+        V::store_int(line + 2 * t, V::to_int(columns.first));
+        V::store_int(line + 2 * t + kLanes, V::to_int(columns.second));
+      };
+      write(top, lines);
+      write(bottom, lines + line_pitch);
+    }
+  }
+
+  static Winograd8Kernels kernels() noexcept { return {.input = &input, .multiply = &multiply, .output = &output}; }
+};
+
+}  // namespace pyquant

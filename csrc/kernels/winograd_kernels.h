@@ -1,0 +1,86 @@
+// The contract of Winograd's kernels, in floats and in integers: what kernels.h says of all holds for these.
+//
+// winograd.h has the matrices.
+#pragma once
+
+#include <cstdint>
+
+namespace pyquant {
+
+// The inputs of Winograd's F(m x m, 3 x 3): out[y * (m + 2) + x][t] = (input · d · inputᵀ)[y][x] of the
+// (m + 2) x (m + 2) inputs d of tile t. Row y of d is columns m * t .. m * t + m - 1 of line y, then columns m * t and
+// m * t + 1 of next line y.
+//   lines, next_lines  [m + 2, line_pitch]
+//   out                [(m + 2)², out_pitch], whole vectors are written
+using WinogradInputFn = void (*)(const float* lines, const float* next_lines, int64_t line_pitch, int64_t tiles,
+                                 float* out, int64_t out_pitch) noexcept;
+
+// Its outputs: columns m * t .. m * t + m - 1 of line y are row y of output · p · outputᵀ, p[y][x] = in[y * (m + 2) +
+// x][t].
+//   in     [(m + 2)², in_pitch]
+//   lines  m rows, line_pitch apart; m vectors are written for each vector of tiles
+using WinogradOutputFn = void (*)(const float* in, int64_t in_pitch, int64_t tiles, float* lines,
+                                  int64_t line_pitch) noexcept;
+
+// And its weights: out[f][c] = (weights · g · weightsᵀ)[f] of the kernel g of each channel c < channels.
+//   in   [channels, 3, 3]
+//   out  [(m + 2)², out_pitch]   nothing behind the channels is written
+using WinogradWeightsFn = void (*)(const float* in, int64_t channels, float* out, int64_t out_pitch) noexcept;
+
+struct WinogradKernels {
+  WinogradInputFn input;
+  WinogradOutputFn output;
+  WinogradWeightsFn weights;
+};
+
+// The inputs of Winograd's F(2x2, 3x3) in integers, for t < tiles. With the input bytes d
+// of tile t, less `zero`,
+//   v[f] = (input · d · inputᵀ)[f], of each channel
+//   range = the largest |v[f]| of all channels, or 127 where that is more
+//   factor = 127 * 2^15 / range, rounded to the nearest, at most 2^15 - 1
+//   out[f][c][t] = 128 + (v[f] * factor + 2^14) >> 15, of the channels of quad c
+//   scales[f][t] = range * units[f]
+// Rows 0 to 3 of the lines of a quad are columns 2t and 2t + 1 of d, rows 4 to 7 the next two.
+//   lines    [quads, quad_pitch], each [2 * kWinograd8Side, line_pitch]
+//   scratch  winograd8_words(quads, lanes)
+//   out      [kWinograd8Side², quads, out_pitch]   whole vectors are written, also of scales
+//   scales   [kWinograd8Side², out_pitch]
+using WinogradInput8Fn = void (*)(const uint32_t* lines, int64_t line_pitch, int64_t quad_pitch, int64_t quads,
+                                  int64_t tiles, uint8_t zero, const float* units, uint32_t* scratch, uint32_t* out,
+                                  int64_t out_pitch, float* scales) noexcept;
+constexpr int64_t kWinograd8Side = 4;
+constexpr int64_t winograd8_words(int64_t quads, int64_t lanes) {
+  // A vector more, for steps by powers of two would leave the cache few places.
+  return (2 * kWinograd8Side * kWinograd8Side + 1) * quads * lanes;
+}
+
+// Their products with weights: out[f][r][t] = start[f][r] + sum over c < quads of weights[y][r][c][x] · panel[f][c][t],
+// where f = 4 * y + x, products of quads as gemm_tile8() has them, for t < tiles.
+//   weights  [kWinograd8Side, tile rows, quads, kWinograd8Side]
+//   start    [kWinograd8Side², tile rows]
+//   panel    [kWinograd8Side², quads, panel_pitch], whose first rows begin at rows[c]
+//   out      [kWinograd8Side², tile rows, out_pitch]   whole vectors are written; tiles as pixels of gemm_tile8()
+using WinogradMultiply8Fn = void (*)(const uint32_t* weights, const int32_t* start, int64_t quads,
+                                     const uint32_t* panel, const int32_t* rows, int64_t panel_pitch, int32_t* out,
+                                     int64_t out_pitch, int64_t tiles) noexcept;
+
+// And its outputs, rounded to the nearest, halves to even: columns 2t and 2t + 1 of line y are row y of output · p ·
+// outputᵀ, but for the signs of what is subtracted in the last row and the last column, which scales have. With q[f] =
+// in[f][t] and s[f] = scales[f][t], for each column x of p,
+//   third = q[2][x] * s[2][x]
+//   top[x] = q[0][x] * s[0][x] + (q[1][x] * s[1][x] + third)
+//   bottom[x] = q[3][x] * s[3][x] + (q[1][x] * s[1][x] - third)
+// whose other products are not rounded, and for p either of them left = p[0] + (p[1] + p[2]), right = p[3] + (p[1] -
+// p[2]).
+//   in     [kWinograd8Side², in_pitch]
+//   lines  [2, line_pitch]   two vectors are written for each vector of tiles
+using WinogradOutput8Fn = void (*)(const int32_t* in, int64_t in_pitch, const float* scales, int64_t scales_pitch,
+                                   int64_t tiles, int32_t* lines, int64_t line_pitch) noexcept;
+
+struct Winograd8Kernels {
+  WinogradInput8Fn input;
+  WinogradMultiply8Fn multiply;
+  WinogradOutput8Fn output;
+};
+
+}  // namespace pyquant

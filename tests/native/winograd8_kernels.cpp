@@ -1,0 +1,119 @@
+// Tests of Winograd's F(2x2, 3x3) in integers.
+#include <vector>
+
+#include "check.h"
+#include "kernel_tests.h"
+#include "kernels/kernels.h"
+#include "pieces.h"
+
+namespace pyquant {
+namespace {
+
+constexpr int64_t kSide = kWinograd8Side;
+constexpr int64_t kFrequencies = kSide * kSide;
+
+// Inputs of their whole range, of two values alone, which frequencies are the largest of, and all outside.
+enum Inputs { kAny, kExtreme, kZeros };
+
+void test_input(const KernelTable& tested, const KernelTable& reference, Random& random) {
+  for (const int64_t tiles : kAwkward) {
+    for (const int64_t quads : {1, 3, 8}) {
+      for (const Inputs inputs : {kAny, kExtreme, kZeros}) {
+        begin_case({{"tiles", tiles}, {"quads", quads}, {"inputs", inputs}});
+        const auto zero = static_cast<uint8_t>(tiles % 2 == 0 ? 0 : random.below(256));
+        const int64_t line_pitch = 2 * tiles + 1, quad_pitch = 2 * kSide * line_pitch + 2;
+        Guarded<uint32_t> lines = random.rows<uint32_t>(quads, 2 * kSide * line_pitch, quad_pitch);
+        for (int64_t i = 0; i < lines.size() && inputs != kAny; ++i) {
+          lines[i] = zero * 0x01010101u;
+          for (int byte = 0; byte < 4 && inputs == kExtreme; ++byte) {
+            lines[i] = lines[i] << 8 | (random.below(2) == 0 ? 0u : 255u);
+          }
+        }
+        const Guarded<float> units = random.array<float>(kFrequencies);
+        const int64_t written = round_up(tiles, tested.lanes8);
+        const Rows shape{kFrequencies * quads, tiles, written, written + 3};
+        const Rows scale_shape{kFrequencies, tiles, written, shape.pitch};
+        Guarded<uint32_t> scratch(winograd8_words(quads, tested.lanes8), kUnsetOutput, kAligned);
+        const auto transform = [&](const KernelTable& kernels, Guarded<float>& scales) {
+          Guarded<uint32_t> out = output<uint32_t>(shape);
+          kernels.winograd8.input(lines.data(), line_pitch, quad_pitch, quads, tiles, zero, units.data(),
+                                  scratch.data(), out.data(), shape.pitch, scales.data());
+          return out;
+        };
+        Guarded<float> expected_scales = output<float>(scale_shape), scales = output<float>(scale_shape);
+        const Guarded<uint32_t> expected = transform(reference, expected_scales);
+        expect_rows(transform(tested, scales), shape, dense(expected, shape.rows, tiles, shape.pitch));
+        expect_rows(scales, scale_shape, dense(expected_scales, kFrequencies, tiles, shape.pitch));
+      }
+    }
+  }
+}
+
+// Row r of all frequencies of the reference, whose tiles have fewer rows.
+void test_multiply(const KernelTable& tested, const KernelTable& reference, Random& random) {
+  const int64_t tile_rows = tested.tile8.rows, some = reference.tile8.rows;
+  for (const int64_t quads : {1, 2, 3, 4, 7, 33}) {
+    for (int64_t tiles = 1; tiles <= tested.tile8.pixels; ++tiles) {
+      begin_case({{"quads", quads}, {"tiles", tiles}});
+      const int64_t pitch = tested.tile8.pixels + 1;
+      Guarded<uint32_t> weights = random.array<uint32_t>(kFrequencies * tile_rows * quads);
+      for (int64_t i = 0; tested.adds_in_pairs && i < weights.size(); ++i) weights[i] = fitting(weights[i]);
+      const Guarded<int32_t> start = random.array<int32_t>(kFrequencies * tile_rows);
+      const Guarded<uint32_t> panel = random.rows<uint32_t>(kFrequencies * quads, tiles, pitch);
+      std::vector<int32_t> rows;
+      for (int64_t c = 0; c < quads; ++c) rows.push_back(static_cast<int32_t>((quads - 1 - c) * pitch));
+      const Rows shape{kFrequencies * tile_rows, tiles, round_up(tiles, tested.lanes8), tested.tile8.pixels + 2};
+      Guarded<int32_t> out = output<int32_t>(shape);
+      tested.winograd8.multiply(weights.data(), start.data(), quads, panel.data(), rows.data(), pitch, out.data(),
+                                shape.pitch, tiles);
+      std::vector<int32_t> expected(static_cast<size_t>(shape.rows * tiles));
+      for (int64_t row = 0; row < tile_rows; row += some) {
+        std::vector<uint32_t> part_weights;
+        std::vector<int32_t> part_start, part(static_cast<size_t>(kFrequencies * some * tiles));
+        for (int64_t y = 0; y < kSide; ++y) {
+          const uint32_t* const from = weights.data() + (y * tile_rows + row) * quads * kSide;
+          part_weights.insert(part_weights.end(), from, from + some * quads * kSide);
+        }
+        for (int64_t f = 0; f < kFrequencies; ++f) {
+          const int32_t* const from = start.data() + f * tile_rows + row;
+          part_start.insert(part_start.end(), from, from + some);
+        }
+        reference.winograd8.multiply(part_weights.data(), part_start.data(), quads, panel.data(), rows.data(), pitch,
+                                     part.data(), tiles, tiles);
+        for (int64_t f = 0; f < kFrequencies; ++f) {
+          std::copy_n(part.begin() + f * some * tiles, some * tiles, expected.begin() + (f * tile_rows + row) * tiles);
+        }
+      }
+      expect_rows(out, shape, expected);
+    }
+  }
+}
+
+void test_output(const KernelTable& tested, const KernelTable& reference, Random& random) {
+  for (const int64_t tiles : kAwkward) {
+    begin_case({{"tiles", tiles}});
+    Guarded<int32_t> in = random.rows<int32_t>(kFrequencies, tiles, tiles + 1);
+    for (int64_t i = 0; i < in.size(); ++i) in[i] /= 64;  // so that no output exceeds 32 bits
+    const Guarded<float> scales = random.rows<float>(kFrequencies, tiles, tiles + 2);
+    const int64_t written = 2 * round_up(tiles, tested.lanes8);
+    const Rows shape{2, 2 * tiles, written, written + 3};
+    const auto transform = [&](const KernelTable& kernels) {
+      Guarded<int32_t> lines = output<int32_t>(shape);
+      kernels.winograd8.output(in.data(), tiles + 1, scales.data(), tiles + 2, tiles, lines.data(), shape.pitch);
+      return lines;
+    };
+    expect_rows(transform(tested), shape, dense(transform(reference), 2, 2 * tiles, shape.pitch));
+  }
+}
+
+constexpr KernelTest kTests[] = {
+    {"winograd8.input", &test_input},
+    {"winograd8.multiply", &test_multiply},
+    {"winograd8.output", &test_output},
+};
+
+}  // namespace
+
+std::span<const KernelTest> winograd8_kernel_tests() { return kTests; }
+
+}  // namespace pyquant
