@@ -98,7 +98,8 @@ def check_layer(file: ModelFile, x: Floats) -> None:
     low, high = 1.01 * min(float(expected.min()), 0), 1.01 * max(float(expected.max()), 0)
     as_bytes = writing_bytes(file, x, low, high)
     step = (high - low) / 255
-    for kernel in {"direct8", "matrix8", "winograd8", "table8", "shuffle8", "sparse8"} & set(candidates(file, x, isa="reference")):
+    kernels = {"direct8", "matrix8", "winograd8", "table8", "shuffle8", "sparse8"}
+    for kernel in kernels & set(candidates(file, x, isa="reference")):
         # Entries of tables are rounded, to 16 bits or to 8, and frequencies to 8.
         error = {"winograd8": 0.03, "table8": 0.02, "shuffle8": 0.03}.get(kernel, 0.0) * most
         first = run(as_bytes, x, isa="reference", kernel=kernel)
