@@ -56,8 +56,8 @@ void dot_rows8_reference(const uint32_t* weights, int64_t pitch, const uint32_t*
 }
 
 void winograd_input8_reference(const uint32_t* lines, int64_t line_pitch, int64_t quad_pitch, int64_t quads,
-                               int64_t tiles, uint8_t zero, const float* units, uint32_t*, uint32_t* out,
-                               int64_t out_pitch, float* scales) noexcept {
+                               int64_t tiles, uint8_t zero, const float* units, uint32_t* out, int64_t out_pitch,
+                               int64_t out_step, float* scales) noexcept {
   constexpr int64_t side = kWinograd8Side;
   constexpr auto& matrix = kWinograd2x2.input;
   const auto frequency = [&](int64_t f, int64_t c, int64_t t, int64_t channel) {
@@ -77,21 +77,21 @@ void winograd_input8_reference(const uint32_t* lines, int64_t line_pitch, int64_
       for (int64_t k = 0; k < 4 * quads; ++k) range = std::max(range, std::abs(frequency(f, k / 4, t, k % 4)));
       const float quotient = 127.0f * 32768.0f / static_cast<float>(range);
       const auto factor = static_cast<int32_t>(std::nearbyint(std::min(quotient, 32767.0f)));
-      scales[f * out_pitch + t] = static_cast<float>(range) * units[f];
+      scales[f * out_step + t] = static_cast<float>(range) * units[f];
       for (int64_t c = 0; c < quads; ++c) {
         uint32_t quad = 0;
         for (int64_t i = 0; i < 4; ++i) {
           const int32_t scaled = 128 + ((frequency(f, c, t, i) * factor + (1 << 14)) >> 15);
           quad |= static_cast<uint32_t>(scaled) << (8 * i);
         }
-        out[(f * quads + c) * out_pitch + t] = quad;
+        out[f * out_step + c * out_pitch + t] = quad;
       }
     }
   }
 }
 
 void winograd_multiply8_reference(const uint32_t* weights, const int32_t* start, int64_t quads, const uint32_t* panel,
-                                  const int32_t* rows, int64_t panel_pitch, int32_t* out, int64_t out_pitch,
+                                  int64_t panel_step, const int32_t* rows, int32_t* out, int64_t out_pitch,
                                   int64_t tiles) noexcept {
   constexpr int64_t side = kWinograd8Side;
   for (int64_t f = 0; f < side * side; ++f) {
@@ -100,7 +100,7 @@ void winograd_multiply8_reference(const uint32_t* weights, const int32_t* start,
         int32_t sum = start[f * kTileRows + r];
         for (int64_t c = 0; c < quads; ++c) {
           const uint32_t quad = weights[((f / side * kTileRows + r) * quads + c) * side + f % side];
-          sum += dot(quad, panel[f * quads * panel_pitch + rows[c] + t]);
+          sum += dot(quad, panel[f * panel_step + rows[c] + t]);
         }
         out[(f * kTileRows + r) * out_pitch + t] = sum;
       }

@@ -36,11 +36,10 @@ struct VectorWinograd8 {
     d[3] = V::subtract_short(second, d[3]);
   }
 
-  // Write the frequencies of two channels; `most` takes up their magnitudes. The other two find their inputs anew: all
-  // of them together do not fit the registers.
-  template <bool odd>
-  static void transform_inputs(const uint32_t* lines, int64_t line_pitch, Int four_zeros, uint32_t* to,
-                               Int* most) noexcept {
+  // Call take(f, words) for the frequencies of channels 0 and 2, or 1 and 3. Inputs are found anew for each: those of
+  // all channels together do not fit the registers.
+  template <bool odd, typename Take>
+  static void transform_inputs(const uint32_t* lines, int64_t line_pitch, Int four_zeros, const Take& take) noexcept {
     Int columns[kSide][kSide];  // by x, then y
 #pragma GCC unroll 4
     for (int64_t y = 0; y < kSide; ++y) {
@@ -59,11 +58,7 @@ struct VectorWinograd8 {
       transform(row);
       if (y == 1) row[1] = V::subtract_short(row[1], four_zeros);
 #pragma GCC unroll 4
-      for (int64_t x = 0; x < kSide; ++x) {
-        const int64_t f = y * kSide + x;
-        V::store_int(to + 2 * f * kLanes, row[x]);
-        most[f] = V::max_short(most[f], V::magnitude_short(row[x]));
-      }
+      for (int64_t x = 0; x < kSide; ++x) take(y * kSide + x, row[x]);
     }
   }
 
@@ -71,48 +66,59 @@ struct VectorWinograd8 {
   static Int twice(Int words) noexcept { return V::bit_or(words, V::template shift_left<16>(words)); }
 
   static void input(const uint32_t* lines, int64_t line_pitch, int64_t quad_pitch, int64_t quads, int64_t tiles,
-                    uint8_t zero, const float* units, uint32_t* scratch, uint32_t* out, int64_t out_pitch,
+                    uint8_t zero, const float* units, uint32_t* out, int64_t out_pitch, int64_t out_step,
                     float* scales) noexcept {
-    constexpr int64_t kStep = winograd8_words(1, kLanes);  // of a quad in scratch
     const Int four_zeros = V::broadcast_int(4u * zero * 0x00010001u);
     const Int low_byte = V::broadcast_int(0x00ff00ff), middle = V::broadcast_int(0x80808080);
     const Float most_byte = V::broadcast(127.0f), most_factor = V::broadcast(32767.0f);
     const Float dividend = V::broadcast(127.0f * 32768.0f);
     for (int64_t t = 0; t < tiles; t += kLanes) {
+      // To transform inputs twice takes less time than to keep frequencies, which leave the first-level cache.
       Int most[kFrequencies];
       for (Int& of_frequency : most) of_frequency = V::broadcast_int(0);
+      const auto compare = [&](int64_t f, Int words) __attribute__((always_inline)) {
+        most[f] = V::max_short(most[f], V::magnitude_short(words));
+      };
       for (int64_t c = 0; c < quads; ++c) {
         const uint32_t* const of_quad = lines + c * quad_pitch + 2 * t;
-        uint32_t* const to = scratch + c * kStep;
-        transform_inputs<false>(of_quad, line_pitch, four_zeros, to, most);
-        transform_inputs<true>(of_quad, line_pitch, four_zeros, to + kLanes, most);
+        transform_inputs<false>(of_quad, line_pitch, four_zeros, compare);
+        transform_inputs<true>(of_quad, line_pitch, four_zeros, compare);
       }
+      Int factors[kFrequencies];
       for (int64_t f = 0; f < kFrequencies; ++f) {
         const Float low = V::to_float(V::bit_and(most[f], V::broadcast_int(0xffff)));
         const Float high = V::to_float(V::template shift_right<16>(most[f]));
         const Float range = V::max(most_byte, V::max(low, high));
-        const Int factor = twice(V::to_int(V::min(most_factor, dividend / range)));
-        V::store(scales + f * out_pitch + t, V::multiply(range, V::broadcast(units[f])));
-        const uint32_t* from = scratch + 2 * f * kLanes;
-        uint32_t* to = out + f * quads * out_pitch + t;
-        for (int64_t c = 0; c < quads; ++c, from += kStep, to += out_pitch) {
-          const Int even = V::bit_and(V::scale_short(V::load_int(from), factor), low_byte);
-          const Int odd =
-              V::template shift_left<8>(V::bit_and(V::scale_short(V::load_int(from + kLanes), factor), low_byte));
-          V::store_int(to, V::bit_xor(V::bit_or(even, odd), middle));
-        }
+        factors[f] = twice(V::to_int(V::min(most_factor, dividend / range)));
+        V::store(scales + f * out_step + t, V::multiply(range, V::broadcast(units[f])));
+      }
+      for (int64_t c = 0; c < quads; ++c) {
+        const uint32_t* const of_quad = lines + c * quad_pitch + 2 * t;
+        uint32_t* const to = out + c * out_pitch + t;
+        // So many places are written to that processors do not foresee the next ones.
+        for (int64_t f = 0; f < kFrequencies; ++f) __builtin_prefetch(to + f * out_step + 2 * out_pitch);
+        Int even[kFrequencies];
+        transform_inputs<false>(of_quad, line_pitch, four_zeros,
+                                [&](int64_t f, Int words) __attribute__((always_inline)) {
+                                  even[f] = V::bit_and(V::scale_short(words, factors[f]), low_byte);
+                                });
+        transform_inputs<true>(
+            of_quad, line_pitch, four_zeros, [&](int64_t f, Int words) __attribute__((always_inline)) {
+              const Int odd = V::template shift_left<8>(V::bit_and(V::scale_short(words, factors[f]), low_byte));
+              V::store_int(to + f * out_step, V::bit_xor(V::bit_or(even[f], odd), middle));
+            });
       }
     }
   }
 
   static void multiply(const uint32_t* weights, const int32_t* start, int64_t quads, const uint32_t* panel,
-                       const int32_t* rows, int64_t panel_pitch, int32_t* out, int64_t out_pitch,
+                       int64_t panel_step, const int32_t* rows, int32_t* out, int64_t out_pitch,
                        int64_t tiles) noexcept {
     constexpr int64_t kRows = V::kRows8;
     for (int64_t f = 0; f < kFrequencies; ++f) {
       Gemm::template matrix_tile<kSide>(weights + f / kSide * kRows * quads * kSide + f % kSide, quads,
-                                        panel + f * quads * panel_pitch, rows, start + f * kRows,
-                                        out + f * kRows * out_pitch, out_pitch, tiles);
+                                        panel + f * panel_step, rows, start + f * kRows, out + f * kRows * out_pitch,
+                                        out_pitch, tiles);
     }
   }
 

@@ -42,26 +42,21 @@ struct WinogradKernels {
 //   scales[f][t] = range * units[f]
 // Rows 0 to 3 of the lines of a quad are columns 2t and 2t + 1 of d, rows 4 to 7 the next two.
 //   lines    [quads, quad_pitch], each [2 * kWinograd8Side, line_pitch]
-//   scratch  winograd8_words(quads, lanes)
-//   out      [kWinograd8Side², quads, out_pitch]   whole vectors are written, also of scales
-//   scales   [kWinograd8Side², out_pitch]
+//   out      [kWinograd8Side², out_step], each [quads, out_pitch]   whole vectors are written, also of scales
+//   scales   [kWinograd8Side², out_step]
 using WinogradInput8Fn = void (*)(const uint32_t* lines, int64_t line_pitch, int64_t quad_pitch, int64_t quads,
-                                  int64_t tiles, uint8_t zero, const float* units, uint32_t* scratch, uint32_t* out,
-                                  int64_t out_pitch, float* scales) noexcept;
+                                  int64_t tiles, uint8_t zero, const float* units, uint32_t* out, int64_t out_pitch,
+                                  int64_t out_step, float* scales) noexcept;
 constexpr int64_t kWinograd8Side = 4;
-constexpr int64_t winograd8_words(int64_t quads, int64_t lanes) {
-  // A vector more, for steps by powers of two would leave the cache few places.
-  return (2 * kWinograd8Side * kWinograd8Side + 1) * quads * lanes;
-}
 
 // Their products with weights: out[f][r][t] = start[f][r] + sum over c < quads of weights[y][r][c][x] · panel[f][c][t],
 // where f = 4 * y + x, products of quads as gemm_tile8() has them, for t < tiles.
 //   weights  [kWinograd8Side, tile rows, quads, kWinograd8Side]
 //   start    [kWinograd8Side², tile rows]
-//   panel    [kWinograd8Side², quads, panel_pitch], whose first rows begin at rows[c]
+//   panel    [kWinograd8Side², panel_step], where the row of quad c begins at rows[c] of each
 //   out      [kWinograd8Side², tile rows, out_pitch]   whole vectors are written; tiles as pixels of gemm_tile8()
 using WinogradMultiply8Fn = void (*)(const uint32_t* weights, const int32_t* start, int64_t quads,
-                                     const uint32_t* panel, const int32_t* rows, int64_t panel_pitch, int32_t* out,
+                                     const uint32_t* panel, int64_t panel_step, const int32_t* rows, int32_t* out,
                                      int64_t out_pitch, int64_t tiles) noexcept;
 
 // And its outputs, rounded to the nearest, halves to even: columns 2t and 2t + 1 of line y are row y of output · p ·

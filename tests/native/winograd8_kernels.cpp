@@ -32,18 +32,17 @@ void test_input(const KernelTable& tested, const KernelTable& reference, Random&
         const Guarded<float> units = random.array<float>(kFrequencies);
         const int64_t written = round_up(tiles, tested.lanes8);
         const Rows shape{kFrequencies * quads, tiles, written, written + 3};
-        const Rows scale_shape{kFrequencies, tiles, written, shape.pitch};
-        Guarded<uint32_t> scratch(winograd8_words(quads, tested.lanes8), kUnsetOutput, kAligned);
+        const Rows scale_shape{kFrequencies, tiles, written, quads * shape.pitch};
         const auto transform = [&](const KernelTable& kernels, Guarded<float>& scales) {
           Guarded<uint32_t> out = output<uint32_t>(shape);
-          kernels.winograd8.input(lines.data(), line_pitch, quad_pitch, quads, tiles, zero, units.data(),
-                                  scratch.data(), out.data(), shape.pitch, scales.data());
+          kernels.winograd8.input(lines.data(), line_pitch, quad_pitch, quads, tiles, zero, units.data(), out.data(),
+                                  shape.pitch, quads * shape.pitch, scales.data());
           return out;
         };
         Guarded<float> expected_scales = output<float>(scale_shape), scales = output<float>(scale_shape);
         const Guarded<uint32_t> expected = transform(reference, expected_scales);
         expect_rows(transform(tested, scales), shape, dense(expected, shape.rows, tiles, shape.pitch));
-        expect_rows(scales, scale_shape, dense(expected_scales, kFrequencies, tiles, shape.pitch));
+        expect_rows(scales, scale_shape, dense(expected_scales, kFrequencies, tiles, scale_shape.pitch));
       }
     }
   }
@@ -64,8 +63,8 @@ void test_multiply(const KernelTable& tested, const KernelTable& reference, Rand
       for (int64_t c = 0; c < quads; ++c) rows.push_back(static_cast<int32_t>((quads - 1 - c) * pitch));
       const Rows shape{kFrequencies * tile_rows, tiles, round_up(tiles, tested.lanes8), tested.tile8.pixels + 2};
       Guarded<int32_t> out = output<int32_t>(shape);
-      tested.winograd8.multiply(weights.data(), start.data(), quads, panel.data(), rows.data(), pitch, out.data(),
-                                shape.pitch, tiles);
+      tested.winograd8.multiply(weights.data(), start.data(), quads, panel.data(), quads * pitch, rows.data(),
+                                out.data(), shape.pitch, tiles);
       std::vector<int32_t> expected(static_cast<size_t>(shape.rows * tiles));
       for (int64_t row = 0; row < tile_rows; row += some) {
         std::vector<uint32_t> part_weights;
@@ -78,8 +77,8 @@ void test_multiply(const KernelTable& tested, const KernelTable& reference, Rand
           const int32_t* const from = start.data() + f * tile_rows + row;
           part_start.insert(part_start.end(), from, from + some);
         }
-        reference.winograd8.multiply(part_weights.data(), part_start.data(), quads, panel.data(), rows.data(), pitch,
-                                     part.data(), tiles, tiles);
+        reference.winograd8.multiply(part_weights.data(), part_start.data(), quads, panel.data(), quads * pitch,
+                                     rows.data(), part.data(), tiles, tiles);
         for (int64_t f = 0; f < kFrequencies; ++f) {
           std::copy_n(part.begin() + f * some * tiles, some * tiles, expected.begin() + (f * tile_rows + row) * tiles);
         }

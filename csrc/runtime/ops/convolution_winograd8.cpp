@@ -25,8 +25,8 @@ constexpr int64_t kFrequencies = kSide * kSide;
 constexpr float kMostByte = 127;
 
 // Of one vector of tiles, in vector multiply-adds: the inputs of a quad, and the products of an output.
-constexpr double kInputCost = 1000;
-constexpr double kOutputCost = 150;
+constexpr double kInputCost = 800;
+constexpr double kOutputCost = 130;
 
 // A tile of fewer vectors takes as long: sums of one frequency are too few to hide how long each takes.
 constexpr double kLeastVectors = 1.5;
@@ -34,6 +34,8 @@ constexpr double kLeastVectors = 1.5;
 bool applies(const Convolution& c) {
   const Weight& weight = *c.weight;
   if (c.kernels->adds_in_pairs || !winograd_fits(c.geometry, weight) || !has_joint_codebook(weight)) return false;
+  // Outputs are rounded to ints, and may be a little larger than the sums are that others compute.
+  if (2 * weight.depth() * 128 * kMostInput > INT32_MAX) return false;
   const Block& block = weight.block;
   return block.rows == 3 && block.columns == 3 && block.channels <= 2 &&
          quad_source(weight, c.geometry.groups) == QuadSource::kDecoded;
@@ -90,7 +92,7 @@ class Winograd8Step : public Step {
   }
 
   int64_t scratch_floats() const override {
-    const int64_t inputs = quads_ * lines_pitch() + winograd8_words(quads_, t_.lanes) + kSlackBytes / 4;
+    const int64_t inputs = quads_ * lines_pitch() + kSlackBytes / 4;
     const int64_t outputs =
         weights_quads() + product_ints() + tiles_.m * t_.tile_rows * line_pitch_ + b_.finish_floats(line_pitch_);
     return t_.own_panel_floats() + std::max(inputs, outputs);
@@ -114,7 +116,7 @@ class Winograd8Step : public Step {
   int64_t lines_pitch() const { return (2 * kSide * 2 + 1) * t_.lanes; }
   int64_t start_ints() const { return kFrequencies * t_.tile_rows; }
   int64_t product_ints() const { return kFrequencies * t_.tile_rows * t_.pitch; }
-  int64_t frequency_quads() const { return quads_ * t_.pitch; }  // of a panel
+  int64_t frequency_quads() const { return (quads_ + 1) * t_.pitch; }  // of a panel
   float* epilogue(const RunState& state) const { return state.shared + t_.shared_floats(); }
 
   void take_weights() {
@@ -163,7 +165,8 @@ class Winograd8Step : public Step {
     decoder_->decode(*b_.c.kernels, output, count, begin_.data(), weights, quads_ * kSide);
   }
 
-  // panel[f][c][t], and behind it scales[f][t]. Threads that share a panel take vectors of its lanes.
+  // panel[f][c][t], c < C, and behind each frequency its scales[t]. Threads that share a panel take vectors of its
+  // lanes.
   void transform_inputs(const PanelPart& p, const RunState& state, float* panel, float* scratch) const {
     const Quantization in = state.quantization[b_.c.input];
     const int64_t lanes = t_.lanes, vectors = ceil_div(p.count, lanes);
@@ -176,14 +179,14 @@ class Winograd8Step : public Step {
       b_.c.kernels->pack_rows(runs, num_runs, 1, input, geometry_.plane(), input_rows_.data(), quads_, in.zeros(),
                               lines, lines_pitch());
       b_.c.kernels->winograd8.input(lines, 2 * lanes, lines_pitch(), quads_, count, static_cast<uint8_t>(in.zero),
-                                    units_, lines + quads_ * lines_pitch(), reinterpret_cast<uint32_t*>(panel) + first,
-                                    t_.pitch, scales_of(panel) + first);
+                                    units_, reinterpret_cast<uint32_t*>(panel) + first, t_.pitch, frequency_quads(),
+                                    scales_of(panel) + first);
     }
   }
 
   template <typename Float>
   Float* scales_of(Float* panel) const {
-    return panel + kFrequencies * frequency_quads();
+    return panel + quads_ * t_.pitch;
   }
 
   void multiply(const TiledWork& work, const RunState& state, float* scratch) const {
@@ -206,11 +209,11 @@ class Winograd8Step : public Step {
         const float* const panel = work.panel(t_, tile);
         const auto* const inputs = reinterpret_cast<const uint32_t*>(panel);
         const int64_t lanes = t_.lanes_of(tile);
-        kernels.winograd8.multiply(weights, start_.data() + row_tile * start_ints(), quads_, inputs, rows_.data(),
-                                   t_.pitch, products, t_.pitch, lanes);
+        kernels.winograd8.multiply(weights, start_.data() + row_tile * start_ints(), quads_, inputs, frequency_quads(),
+                                   rows_.data(), products, t_.pitch, lanes);
         for (int64_t r = 0; r < count; ++r) {
-          kernels.winograd8.output(products + r * t_.pitch, t_.tile_rows * t_.pitch, scales_of(panel), t_.pitch, lanes,
-                                   lines + r * line_pitch_, line_step);
+          kernels.winograd8.output(products + r * t_.pitch, t_.tile_rows * t_.pitch, scales_of(panel),
+                                   frequency_quads(), lanes, lines + r * line_pitch_, line_step);
         }
         tiles_.for_segments(t_.begin(tile), lanes, [&](const WinogradTiles::Segment& s) {
           tiles_.for_outputs(s, [&](int64_t line, int64_t first, int64_t pixel, int64_t pixels) {
