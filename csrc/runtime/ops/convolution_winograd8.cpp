@@ -28,6 +28,11 @@ constexpr float kMostByte = 127;
 constexpr double kInputCost = 800;
 constexpr double kOutputCost = 130;
 
+// For an output: that a thread reads a vector of a quad which another one has transformed. Never so little that each
+// would rather transform all.
+constexpr double kSharedCost = 15;
+constexpr double kLeastSharedCost = 0.06;
+
 // A tile of fewer vectors takes as long: sums of one frequency are too few to hide how long each takes.
 constexpr double kLeastVectors = 1.5;
 
@@ -63,7 +68,8 @@ Weight transformed(const Weight& weight) {
 Tiling tiling_of(const Convolution& c, int threads) {
   const int64_t tiles = WinogradTiles{c.geometry, kWinograd2x2.outputs}.count();
   const int64_t quads = ceil_div(c.weight->channels, kQuad);
-  const SideCosts costs{.decode = QuadDecoder::cost(*c.weight), .repeat = std::numeric_limits<double>::infinity()};
+  const double shared = std::max(kSharedCost / static_cast<double>(c.group_outputs()), kLeastSharedCost);
+  const SideCosts costs{.decode = QuadDecoder::cost(*c.weight), .repeat = shared};
   return Tiling(*c.kernels, c.kernels->tile8, c.geometry.groups, c.group_outputs(), tiles, kFrequencies * (quads + 1),
                 threads, costs);
 }
