@@ -122,6 +122,7 @@ struct Avx512Vnni : Avx512 {
   static Int add_int(Int a, Int b) { return _mm512_add_epi32(a, b); }
   static Int add_short(Int a, Int b) { return _mm512_add_epi16(a, b); }
   static Int subtract_short(Int a, Int b) { return _mm512_sub_epi16(a, b); }
+  static Int min_short(Int a, Int b) { return _mm512_min_epi16(a, b); }
   static Int max_short(Int a, Int b) { return _mm512_max_epi16(a, b); }
   static Int magnitude_short(Int v) { return _mm512_abs_epi16(v); }
   static Int scale_short(Int a, Int b) { return _mm512_mulhrs_epi16(a, b); }

@@ -23,8 +23,8 @@
 // In 8 bits, an activation is an unsigned byte q that stands for scale * (q - zero), a weight a signed byte. Four
 // channels of a pixel, or four weights, are a quad: one uint32_t, the first in its lowest byte. A plane of quads takes
 // the place of four planes; spare bytes of the last one hold `zero`. The direct path then multiplies quads with quads,
-// the table path has tables of int16, or of bytes that fit registers (shuffle). Integer kernels compute the same bits
-// on every instruction set.
+// the table path has tables of int16, or of bytes that fit registers (shuffle), and Winograd's scales frequencies to
+// bytes. Integer kernels compute the same bits on every instruction set.
 //
 // Kernels neither allocate, throw, lock nor read globals. They load and store whole vectors: arrays need kSlackBytes of
 // readable (outputs: writable) memory behind them. Results of one table are the same bits for any split of the work.

@@ -177,6 +177,7 @@ struct Neon {
   static Int of_shorts(int16x8_t v) { return vreinterpretq_u32_s16(v); }
   static Int add_short(Int a, Int b) { return of_shorts(vaddq_s16(shorts(a), shorts(b))); }
   static Int subtract_short(Int a, Int b) { return of_shorts(vsubq_s16(shorts(a), shorts(b))); }
+  static Int min_short(Int a, Int b) { return of_shorts(vminq_s16(shorts(a), shorts(b))); }
   static Int max_short(Int a, Int b) { return of_shorts(vmaxq_s16(shorts(a), shorts(b))); }
   static Int magnitude_short(Int v) { return of_shorts(vabsq_s16(shorts(v))); }
   static Int scale_short(Int a, Int b) { return of_shorts(vqrdmulhq_s16(shorts(a), shorts(b))); }

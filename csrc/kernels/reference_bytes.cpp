@@ -57,10 +57,10 @@ void dot_rows8_reference(const uint32_t* weights, int64_t pitch, const uint32_t*
 
 void winograd_input8_reference(const uint32_t* lines, int64_t line_pitch, int64_t quad_pitch, int64_t quads,
                                int64_t tiles, uint8_t zero, const float* units, uint32_t* out, int64_t out_pitch,
-                               int64_t out_step, float* scales) noexcept {
+                               int64_t out_step, float* scales, float* mean_of) noexcept {
   constexpr int64_t side = kWinograd8Side;
   constexpr auto& matrix = kWinograd2x2.input;
-  const auto frequency = [&](int64_t f, int64_t c, int64_t t, int64_t channel) {
+  const auto transformed = [&](int64_t f, int64_t c, int64_t t, int64_t channel) {
     double sum = 0;
     for (int64_t y = 0; y < side; ++y) {
       for (int64_t x = 0; x < side; ++x) {
@@ -70,6 +70,14 @@ void winograd_input8_reference(const uint32_t* lines, int64_t line_pitch, int64_
       }
     }
     return static_cast<int32_t>(sum);
+  };
+  for (int64_t t = 0; t < tiles; ++t) {
+    int32_t sum = 0;
+    for (int64_t k = 0; k < 4 * quads; ++k) sum += transformed(kWinograd8Mean, k / 4, t, k % 4);
+    mean_of[t] = std::nearbyint(static_cast<float>(sum) / static_cast<float>(4 * quads));
+  }
+  const auto frequency = [&](int64_t f, int64_t c, int64_t t, int64_t channel) {
+    return transformed(f, c, t, channel) - (f == kWinograd8Mean ? static_cast<int32_t>(mean_of[t]) : 0);
   };
   for (int64_t f = 0; f < side * side; ++f) {
     for (int64_t t = 0; t < tiles; ++t) {
@@ -109,7 +117,8 @@ void winograd_multiply8_reference(const uint32_t* weights, const int32_t* start,
 }
 
 void winograd_output8_reference(const int32_t* in, int64_t in_pitch, const float* scales, int64_t scales_pitch,
-                                int64_t tiles, int32_t* lines, int64_t line_pitch) noexcept {
+                                const float* mean_of, float sum, int64_t tiles, int32_t* lines,
+                                int64_t line_pitch) noexcept {
   constexpr int64_t side = kWinograd8Side;
   for (int64_t t = 0; t < tiles; ++t) {
     float rows[2][side];
@@ -119,9 +128,13 @@ void winograd_output8_reference(const int32_t* in, int64_t in_pitch, const float
         value[y] = static_cast<float>(in[(y * side + x) * in_pitch + t]);
         scale[y] = scales[(y * side + x) * scales_pitch + t];
       }
-      const float third = value[2] * scale[2];
-      rows[0][x] = std::fma(value[0], scale[0], std::fma(value[1], scale[1], third));
-      rows[1][x] = std::fma(value[3], scale[3], std::fma(value[1], scale[1], -third));
+      float second = value[1] * scale[1];
+      if (side + x == kWinograd8Mean) {
+        const float mean = mean_of[t] * sum;
+        second = std::fma(value[1], scale[1], mean);
+      }
+      rows[0][x] = std::fma(value[0], scale[0], std::fma(value[2], scale[2], second));
+      rows[1][x] = std::fma(value[3], scale[3], std::fma(-value[2], scale[2], second));
     }
     for (int64_t y = 0; y < 2; ++y) {
       const float* const p = rows[y];

@@ -143,6 +143,7 @@ struct Avx2 {
   static Int add_int(Int a, Int b) { return _mm256_add_epi32(a, b); }
   static Int add_short(Int a, Int b) { return _mm256_add_epi16(a, b); }
   static Int subtract_short(Int a, Int b) { return _mm256_sub_epi16(a, b); }
+  static Int min_short(Int a, Int b) { return _mm256_min_epi16(a, b); }
   static Int max_short(Int a, Int b) { return _mm256_max_epi16(a, b); }
   static Int magnitude_short(Int v) { return _mm256_abs_epi16(v); }
   static Int scale_short(Int a, Int b) { return _mm256_mulhrs_epi16(a, b); }

@@ -14,11 +14,11 @@
 //   kTable8Vectors      vectors of int16 per table row
 //   load_int, store_int (any alignment), load_int_first, store_int_first (the first n lanes), broadcast_int,
 //   dot(weights, inputs, sums) of each lane, exact, bit_and, bit_or, bit_xor, shift_left<n>, shift_right<n> (zeros come
-//   in), shift_right_signed, add_int, add_short, subtract_short (of int16, modulo 2^16), max_short, magnitude_short,
-//   scale_short (of int16: products by 2^-15, halves upwards), max_bytes, min_bytes (unsigned), broadcast_byte,
-//   byte_of(quads, i), to_quads (of four vectors of int, clamped to 0..255), pack (of two vectors, to int16 in any
-//   order), unpack (its inverse), to_float, to_int (to the nearest, halves to even), split_int, load_half_int,
-//   store_half_int, dot of halves
+//   in), shift_right_signed, add_int, add_short, subtract_short (of int16, modulo 2^16), max_short, min_short,
+//   magnitude_short, scale_short (of int16: products by 2^-15, halves upwards), max_bytes, min_bytes (unsigned),
+//   broadcast_byte, byte_of(quads, i), to_quads (of four vectors of int, clamped to 0..255), pack (of two vectors, to
+//   int16 in any order), unpack (its inverse), to_float, to_int (to the nearest, halves to even), split_int,
+//   load_half_int, store_half_int, dot of halves
 #pragma once
 
 #include <cstdint>

@@ -30,8 +30,8 @@ struct VectorGemm {
   // The sums stay in registers for the whole depth. A step loads the inputs and broadcasts kRows weights, straight from
   // the codebook: they need no decoding. `fixed` is a dim known to the compiler, all of whose steps are written out (to
   // count them takes 8 % of the time), or 0. Of a matrix, it is so many of its steps, where those are not kSteps; its
-  // weights lie `apart`. The sums of a row begin with that of `start`, unless it is null.
-  template <int64_t halves, int64_t fixed, bool is_matrix, int64_t apart = 1>
+  // weights lie `apart`. Where it `adds`, the sums of a row begin with start[r].
+  template <int64_t halves, int64_t fixed, bool is_matrix, int64_t apart = 1, bool adds = false>
   static void registers(const uint16_t* at, const Weight* codebook, int64_t any_dim, int64_t blocks, const Input* panel,
                         const int32_t* rows, const Value* start, Value* out, int64_t out_pitch) noexcept {
     constexpr int64_t vectors = halves / 2;
@@ -43,8 +43,8 @@ struct VectorGemm {
 #pragma GCC unroll 8
     for (int64_t r = 0; r < A::kRows; ++r) {
 #pragma GCC unroll 8
-      for (int64_t v = 0; v < vectors; ++v) sums[r][v] = start == nullptr ? A::zeros() : A::all(start[r]);
-      if constexpr (with_half) half_sums[r] = start == nullptr ? A::half_zeros() : A::half_all(start[r]);
+      for (int64_t v = 0; v < vectors; ++v) sums[r][v] = adds ? A::all(start[r]) : A::zeros();
+      if constexpr (with_half) half_sums[r] = adds ? A::half_all(start[r]) : A::half_zeros();
     }
     const Weight* centroids[A::kRows];
     const auto multiply = [&](int64_t i) __attribute__((always_inline)) {
@@ -89,9 +89,9 @@ struct VectorGemm {
 
   using RegistersFn = decltype(&registers<1, 0, false>);
 
-  template <int64_t fixed, bool is_matrix, int64_t apart = 1, int64_t... halves>
+  template <int64_t fixed, bool is_matrix, int64_t apart = 1, bool adds = false, int64_t... halves>
   static RegistersFn registers_for(int64_t wanted, std::integer_sequence<int64_t, halves...>) noexcept {
-    static constexpr RegistersFn kTiles[] = {&registers<halves + 1, fixed, is_matrix, apart>...};
+    static constexpr RegistersFn kTiles[] = {&registers<halves + 1, fixed, is_matrix, apart, adds>...};
     return kTiles[wanted - 1];
   }
 
@@ -100,7 +100,7 @@ struct VectorGemm {
   static void matrix_tile(const Weight* weights, int64_t depth, const Input* panel, const int32_t* rows,
                           const Value* start, Value* out, int64_t out_pitch, int64_t pixels) noexcept {
     constexpr auto kAll = std::make_integer_sequence<int64_t, 2 * A::kVectors>{};
-    const RegistersFn run = registers_for<0, true, apart>(ceil_div(pixels, kLanes / 2), kAll);
+    const RegistersFn run = registers_for<0, true, apart, true>(ceil_div(pixels, kLanes / 2), kAll);
     run(nullptr, weights, depth, 1, panel, rows, start, out, out_pitch);
   }
 

@@ -62,12 +62,18 @@ struct VectorWinograd8 {
     }
   }
 
+  static Int low_word(Int words) noexcept { return high_word(V::template shift_left<16>(words)); }
+  static Int high_word(Int words) noexcept { return V::shift_right_signed(words, 16); }
+  static Int centred(int64_t f, Int words, Int means) noexcept {
+    return f == kWinograd8Mean ? V::subtract_short(words, means) : words;
+  }
+
   // Two words of 16 bits in each lane.
   static Int twice(Int words) noexcept { return V::bit_or(words, V::template shift_left<16>(words)); }
 
   static void input(const uint32_t* lines, int64_t line_pitch, int64_t quad_pitch, int64_t quads, int64_t tiles,
-                    uint8_t zero, const float* units, uint32_t* out, int64_t out_pitch, int64_t out_step,
-                    float* scales) noexcept {
+                    uint8_t zero, const float* units, uint32_t* out, int64_t out_pitch, int64_t out_step, float* scales,
+                    float* mean_of) noexcept {
     const Int four_zeros = V::broadcast_int(4u * zero * 0x00010001u);
     const Int low_byte = V::broadcast_int(0x00ff00ff), middle = V::broadcast_int(0x80808080);
     const Float most_byte = V::broadcast(127.0f), most_factor = V::broadcast(32767.0f);
@@ -76,14 +82,24 @@ struct VectorWinograd8 {
       // To transform inputs twice takes less time than to keep frequencies, which leave the first-level cache.
       Int most[kFrequencies];
       for (Int& of_frequency : most) of_frequency = V::broadcast_int(0);
+      Int sum = V::broadcast_int(0), largest = V::broadcast_int(0x80008000), smallest = V::broadcast_int(0x7fff7fff);
       const auto compare = [&](int64_t f, Int words) __attribute__((always_inline)) {
-        most[f] = V::max_short(most[f], V::magnitude_short(words));
+        if (f != kWinograd8Mean) {
+          most[f] = V::max_short(most[f], V::magnitude_short(words));
+          return;
+        }
+        sum = V::add_int(sum, V::add_int(low_word(words), high_word(words)));
+        largest = V::max_short(largest, words), smallest = V::min_short(smallest, words);
       };
       for (int64_t c = 0; c < quads; ++c) {
         const uint32_t* const of_quad = lines + c * quad_pitch + 2 * t;
         transform_inputs<false>(of_quad, line_pitch, four_zeros, compare);
         transform_inputs<true>(of_quad, line_pitch, four_zeros, compare);
       }
+      const Int mean = V::to_int(V::to_float(sum) / V::broadcast(static_cast<float>(4 * quads)));
+      const Int means = twice(V::bit_and(mean, V::broadcast_int(0xffff)));
+      V::store(mean_of + t, V::to_float(mean));
+      most[kWinograd8Mean] = V::max_short(V::subtract_short(largest, means), V::subtract_short(means, smallest));
       Int factors[kFrequencies];
       for (int64_t f = 0; f < kFrequencies; ++f) {
         const Float low = V::to_float(V::bit_and(most[f], V::broadcast_int(0xffff)));
@@ -100,11 +116,12 @@ struct VectorWinograd8 {
         Int even[kFrequencies];
         transform_inputs<false>(of_quad, line_pitch, four_zeros,
                                 [&](int64_t f, Int words) __attribute__((always_inline)) {
-                                  even[f] = V::bit_and(V::scale_short(words, factors[f]), low_byte);
+                                  even[f] = V::bit_and(V::scale_short(centred(f, words, means), factors[f]), low_byte);
                                 });
         transform_inputs<true>(
             of_quad, line_pitch, four_zeros, [&](int64_t f, Int words) __attribute__((always_inline)) {
-              const Int odd = V::template shift_left<8>(V::bit_and(V::scale_short(words, factors[f]), low_byte));
+              const Int odd =
+                  V::template shift_left<8>(V::bit_and(V::scale_short(centred(f, words, means), factors[f]), low_byte));
               V::store_int(to + f * out_step, V::bit_xor(V::bit_or(even[f], odd), middle));
             });
       }
@@ -122,22 +139,25 @@ struct VectorWinograd8 {
     }
   }
 
-  static void output(const int32_t* in, int64_t in_pitch, const float* scales, int64_t scales_pitch, int64_t tiles,
-                     int32_t* lines, int64_t line_pitch) noexcept {
+  static void output(const int32_t* in, int64_t in_pitch, const float* scales, int64_t scales_pitch,
+                     const float* mean_of, float sum, int64_t tiles, int32_t* lines, int64_t line_pitch) noexcept {
     for (int64_t t = 0; t < tiles; t += kLanes) {
       Float top[kSide], bottom[kSide];
 #pragma GCC unroll 4
       for (int64_t x = 0; x < kSide; ++x) {
         const auto value = [&](int64_t y) __attribute__((always_inline)) {
-          const int64_t f = y * kSide + x;
-          return V::to_float(V::load_int(in + f * in_pitch + t));
+          return V::to_float(V::load_int(in + (y * kSide + x) * in_pitch + t));
         };
         const auto scale = [&](int64_t y) { return V::load(scales + (y * kSide + x) * scales_pitch + t); };
         // Nothing that a compiler might join otherwise: no product is added but by multiply_add.
-        const Float second = value(1), third = V::multiply(value(2), scale(2));
-        const Float negative = V::subtract(V::broadcast(0.0f), third);
-        top[x] = V::multiply_add(value(0), scale(0), V::multiply_add(second, scale(1), third));
-        bottom[x] = V::multiply_add(value(3), scale(3), V::multiply_add(second, scale(1), negative));
+        Float second = V::multiply(value(1), scale(1));
+        if (kSide + x == kWinograd8Mean) {
+          const Float mean = V::multiply(V::load(mean_of + t), V::broadcast(sum));
+          second = V::multiply_add(value(1), scale(1), mean);
+        }
+        const Float third = value(2), negative = V::subtract(V::broadcast(0.0f), third);
+        top[x] = V::multiply_add(value(0), scale(0), V::multiply_add(third, scale(2), second));
+        bottom[x] = V::multiply_add(value(3), scale(3), V::multiply_add(negative, scale(2), second));
       }
       const auto write = [&](const Float(&p)[kSide], int32_t* line) __attribute__((always_inline)) {
         const Float left = V::add(p[0], V::add(p[1], p[2])), right = V::add(p[3], V::subtract(p[1], p[2]));

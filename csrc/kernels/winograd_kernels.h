@@ -36,6 +36,8 @@ struct WinogradKernels {
 // The inputs of Winograd's F(2x2, 3x3) in integers, for t < tiles. With the input bytes d
 // of tile t, less `zero`,
 //   v[f] = (input · d · inputᵀ)[f], of each channel
+//   mean = the mean of v[kWinograd8Mean] of all 4 * quads channels, rounded to the nearest, halves to even; it is taken
+//          from these v, of which alone the sum of all inputs of a tile is one
 //   range = the largest |v[f]| of all channels, or 127 where that is more
 //   factor = 127 * 2^15 / range, rounded to the nearest, at most 2^15 - 1
 //   out[f][c][t] = 128 + (v[f] * factor + 2^14) >> 15, of the channels of quad c
@@ -44,10 +46,12 @@ struct WinogradKernels {
 //   lines    [quads, quad_pitch], each [2 * kWinograd8Side, line_pitch]
 //   out      [kWinograd8Side², out_step], each [quads, out_pitch]   whole vectors are written, also of scales
 //   scales   [kWinograd8Side², out_step]
+//   mean_of  [tiles]
 using WinogradInput8Fn = void (*)(const uint32_t* lines, int64_t line_pitch, int64_t quad_pitch, int64_t quads,
                                   int64_t tiles, uint8_t zero, const float* units, uint32_t* out, int64_t out_pitch,
-                                  int64_t out_step, float* scales) noexcept;
+                                  int64_t out_step, float* scales, float* mean_of) noexcept;
 constexpr int64_t kWinograd8Side = 4;
+constexpr int64_t kWinograd8Mean = 5;  // y = x = 1
 
 // Their products with weights: out[f][r][t] = start[f][r] + sum over c < quads of weights[y][r][c][x] · panel[f][c][t],
 // where f = 4 * y + x, products of quads as gemm_tile8() has them, for t < tiles.
@@ -62,15 +66,16 @@ using WinogradMultiply8Fn = void (*)(const uint32_t* weights, const int32_t* sta
 // And its outputs, rounded to the nearest, halves to even: columns 2t and 2t + 1 of line y are row y of output · p ·
 // outputᵀ, but for the signs of what is subtracted in the last row and the last column, which scales have. With q[f] =
 // in[f][t] and s[f] = scales[f][t], for each column x of p,
-//   third = q[2][x] * s[2][x]
-//   top[x] = q[0][x] * s[0][x] + (q[1][x] * s[1][x] + third)
-//   bottom[x] = q[3][x] * s[3][x] + (q[1][x] * s[1][x] - third)
-// whose other products are not rounded, and for p either of them left = p[0] + (p[1] + p[2]), right = p[3] + (p[1] -
-// p[2]).
+//   second[x] = q[1][x] * s[1][x], to which mean_of[t] * sum is added where x = 1
+//   top[x] = q[0][x] * s[0][x] + (q[2][x] * s[2][x] + second[x])
+//   bottom[x] = q[3][x] * s[3][x] + (-q[2][x] * s[2][x] + second[x])
+// whose products are not rounded by themselves but for mean_of[t] * sum and, where x is not 1, second[x]; and for p
+// either of them left = p[0] + (p[1] + p[2]), right = p[3] + (p[1] - p[2]).
 //   in     [kWinograd8Side², in_pitch]
 //   lines  [2, line_pitch]   two vectors are written for each vector of tiles
 using WinogradOutput8Fn = void (*)(const int32_t* in, int64_t in_pitch, const float* scales, int64_t scales_pitch,
-                                   int64_t tiles, int32_t* lines, int64_t line_pitch) noexcept;
+                                   const float* mean_of, float sum, int64_t tiles, int32_t* lines,
+                                   int64_t line_pitch) noexcept;
 
 struct Winograd8Kernels {
   WinogradInput8Fn input;

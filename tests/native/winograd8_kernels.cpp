@@ -33,15 +33,18 @@ void test_input(const KernelTable& tested, const KernelTable& reference, Random&
         const int64_t written = round_up(tiles, tested.lanes8);
         const Rows shape{kFrequencies * quads, tiles, written, written + 3};
         const Rows scale_shape{kFrequencies, tiles, written, quads * shape.pitch};
-        const auto transform = [&](const KernelTable& kernels, Guarded<float>& scales) {
+        const Rows mean_shape{1, tiles, written, written};
+        const auto transform = [&](const KernelTable& kernels, Guarded<float>& scales, Guarded<float>& means) {
           Guarded<uint32_t> out = output<uint32_t>(shape);
           kernels.winograd8.input(lines.data(), line_pitch, quad_pitch, quads, tiles, zero, units.data(), out.data(),
-                                  shape.pitch, quads * shape.pitch, scales.data());
+                                  shape.pitch, quads * shape.pitch, scales.data(), means.data());
           return out;
         };
         Guarded<float> expected_scales = output<float>(scale_shape), scales = output<float>(scale_shape);
-        const Guarded<uint32_t> expected = transform(reference, expected_scales);
-        expect_rows(transform(tested, scales), shape, dense(expected, shape.rows, tiles, shape.pitch));
+        Guarded<float> expected_means = output<float>(mean_shape), means = output<float>(mean_shape);
+        const Guarded<uint32_t> expected = transform(reference, expected_scales, expected_means);
+        expect_rows(transform(tested, scales, means), shape, dense(expected, shape.rows, tiles, shape.pitch));
+        expect_rows(means, mean_shape, dense(expected_means, 1, tiles, written));
         expect_rows(scales, scale_shape, dense(expected_scales, kFrequencies, tiles, scale_shape.pitch));
       }
     }
@@ -94,11 +97,14 @@ void test_output(const KernelTable& tested, const KernelTable& reference, Random
     Guarded<int32_t> in = random.rows<int32_t>(kFrequencies, tiles, tiles + 1);
     for (int64_t i = 0; i < in.size(); ++i) in[i] /= 64;  // so that no output exceeds 32 bits
     const Guarded<float> scales = random.rows<float>(kFrequencies, tiles, tiles + 2);
+    const Guarded<float> means = random.rows<float>(1, tiles, tiles);
+    const auto sum = 1024 * random.value<float>();
     const int64_t written = 2 * round_up(tiles, tested.lanes8);
     const Rows shape{2, 2 * tiles, written, written + 3};
     const auto transform = [&](const KernelTable& kernels) {
       Guarded<int32_t> lines = output<int32_t>(shape);
-      kernels.winograd8.output(in.data(), tiles + 1, scales.data(), tiles + 2, tiles, lines.data(), shape.pitch);
+      kernels.winograd8.output(in.data(), tiles + 1, scales.data(), tiles + 2, means.data(), sum, tiles, lines.data(),
+                               shape.pitch);
       return lines;
     };
     expect_rows(transform(tested), shape, dense(transform(reference), 2, 2 * tiles, shape.pitch));

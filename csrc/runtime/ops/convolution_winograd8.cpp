@@ -4,6 +4,9 @@
 // its products are multiplied with before they are transformed back: the largest input of a tile decides how exact it
 // is, and not the largest of all. Frequencies of the codebook are bytes of a scale for each frequency.
 //
+// Inputs behind a ReLU have a mean, with which all that is rounded off a row's weights would be multiplied. Where a
+// frequency is the sum of a tile, it is taken from each channel, and multiplied with the sum of the row's weights.
+//
 // Dimensions: F = 16 frequencies · C quads of channels of a group · tiles of 2 x 2 outputs are lanes
 #include <algorithm>
 #include <cmath>
@@ -70,8 +73,8 @@ Tiling tiling_of(const Convolution& c, int threads) {
   const int64_t quads = ceil_div(c.weight->channels, kQuad);
   const double shared = std::max(kSharedCost / static_cast<double>(c.group_outputs()), kLeastSharedCost);
   const SideCosts costs{.decode = QuadDecoder::cost(*c.weight), .repeat = shared};
-  return Tiling(*c.kernels, c.kernels->tile8, c.geometry.groups, c.group_outputs(), tiles, kFrequencies * (quads + 1),
-                threads, costs);
+  return Tiling(*c.kernels, c.kernels->tile8, c.geometry.groups, c.group_outputs(), tiles,
+                kFrequencies * (quads + 1) + 1, threads, costs);
 }
 
 class Winograd8Step : public Step {
@@ -143,6 +146,7 @@ class Winograd8Step : public Step {
       units_[f] = (is_subtracted ? -of_frequency : of_frequency) / scale / kMostByte;
     }
     decoder_.emplace(frequencies, codebook, true);
+    take_sums(frequencies, scale);
     b_.weight_scale.assign(b_.c.weight->outputs, scale);
     b_.weight_sums.assign(b_.c.weight->outputs, 0);  // the zero is taken from each input
     start_.assign(t_.groups * t_.row_tiles() * start_ints(), 0);
@@ -158,6 +162,21 @@ class Winograd8Step : public Step {
     });
   }
 
+  // What the mean of all channels is multiplied with, in steps of a scale.
+  void take_sums(const Weight& frequencies, float scale) {
+    const AlignedBuffer<float> codebook = joint_codebook(frequencies, frequencies.codebook);
+    const AlignedBuffer<uint16_t> codes = joint_codes(frequencies, 1, 1, 1);
+    const int64_t blocks = frequencies.blocks_per_row(), channels = frequencies.block.channels;
+    for (int64_t o = 0; o < frequencies.outputs; ++o) {
+      double sum = 0;
+      for (int64_t i = 0; i < blocks * channels; ++i) {
+        const int64_t centroid = codes[o * blocks + i / channels];
+        sum += codebook[(centroid * channels + i % channels) * kFrequencies + kWinograd8Mean];
+      }
+      sums_.push_back(static_cast<float>(sum / scale));
+    }
+  }
+
   // Call body(tile, output, count) for all row tiles: their first output, and how many they have.
   template <typename Body>
   void for_row_tiles(const Body& body) const {
@@ -171,8 +190,8 @@ class Winograd8Step : public Step {
     decoder_->decode(*b_.c.kernels, output, count, begin_.data(), weights, quads_ * kSide);
   }
 
-  // panel[f][c][t], c < C, and behind each frequency its scales[t]. Threads that share a panel take vectors of its
-  // lanes.
+  // panel[f][c][t], c < C, and behind each frequency its scales[t]; behind all of them the means[t]. Threads that share
+  // a panel take vectors of its lanes.
   void transform_inputs(const PanelPart& p, const RunState& state, float* panel, float* scratch) const {
     const Quantization in = state.quantization[b_.c.input];
     const int64_t lanes = t_.lanes, vectors = ceil_div(p.count, lanes);
@@ -186,13 +205,18 @@ class Winograd8Step : public Step {
                               lines, lines_pitch());
       b_.c.kernels->winograd8.input(lines, 2 * lanes, lines_pitch(), quads_, count, static_cast<uint8_t>(in.zero),
                                     units_, reinterpret_cast<uint32_t*>(panel) + first, t_.pitch, frequency_quads(),
-                                    scales_of(panel) + first);
+                                    scales_of(panel) + first, mean_of(panel) + first);
     }
   }
 
   template <typename Float>
   Float* scales_of(Float* panel) const {
     return panel + quads_ * t_.pitch;
+  }
+
+  template <typename Float>
+  Float* mean_of(Float* panel) const {
+    return panel + kFrequencies * frequency_quads();
   }
 
   void multiply(const TiledWork& work, const RunState& state, float* scratch) const {
@@ -219,7 +243,8 @@ class Winograd8Step : public Step {
                                    rows_.data(), products, t_.pitch, lanes);
         for (int64_t r = 0; r < count; ++r) {
           kernels.winograd8.output(products + r * t_.pitch, t_.tile_rows * t_.pitch, scales_of(panel),
-                                   frequency_quads(), lanes, lines + r * line_pitch_, line_step);
+                                   frequency_quads(), mean_of(panel), sums_[output + r], lanes, lines + r * line_pitch_,
+                                   line_step);
         }
         tiles_.for_segments(t_.begin(tile), lanes, [&](const WinogradTiles::Segment& s) {
           tiles_.for_outputs(s, [&](int64_t line, int64_t first, int64_t pixel, int64_t pixels) {
@@ -243,6 +268,7 @@ class Winograd8Step : public Step {
   std::optional<QuadDecoder> decoder_;
   float units_[kFrequencies];
   KeptWeights::Values<uint32_t> kept_;  // [row tiles, weights_quads()]; null: decoded in each run
+  std::vector<float> sums_;             // [O]: of all weights at the frequency that has the mean
   std::vector<int32_t> start_;  // [row tiles, F, tile_rows]: what 128 in place of 0 adds to products, taken from them
 };
 
