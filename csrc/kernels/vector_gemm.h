@@ -5,7 +5,8 @@
 //              Inputs, HalfInputs, Weights   as multiply_add() takes them
 //              kRows, kVectors   the tile: kRows * kVectors sums, kVectors inputs and weights must fit the registers
 //              zeros, half_zeros, inputs, half_inputs (from memory), weights (one weight or quad, for all lanes),
-//              multiply_add(weights, inputs, sums) of both widths, store of both
+//              multiply_add(weights, inputs, sums) of both widths, store of both; for matrix_tile() all, half_all
+//              (sums that are one value)
 #pragma once
 
 #include <cstdint>
@@ -43,8 +44,15 @@ struct VectorGemm {
 #pragma GCC unroll 8
     for (int64_t r = 0; r < A::kRows; ++r) {
 #pragma GCC unroll 8
-      for (int64_t v = 0; v < vectors; ++v) sums[r][v] = adds ? A::all(start[r]) : A::zeros();
-      if constexpr (with_half) half_sums[r] = adds ? A::half_all(start[r]) : A::half_zeros();
+      for (int64_t v = 0; v < vectors; ++v) {
+        if constexpr (adds) {
+          sums[r][v] = A::all(start[r]);
+        } else {
+          sums[r][v] = A::zeros();
+        }
+      }
+      if constexpr (with_half && adds) half_sums[r] = A::half_all(start[r]);
+      if constexpr (with_half && !adds) half_sums[r] = A::half_zeros();
     }
     const Weight* centroids[A::kRows];
     const auto multiply = [&](int64_t i) __attribute__((always_inline)) {

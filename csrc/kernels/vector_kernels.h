@@ -97,8 +97,6 @@ struct VectorKernels {
 
     static Sums zeros() { return V::broadcast(0.0f); }
     static HalfSums half_zeros() { return V::low_half(zeros()); }
-    static Sums all(Value value) { return V::broadcast(value); }
-    static HalfSums half_all(Value value) { return V::low_half(all(value)); }
     static Sums sums(const Value* p) { return V::load(p); }
     static Inputs inputs(const Input* p) { return V::load(p); }
     static HalfInputs half_inputs(const Input* p) { return V::load_half(p); }

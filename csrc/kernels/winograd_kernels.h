@@ -33,18 +33,17 @@ struct WinogradKernels {
   WinogradWeightsFn weights;
 };
 
-// The inputs of Winograd's F(2x2, 3x3) in integers, for t < tiles. With the input bytes d
-// of tile t, less `zero`,
+// The inputs of Winograd's F(2x2, 3x3) in integers, for t < tiles. With the input bytes d of tile t, less `zero`,
 //   v[f] = (input · d · inputᵀ)[f], of each channel
 //   mean = the mean of v[kWinograd8Mean] of all 4 * quads channels, rounded to the nearest, halves to even; it is taken
-//          from these v, of which alone the sum of all inputs of a tile is one
+//          from these v, the only ones that are not zero where all inputs of a channel are the same
 //   range = the largest |v[f]| of all channels, or 127 where that is more
 //   factor = 127 * 2^15 / range, rounded to the nearest, at most 2^15 - 1
 //   out[f][c][t] = 128 + (v[f] * factor + 2^14) >> 15, of the channels of quad c
 //   scales[f][t] = range * units[f]
 // Rows 0 to 3 of the lines of a quad are columns 2t and 2t + 1 of d, rows 4 to 7 the next two.
 //   lines    [quads, quad_pitch], each [2 * kWinograd8Side, line_pitch]
-//   out      [kWinograd8Side², out_step], each [quads, out_pitch]   whole vectors are written, also of scales
+//   out      [kWinograd8Side², out_step], each [quads, out_pitch]   whole vectors are written, also of the others
 //   scales   [kWinograd8Side², out_step]
 //   mean_of  [tiles]
 using WinogradInput8Fn = void (*)(const uint32_t* lines, int64_t line_pitch, int64_t quad_pitch, int64_t quads,

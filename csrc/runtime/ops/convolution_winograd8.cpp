@@ -7,11 +7,12 @@
 // Inputs behind a ReLU have a mean, with which all that is rounded off a row's weights would be multiplied. Where a
 // frequency is the sum of a tile, it is taken from each channel, and multiplied with the sum of the row's weights.
 //
-// Dimensions: F = 16 frequencies · C quads of channels of a group · tiles of 2 x 2 outputs are lanes
+// Dimensions: F = 16 frequencies · Q quads of channels of a group · tiles of 2 x 2 outputs are lanes
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "kernels/winograd.h"
@@ -92,8 +93,8 @@ class Winograd8Step : public Step {
     for (int64_t c = 0; c < quads_; ++c) input_rows_.push_back({.row = c, .channel = c});
     take_weights();
     b_.settle(0, context);
-    kept_ = context.kept->get<uint32_t>(b_.c.weight, kernel(), t_.groups * t_.row_tiles() * weights_quads(),
-                                        [&](uint32_t* weights) {
+    kept_ = context.kept->get<uint32_t>(b_.c.weight, kernel() + " of " + std::to_string(t_.groups),
+                                        t_.groups * t_.row_tiles() * weights_quads(), [&](uint32_t* weights) {
                                           for_row_tiles([&](int64_t tile, int64_t output, int64_t count) {
                                             decode(output, count, weights + tile * weights_quads());
                                           });
@@ -118,7 +119,7 @@ class Winograd8Step : public Step {
   }
 
  private:
-  // The weights of a row tile, and those that belong to one frequency of y: [4, tile_rows, C, 4].
+  // The weights of a row tile, and those that belong to one frequency of y: [4, tile_rows, Q, 4].
   int64_t weights_quads() const { return kSide * matrix_quads(); }
   int64_t matrix_quads() const { return t_.tile_rows * quads_ * kSide; }
   // From the lines of a quad to those of the next one: they are not a power of two apart, for the cache's sake.
@@ -142,6 +143,7 @@ class Winograd8Step : public Step {
       for (int64_t i = f; i < codebook.size(); i += kFrequencies) {
         codebook[i] = std::nearbyint(codebook[i] / of_frequency);
       }
+      // Scales have the signs of what the last row and the last column of outputs subtract.
       const bool is_subtracted = (f / kSide == kSide - 1) != (f % kSide == kSide - 1);
       units_[f] = (is_subtracted ? -of_frequency : of_frequency) / scale / kMostByte;
     }
@@ -190,7 +192,7 @@ class Winograd8Step : public Step {
     decoder_->decode(*b_.c.kernels, output, count, begin_.data(), weights, quads_ * kSide);
   }
 
-  // panel[f][c][t], c < C, and behind each frequency its scales[t]; behind all of them the means[t]. Threads that share
+  // panel[f][c][t], c < Q, and behind each frequency its scales[t]; behind all of them the means[t]. Threads that share
   // a panel take vectors of its lanes.
   void transform_inputs(const PanelPart& p, const RunState& state, float* panel, float* scratch) const {
     const Quantization in = state.quantization[b_.c.input];
@@ -260,7 +262,7 @@ class Winograd8Step : public Step {
   ConvGeometry geometry_;  // in quads
   WinogradTiles tiles_;
   Tiling t_;
-  int64_t quads_;  // C
+  int64_t quads_;  // Q
   int64_t line_pitch_;
   std::vector<int32_t> rows_;         // where a panel's rows of one frequency begin
   std::vector<int32_t> begin_;        // where those of each frequency of y do
@@ -280,8 +282,9 @@ double cost(const Convolution& c, int threads) {
   const double decoded = QuadDecoder::cost(*c.weight) * static_cast<double>(t.num_blocks);
   const double multiplied = c.kernels->tile8.step_cost * std::max(t.lane_vectors(), kLeastVectors * tiles);
   const double products = static_cast<double>(t.computed_rows()) * kFrequencies * quads * (multiplied + decoded);
-  const double inputs = kInputCost * quads * static_cast<double>(t.groups);
-  return (products + t.lane_vectors() * (inputs + kOutputCost * outputs)) / threads;
+  // No two threads transform inputs of one vector.
+  const double inputs = kInputCost * quads * std::ceil(t.lane_vectors() * static_cast<double>(t.groups) / threads);
+  return inputs + (products + t.lane_vectors() * kOutputCost * outputs) / threads;
 }
 
 std::unique_ptr<Step> make(const Layer& layer, const Convolution& convolution, const PlanContext& context) {
