@@ -39,7 +39,7 @@ struct WinogradKernels {
 //          from these v, the only ones that are not zero where all inputs of a channel are the same
 //   range = the largest |v[f]| of all channels, or 127 where that is more
 //   factor = 127 * 2^15 / range, rounded to the nearest, at most 2^15 - 1
-//   out[f][c][t] = 128 + (v[f] * factor + 2^14) >> 15, of the channels of quad c
+//   out[f][c][t] = 128 + ((v[f] * factor + 2^14) >> 15), of the channels of quad c
 //   scales[f][t] = range * units[f]
 // Rows 0 to 3 of the lines of a quad are columns 2t and 2t + 1 of d, rows 4 to 7 the next two.
 //   lines    [quads, quad_pitch], each [2 * kWinograd8Side, line_pitch]

@@ -1,8 +1,9 @@
 // The Winograd path in integers: F(2x2, 3x3) of bytes, with 2.25 times fewer multiplications.
 //
 // Frequencies of bytes need ten bits. They are scaled to bytes again, with a scale for each tile and frequency, which
-// its products are multiplied with before they are transformed back: the largest input of a tile decides how exact it
-// is, and not the largest of all. Frequencies of the codebook are bytes of a scale for each frequency.
+// its products are multiplied with before they are transformed back: the largest of a tile decides how exactly a
+// frequency is rounded, and not the largest of all. Frequencies of the codebook are bytes of a scale for each
+// frequency.
 //
 // Inputs behind a ReLU have a mean, with which all that is rounded off a row's weights would be multiplied. Where a
 // frequency is the sum of a tile, it is taken from each channel, and multiplied with the sum of the row's weights.
@@ -32,14 +33,15 @@ constexpr float kMostByte = 127;
 constexpr double kInputCost = 800;
 constexpr double kOutputCost = 130;
 
-// For an output: that a thread reads a vector of a quad which another one has transformed. Never so little that each
-// would rather transform all.
+// For all outputs of a group: that a thread reads a vector of a quad which another one has transformed. Never so little
+// that each would rather transform all.
 constexpr double kSharedCost = 15;
 constexpr double kLeastSharedCost = 0.06;
 
 // A tile of fewer vectors takes as long: sums of one frequency are too few to hide how long each takes.
 constexpr double kLeastVectors = 1.5;
 
+// Where products are added in pairs, weights must be smaller than those of frequencies are.
 bool applies(const Convolution& c) {
   const Weight& weight = *c.weight;
   if (c.kernels->adds_in_pairs || !winograd_fits(c.geometry, weight) || !has_joint_codebook(weight)) return false;
