@@ -140,6 +140,7 @@ class Winograd8Step : public Step {
     }
     // Sums are in steps of what is the scale of bytes on other paths.
     const float scale = joint_byte_codebook(*b_.c.weight).scale;
+    take_sums(frequencies, codebook, scale);
     for (int64_t f = 0; f < kFrequencies; ++f) {
       const float of_frequency = most[f] > 0 ? most[f] / kMostByte : 1.0f;
       for (int64_t i = f; i < codebook.size(); i += kFrequencies) {
@@ -150,25 +151,27 @@ class Winograd8Step : public Step {
       units_[f] = (is_subtracted ? -of_frequency : of_frequency) / scale / kMostByte;
     }
     decoder_.emplace(frequencies, codebook, true);
-    take_sums(frequencies, scale);
     b_.weight_scale.assign(b_.c.weight->outputs, scale);
     b_.weight_sums.assign(b_.c.weight->outputs, 0);  // the zero is taken from each input
     start_.assign(t_.groups * t_.row_tiles() * start_ints(), 0);
     AlignedBuffer<uint32_t> weights(weights_quads());
     for_row_tiles([&](int64_t tile, int64_t output, int64_t count) {
       decode(output, count, weights.data());
-      for (int64_t i = 0; i < kSide * count * quads_ * kSide; ++i) {
-        const int64_t x = i % kSide, row = i / kSide / quads_ % count, y = i / kSide / quads_ / count;
-        const uint32_t quad = weights[begin_[y] + row * quads_ * kSide + i % (quads_ * kSide)];
-        int32_t& start = start_[tile * start_ints() + (y * kSide + x) * t_.tile_rows + row];
-        for (int64_t byte = 0; byte < kQuad; ++byte) start -= 128 * static_cast<int8_t>(quad >> (8 * byte));
+      for (int64_t i = 0; i < kSide * count; ++i) {
+        const int64_t y = i / count, row = i % count;
+        const uint32_t* const quads = &weights[begin_[y] + row * quads_ * kSide];
+        int32_t* const start = &start_[tile * start_ints() + y * kSide * t_.tile_rows + row];
+        for (int64_t q = 0; q < quads_ * kSide; ++q) {
+          for (int64_t byte = 0; byte < kQuad; ++byte) {
+            start[q % kSide * t_.tile_rows] -= 128 * static_cast<int8_t>(quads[q] >> (8 * byte));
+          }
+        }
       }
     });
   }
 
-  // What the mean of all channels is multiplied with, in steps of a scale.
-  void take_sums(const Weight& frequencies, float scale) {
-    const AlignedBuffer<float> codebook = joint_codebook(frequencies, frequencies.codebook);
+  // What the mean of all channels is multiplied with, in steps of a scale, by the joint codebook before it is rounded.
+  void take_sums(const Weight& frequencies, const AlignedBuffer<float>& codebook, float scale) {
     const AlignedBuffer<uint16_t> codes = joint_codes(frequencies, 1, 1, 1);
     const int64_t blocks = frequencies.blocks_per_row(), channels = frequencies.block.channels;
     for (int64_t o = 0; o < frequencies.outputs; ++o) {
