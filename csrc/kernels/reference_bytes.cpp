@@ -11,6 +11,7 @@ namespace {
 
 constexpr int64_t kTableColumns = 8;
 constexpr int64_t kTileRows = 4;
+constexpr int64_t kTilePixels = 16;
 
 // Byte i of a quad.
 uint32_t byte_of(uint32_t quad, int64_t i) { return quad >> (8 * i) & 0xff; }
@@ -99,8 +100,7 @@ void winograd_input8_reference(const uint32_t* lines, int64_t line_pitch, int64_
 }
 
 void winograd_multiply8_reference(const uint32_t* weights, const int32_t* start, int64_t quads, const uint32_t* panel,
-                                  int64_t panel_step, const int32_t* rows, int32_t* out, int64_t out_pitch,
-                                  int64_t tiles) noexcept {
+                                  int64_t panel_step, const int32_t* rows, int32_t* out, int64_t tiles) noexcept {
   constexpr int64_t side = kWinograd8Side;
   for (int64_t f = 0; f < side * side; ++f) {
     for (int64_t r = 0; r < kTileRows; ++r) {
@@ -110,37 +110,37 @@ void winograd_multiply8_reference(const uint32_t* weights, const int32_t* start,
           const uint32_t quad = weights[((f / side * kTileRows + r) * quads + c) * side + f % side];
           sum += dot(quad, panel[f * panel_step + rows[c] + t]);
         }
-        out[(f * kTileRows + r) * out_pitch + t] = sum;
+        out[(f * kTileRows + r) * kTilePixels + t] = sum;
       }
     }
   }
 }
 
-void winograd_output8_reference(const int32_t* in, int64_t in_pitch, const float* scales, int64_t scales_pitch,
-                                const float* mean_of, float sum, int64_t tiles, int32_t* lines,
+void winograd_output8_reference(const int32_t* in, const float* scales, int64_t scales_pitch, const float* mean_of,
+                                const float* sums, int64_t rows, int64_t tiles, int32_t* lines,
                                 int64_t line_pitch) noexcept {
   constexpr int64_t side = kWinograd8Side;
-  for (int64_t t = 0; t < tiles; ++t) {
-    float rows[2][side];
+  for (int64_t i = 0; i < rows * tiles; ++i) {
+    const int64_t r = i / tiles, t = i % tiles;
+    float p[2][side];
     for (int64_t x = 0; x < side; ++x) {
       float value[side], scale[side];
       for (int64_t y = 0; y < side; ++y) {
-        value[y] = static_cast<float>(in[(y * side + x) * in_pitch + t]);
+        value[y] = static_cast<float>(in[((y * side + x) * kTileRows + r) * kTilePixels + t]);
         scale[y] = scales[(y * side + x) * scales_pitch + t];
       }
       float second = value[1] * scale[1];
       if (side + x == kWinograd8Mean) {
-        const float mean = mean_of[t] * sum;
+        const float mean = mean_of[t] * sums[r];
         second = std::fma(value[1], scale[1], mean);
       }
-      rows[0][x] = std::fma(value[0], scale[0], std::fma(value[2], scale[2], second));
-      rows[1][x] = std::fma(value[3], scale[3], std::fma(-value[2], scale[2], second));
+      p[0][x] = std::fma(value[0], scale[0], std::fma(value[2], scale[2], second));
+      p[1][x] = std::fma(value[3], scale[3], std::fma(-value[2], scale[2], second));
     }
     for (int64_t y = 0; y < 2; ++y) {
-      const float* const p = rows[y];
-      int32_t* const to = lines + y * line_pitch + 2 * t;
-      to[0] = static_cast<int32_t>(std::nearbyint(p[0] + (p[1] + p[2])));
-      to[1] = static_cast<int32_t>(std::nearbyint(p[3] + (p[1] - p[2])));
+      int32_t* const to = lines + (y * kTileRows + r) * line_pitch + 2 * t;
+      to[0] = static_cast<int32_t>(std::nearbyint(p[y][0] + (p[y][1] + p[y][2])));
+      to[1] = static_cast<int32_t>(std::nearbyint(p[y][3] + (p[y][1] - p[y][2])));
     }
   }
 }
@@ -340,13 +340,14 @@ void max_row8_reference(const uint32_t* in, int64_t step, uint32_t* out, int64_t
 }  // namespace
 
 KernelTable with_reference_bytes(KernelTable table) {
-  table.tile8 = {.rows = kTileRows, .pixels = 16, .least_vectors = 1, .step_cost = 1};
+  table.tile8 = {.rows = kTileRows, .pixels = kTilePixels, .least_vectors = 1, .step_cost = 1};
   table.table8_pixels = kTableColumns;
   table.gemm_tile8 = &gemm_tile8_reference;
   table.dot_rows8 = &dot_rows8_reference;
   table.matrix.tile8 = table.tile8;
   table.matrix.multiply8 = &matrix_tile8_reference;
-  table.winograd8 = {.input = &winograd_input8_reference,
+  table.winograd8 = {.product_pitch = kTilePixels,
+                     .input = &winograd_input8_reference,
                      .multiply = &winograd_multiply8_reference,
                      .output = &winograd_output8_reference};
   table.decode_quads = &decode_quads_reference;

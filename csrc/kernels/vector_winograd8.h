@@ -128,49 +128,60 @@ struct VectorWinograd8 {
     }
   }
 
+  static constexpr int64_t kRows = V::kRows8;
+  static constexpr int64_t kPitch = V::kVectors8 * kLanes;
+
   static void multiply(const uint32_t* weights, const int32_t* start, int64_t quads, const uint32_t* panel,
-                       int64_t panel_step, const int32_t* rows, int32_t* out, int64_t out_pitch,
-                       int64_t tiles) noexcept {
-    constexpr int64_t kRows = V::kRows8;
+                       int64_t panel_step, const int32_t* rows, int32_t* out, int64_t tiles) noexcept {
     for (int64_t f = 0; f < kFrequencies; ++f) {
       Gemm::template matrix_tile<kSide>(weights + f / kSide * kRows * quads * kSide + f % kSide, quads,
-                                        panel + f * panel_step, rows, start + f * kRows, out + f * kRows * out_pitch,
-                                        out_pitch, tiles);
+                                        panel + f * panel_step, rows, start + f * kRows, out + f * kRows * kPitch,
+                                        kPitch, tiles);
     }
   }
 
-  static void output(const int32_t* in, int64_t in_pitch, const float* scales, int64_t scales_pitch,
-                     const float* mean_of, float sum, int64_t tiles, int32_t* lines, int64_t line_pitch) noexcept {
+  static void output(const int32_t* in, const float* scales, int64_t scales_pitch, const float* mean_of,
+                     const float* sums, int64_t rows, int64_t tiles, int32_t* lines, int64_t line_pitch) noexcept {
     for (int64_t t = 0; t < tiles; t += kLanes) {
-      Float top[kSide], bottom[kSide];
-#pragma GCC unroll 4
-      for (int64_t x = 0; x < kSide; ++x) {
-        const auto value = [&](int64_t y) __attribute__((always_inline)) {
-          return V::to_float(V::load_int(in + (y * kSide + x) * in_pitch + t));
-        };
-        const auto scale = [&](int64_t y) { return V::load(scales + (y * kSide + x) * scales_pitch + t); };
-        // Nothing that a compiler might join otherwise: no product is added but by multiply_add.
-        Float second = V::multiply(value(1), scale(1));
-        if (kSide + x == kWinograd8Mean) {
-          const Float mean = V::multiply(V::load(mean_of + t), V::broadcast(sum));
-          second = V::multiply_add(value(1), scale(1), mean);
-        }
-        const Float third = value(2), negative = V::subtract(V::broadcast(0.0f), third);
-        top[x] = V::multiply_add(value(0), scale(0), V::multiply_add(third, scale(2), second));
-        bottom[x] = V::multiply_add(value(3), scale(3), V::multiply_add(negative, scale(2), second));
+      Float scale[kSide][kSide], negative[kSide];
+      for (int64_t y = 0; y < kSide; ++y) {
+        for (int64_t x = 0; x < kSide; ++x) scale[y][x] = V::load(scales + (y * kSide + x) * scales_pitch + t);
       }
-      const auto write = [&](const Float(&p)[kSide], int32_t* line) __attribute__((always_inline)) {
-        const Float left = V::add(p[0], V::add(p[1], p[2])), right = V::add(p[3], V::subtract(p[1], p[2]));
-        const auto columns = V::merge(left, right);
-        V::store_int(line + 2 * t, V::to_int(columns.first));
-        V::store_int(line + 2 * t + kLanes, V::to_int(columns.second));
-      };
-      write(top, lines);
-      write(bottom, lines + line_pitch);
+      for (int64_t x = 0; x < kSide; ++x) negative[x] = V::subtract(V::broadcast(0.0f), scale[2][x]);
+      const Float means = V::load(mean_of + t);
+      for (int64_t r = 0; r < rows; ++r) {
+        Float top[kSide], bottom[kSide];
+#pragma GCC unroll 4
+        for (int64_t x = 0; x < kSide; ++x) {
+          const auto value = [&](int64_t y) __attribute__((always_inline)) {
+            return V::to_float(V::load_int(in + ((y * kSide + x) * kRows + r) * kPitch + t));
+          };
+          // Nothing that a compiler might join otherwise: no product is added but by multiply_add.
+          Float second;
+          if (kSide + x == kWinograd8Mean) {
+            second = V::multiply_add(value(1), scale[1][x], V::multiply(means, V::broadcast(sums[r])));
+          } else {
+            second = V::multiply(value(1), scale[1][x]);
+          }
+          const Float third = value(2);
+          top[x] = V::multiply_add(value(0), scale[0][x], V::multiply_add(third, scale[2][x], second));
+          bottom[x] = V::multiply_add(value(3), scale[3][x], V::multiply_add(third, negative[x], second));
+        }
+        const auto write = [&](const Float(&p)[kSide], int32_t* line) __attribute__((always_inline)) {
+          const Float left = V::add(p[0], V::add(p[1], p[2])), right = V::add(p[3], V::subtract(p[1], p[2]));
+          const auto columns = V::merge(left, right);
+          V::store_int(line + 2 * t, V::to_int(columns.first));
+          V::store_int(line + 2 * t + kLanes, V::to_int(columns.second));
+        };
+        write(top, lines + r * line_pitch);
+        write(bottom, lines + (kRows + r) * line_pitch);
+      }
     }
   }
 
-  static Winograd8Kernels kernels() noexcept { return {.input = &input, .multiply = &multiply, .output = &output}; }
+  static Winograd8Kernels kernels() noexcept {
+    return {.product_pitch = kPitch, .input = &input, .multiply = &multiply, .output = &output};
+  }
 };
 
 }  // namespace pyquant

@@ -57,26 +57,28 @@ constexpr int64_t kWinograd8Mean = 5;  // y = x = 1
 //   weights  [kWinograd8Side, tile rows, quads, kWinograd8Side]
 //   start    [kWinograd8Side², tile rows]
 //   panel    [kWinograd8Side², panel_step], where the row of quad c begins at rows[c] of each
-//   out      [kWinograd8Side², tile rows, out_pitch]   whole vectors are written; tiles as pixels of gemm_tile8()
+//   out      [kWinograd8Side², tile rows, product_pitch]   whole vectors are written
 using WinogradMultiply8Fn = void (*)(const uint32_t* weights, const int32_t* start, int64_t quads,
                                      const uint32_t* panel, int64_t panel_step, const int32_t* rows, int32_t* out,
-                                     int64_t out_pitch, int64_t tiles) noexcept;
+                                     int64_t tiles) noexcept;
 
-// And its outputs, rounded to the nearest, halves to even: columns 2t and 2t + 1 of line y are row y of output · p ·
-// outputᵀ, but for the signs of what is subtracted in the last row and the last column, which scales have. With q[f] =
-// in[f][t] and s[f] = scales[f][t], for each column x of p,
-//   second[x] = q[1][x] * s[1][x], to which mean_of[t] * sum is added where x = 1
+// And its outputs of r < rows, rounded to the nearest, halves to even: columns 2t and 2t + 1 of line y are row y of
+// output · p · outputᵀ, but for the signs of what is subtracted in the last row and the last column, which scales have.
+// With q[f] = in[f][r][t] and s[f] = scales[f][t], for each column x of p,
+//   second[x] = q[1][x] * s[1][x], to which mean_of[t] * sums[r] is added where x = 1
 //   top[x] = q[0][x] * s[0][x] + (q[2][x] * s[2][x] + second[x])
 //   bottom[x] = q[3][x] * s[3][x] + (-q[2][x] * s[2][x] + second[x])
-// whose products are not rounded by themselves but for mean_of[t] * sum and, where x is not 1, second[x]; and for p
+// whose products are not rounded by themselves but for mean_of[t] * sums[r] and, where x is not 1, second[x]; and for p
 // either of them left = p[0] + (p[1] + p[2]), right = p[3] + (p[1] - p[2]).
-//   in     [kWinograd8Side², in_pitch]
-//   lines  [2, line_pitch]   two vectors are written for each vector of tiles
-using WinogradOutput8Fn = void (*)(const int32_t* in, int64_t in_pitch, const float* scales, int64_t scales_pitch,
-                                   const float* mean_of, float sum, int64_t tiles, int32_t* lines,
+//   in      [kWinograd8Side², tile rows, product_pitch]
+//   scales  [kWinograd8Side², scales_pitch]
+//   lines   [2, tile rows, line_pitch]   two vectors are written for each vector of tiles
+using WinogradOutput8Fn = void (*)(const int32_t* in, const float* scales, int64_t scales_pitch, const float* mean_of,
+                                   const float* sums, int64_t rows, int64_t tiles, int32_t* lines,
                                    int64_t line_pitch) noexcept;
 
 struct Winograd8Kernels {
+  int64_t product_pitch;  // the same for all calls: so it is part of instructions; at least the pixels of tile8
   WinogradInput8Fn input;
   WinogradMultiply8Fn multiply;
   WinogradOutput8Fn output;

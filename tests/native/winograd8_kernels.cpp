@@ -52,40 +52,46 @@ void test_input(const KernelTable& tested, const KernelTable& reference, Random&
   }
 }
 
-// Row r of all frequencies of the reference, whose tiles have fewer rows.
+// The reference's tiles have fewer rows and pixels.
 void test_multiply(const KernelTable& tested, const KernelTable& reference, Random& random) {
-  const int64_t tile_rows = tested.tile8.rows, some = reference.tile8.rows;
+  const Tile tile = tested.tile8, some = reference.tile8;
+  const int64_t product_pitch = tested.winograd8.product_pitch, some_pitch = reference.winograd8.product_pitch;
   for (const int64_t quads : {1, 2, 3, 4, 7, 33}) {
-    for (int64_t tiles = 1; tiles <= tested.tile8.pixels; ++tiles) {
+    for (int64_t tiles = 1; tiles <= tile.pixels; ++tiles) {
       begin_case({{"quads", quads}, {"tiles", tiles}});
-      const int64_t pitch = tested.tile8.pixels + 1;
-      Guarded<uint32_t> weights = random.array<uint32_t>(kFrequencies * tile_rows * quads);
+      const int64_t pitch = tile.pixels + 1;
+      Guarded<uint32_t> weights = random.array<uint32_t>(kFrequencies * tile.rows * quads);
       for (int64_t i = 0; tested.adds_in_pairs && i < weights.size(); ++i) weights[i] = fitting(weights[i]);
-      Guarded<int32_t> start = random.array<int32_t>(kFrequencies * tile_rows);
+      Guarded<int32_t> start = random.array<int32_t>(kFrequencies * tile.rows);
       for (int64_t i = 0; i < start.size(); ++i) start[i] /= 2;  // so that no sum exceeds 32 bits
       const Guarded<uint32_t> panel = random.rows<uint32_t>(kFrequencies * quads, tiles, pitch);
       std::vector<int32_t> rows;
       for (int64_t c = 0; c < quads; ++c) rows.push_back(static_cast<int32_t>((quads - 1 - c) * pitch));
-      const Rows shape{kFrequencies * tile_rows, tiles, round_up(tiles, tested.lanes8), tested.tile8.pixels + 2};
+      const Rows shape{kFrequencies * tile.rows, tiles, round_up(tiles, tested.lanes8), product_pitch};
       Guarded<int32_t> out = output<int32_t>(shape);
       tested.winograd8.multiply(weights.data(), start.data(), quads, panel.data(), quads * pitch, rows.data(),
-                                out.data(), shape.pitch, tiles);
+                                out.data(), tiles);
       std::vector<int32_t> expected(static_cast<size_t>(shape.rows * tiles));
-      for (int64_t row = 0; row < tile_rows; row += some) {
+      std::vector<int32_t> part(static_cast<size_t>(kFrequencies * some.rows * some_pitch));
+      for (int64_t row = 0; row < tile.rows; row += some.rows) {
         std::vector<uint32_t> part_weights;
-        std::vector<int32_t> part_start, part(static_cast<size_t>(kFrequencies * some * tiles));
+        std::vector<int32_t> part_start;
         for (int64_t y = 0; y < kSide; ++y) {
-          const uint32_t* const from = weights.data() + (y * tile_rows + row) * quads * kSide;
-          part_weights.insert(part_weights.end(), from, from + some * quads * kSide);
+          const uint32_t* const from = weights.data() + (y * tile.rows + row) * quads * kSide;
+          part_weights.insert(part_weights.end(), from, from + some.rows * quads * kSide);
         }
         for (int64_t f = 0; f < kFrequencies; ++f) {
-          const int32_t* const from = start.data() + f * tile_rows + row;
-          part_start.insert(part_start.end(), from, from + some);
+          const int32_t* const from = start.data() + f * tile.rows + row;
+          part_start.insert(part_start.end(), from, from + some.rows);
         }
-        reference.winograd8.multiply(part_weights.data(), part_start.data(), quads, panel.data(), quads * pitch,
-                                     rows.data(), part.data(), tiles, tiles);
-        for (int64_t f = 0; f < kFrequencies; ++f) {
-          std::copy_n(part.begin() + f * some * tiles, some * tiles, expected.begin() + (f * tile_rows + row) * tiles);
+        for (int64_t first = 0; first < tiles; first += some.pixels) {
+          const int64_t count = std::min(some.pixels, tiles - first);
+          reference.winograd8.multiply(part_weights.data(), part_start.data(), quads, panel.data() + first,
+                                       quads * pitch, rows.data(), part.data(), count);
+          for (int64_t i = 0; i < kFrequencies * some.rows; ++i) {
+            const int64_t f = i / some.rows, r = row + i % some.rows;
+            std::copy_n(part.begin() + i * some_pitch, count, expected.begin() + (f * tile.rows + r) * tiles + first);
+          }
         }
       }
       expect_rows(out, shape, expected);
@@ -94,22 +100,39 @@ void test_multiply(const KernelTable& tested, const KernelTable& reference, Rand
 }
 
 void test_output(const KernelTable& tested, const KernelTable& reference, Random& random) {
-  for (const int64_t tiles : kAwkward) {
-    begin_case({{"tiles", tiles}});
-    Guarded<int32_t> in = random.rows<int32_t>(kFrequencies, tiles, tiles + 1);
-    for (int64_t i = 0; i < in.size(); ++i) in[i] /= 64;  // so that no output exceeds 32 bits
-    const Guarded<float> scales = random.rows<float>(kFrequencies, tiles, tiles + 2);
-    const Guarded<float> means = random.rows<float>(1, tiles, tiles);
-    const auto sum = 1024 * random.value<float>();
-    const int64_t written = 2 * round_up(tiles, tested.lanes8);
-    const Rows shape{2, 2 * tiles, written, written + 3};
-    const auto transform = [&](const KernelTable& kernels) {
-      Guarded<int32_t> lines = output<int32_t>(shape);
-      kernels.winograd8.output(in.data(), tiles + 1, scales.data(), tiles + 2, means.data(), sum, tiles, lines.data(),
-                               shape.pitch);
-      return lines;
-    };
-    expect_rows(transform(tested), shape, dense(transform(reference), 2, 2 * tiles, shape.pitch));
+  const Tile tile = tested.tile8, some = reference.tile8;
+  const int64_t product_pitch = tested.winograd8.product_pitch, some_pitch = reference.winograd8.product_pitch;
+  for (int64_t tiles = 1; tiles <= tile.pixels; ++tiles) {
+    for (const int64_t rows : {int64_t{1}, tile.rows}) {
+      begin_case({{"tiles", tiles}, {"rows", rows}});
+      Guarded<int32_t> in = random.rows<int32_t>(kFrequencies * tile.rows, tiles, product_pitch);
+      for (int64_t i = 0; i < in.size(); ++i) in[i] /= 64;  // so that no output exceeds 32 bits
+      const int64_t scales_pitch = tiles + 2;
+      const Guarded<float> scales = random.rows<float>(kFrequencies, tiles, scales_pitch);
+      const Guarded<float> means = random.array<float>(tiles);
+      Guarded<float> sums = random.array<float>(rows);
+      for (int64_t r = 0; r < rows; ++r) sums[r] *= 1024;
+      const int64_t written = 2 * round_up(tiles, tested.lanes8);
+      const Rows shape{2 * tile.rows, 2 * tiles, written, written + 3};
+      Guarded<int32_t> lines = output<int32_t>(shape), expected = output<int32_t>(shape);
+      tested.winograd8.output(in.data(), scales.data(), scales_pitch, means.data(), sums.data(), rows, tiles,
+                              lines.data(), shape.pitch);
+      std::vector<int32_t> part(static_cast<size_t>(kFrequencies * some.rows * some_pitch));
+      std::vector<int32_t> part_lines(static_cast<size_t>(2 * some.rows * 2));
+      for (int64_t i = 0; i < rows * tiles; ++i) {
+        const int64_t r = i / tiles, t = i % tiles;
+        for (int64_t f = 0; f < kFrequencies; ++f) {
+          part[static_cast<size_t>(f * some.rows * some_pitch)] = in[(f * tile.rows + r) * product_pitch + t];
+        }
+        reference.winograd8.output(part.data(), scales.data() + t, scales_pitch, means.data() + t, sums.data() + r, 1,
+                                   1, part_lines.data(), 2);
+        for (int64_t y = 0; y < 2; ++y) {
+          const auto from = part_lines.begin() + y * some.rows * 2;
+          std::copy_n(from, 2, expected.data() + (y * tile.rows + r) * shape.pitch + 2 * t);
+        }
+      }
+      expect_rows(lines, shape, dense(expected, shape.rows, shape.count, shape.pitch));
+    }
   }
 }
 

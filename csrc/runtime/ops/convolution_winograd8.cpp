@@ -127,7 +127,7 @@ class Winograd8Step : public Step {
   // From the lines of a quad to those of the next one: they are not a power of two apart, for the cache's sake.
   int64_t lines_pitch() const { return (2 * kSide * 2 + 1) * t_.lanes; }
   int64_t start_ints() const { return kFrequencies * t_.tile_rows; }
-  int64_t product_ints() const { return kFrequencies * t_.tile_rows * t_.pitch; }
+  int64_t product_ints() const { return start_ints() * b_.c.kernels->winograd8.product_pitch; }
   int64_t frequency_quads() const { return (quads_ + 1) * t_.pitch; }  // of a panel
   float* epilogue(const RunState& state) const { return state.shared + t_.shared_floats(); }
 
@@ -247,12 +247,9 @@ class Winograd8Step : public Step {
         const auto* const inputs = reinterpret_cast<const uint32_t*>(panel);
         const int64_t lanes = t_.lanes_of(tile);
         kernels.winograd8.multiply(weights, start_.data() + row_tile * start_ints(), quads_, inputs, frequency_quads(),
-                                   rows_.data(), products, t_.pitch, lanes);
-        for (int64_t r = 0; r < count; ++r) {
-          kernels.winograd8.output(products + r * t_.pitch, t_.tile_rows * t_.pitch, scales_of(panel),
-                                   frequency_quads(), mean_of(panel), sums_[output + r], lanes, lines + r * line_pitch_,
-                                   line_step);
-        }
+                                   rows_.data(), products, lanes);
+        kernels.winograd8.output(products, scales_of(panel), frequency_quads(), mean_of(panel), sums_.data() + output,
+                                 count, lanes, lines, line_pitch_);
         tiles_.for_segments(t_.begin(tile), lanes, [&](const WinogradTiles::Segment& s) {
           tiles_.for_outputs(s, [&](int64_t line, int64_t first, int64_t pixel, int64_t pixels) {
             b_.finish(lines + line * line_step + first, line_pitch_, output, count, pixel, pixels, epilogue(state),
