@@ -145,6 +145,23 @@ struct Avx512Vnni : Avx512 {
     const Pair pair = split(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b));
     return {_mm512_castps_si512(pair.first), _mm512_castps_si512(pair.second)};
   }
+  using Lanes = __mmask16;
+  static Lanes lanes(int64_t begin, int64_t end) { return static_cast<Lanes>(first(end) & ~first(begin)); }
+  static Int load_int_lanes(Int others, Lanes lanes, const void* p) {
+    return _mm512_mask_loadu_epi32(others, lanes, p);
+  }
+  static PairInt widen(Int v) {
+    const Int zeros = _mm512_setzero_si512();
+    return {_mm512_unpacklo_epi8(v, zeros), _mm512_unpackhi_epi8(v, zeros)};
+  }
+  static Int narrow(Int a, Int b) { return _mm512_packs_epi16(a, b); }
+  static PairInt twins(Int v) { return {_mm512_unpacklo_epi32(v, v), _mm512_unpackhi_epi32(v, v)}; }
+  static PairInt split_twins(Int a, Int b) {
+    const Float first = _mm512_castsi512_ps(a), second = _mm512_castsi512_ps(b);
+    return {_mm512_castps_si512(_mm512_shuffle_ps(first, second, _MM_SHUFFLE(2, 0, 2, 0))),
+            _mm512_castps_si512(_mm512_shuffle_ps(first, second, _MM_SHUFFLE(3, 1, 3, 1)))};
+  }
+  static Int add_pairs(Int v) { return _mm512_madd_epi16(v, _mm512_set1_epi16(1)); }
   static HalfInt low_half_int(Int v) { return _mm512_castsi512_si256(v); }
   static HalfInt load_half_int(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
   static void store_half_int(void* p, HalfInt v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }

@@ -189,13 +189,13 @@ struct Neon {
   }
   static Int broadcast_byte(uint8_t value) { return vreinterpretq_u32_u8(vdupq_n_u8(value)); }
   static Int byte_of(Int quads, int i) { return bit_and(vshlq_u32(quads, vdupq_n_s32(-8 * i)), vdupq_n_u32(0xff)); }
-  static int16x8_t narrow(Int a, Int b) {
+  static int16x8_t to_shorts(Int a, Int b) {
     return vqmovn_high_s32(vqmovn_s32(vreinterpretq_s32_u32(a)), vreinterpretq_s32_u32(b));
   }
   static Int to_quads(Int a, Int b, Int c, Int d) {
-    return vreinterpretq_u32_u8(turn_bytes(vqmovun_high_s16(vqmovun_s16(narrow(a, b)), narrow(c, d))));
+    return vreinterpretq_u32_u8(turn_bytes(vqmovun_high_s16(vqmovun_s16(to_shorts(a, b)), to_shorts(c, d))));
   }
-  static Int pack(Int a, Int b) { return vreinterpretq_u32_s16(narrow(a, b)); }
+  static Int pack(Int a, Int b) { return vreinterpretq_u32_s16(to_shorts(a, b)); }
   static PairInt unpack(Int v) {
     const int16x8_t shorts = vreinterpretq_s16_u32(v);
     return {vreinterpretq_u32_s32(vmovl_s16(vget_low_s16(shorts))), vreinterpretq_u32_s32(vmovl_high_s16(shorts))};
@@ -203,6 +203,25 @@ struct Neon {
   static Float to_float(Int v) { return vcvtq_f32_s32(vreinterpretq_s32_u32(v)); }
   static Int to_int(Float v) { return vreinterpretq_u32_s32(vcvtnq_s32_f32(v)); }  // of NaN: 0
   static PairInt split_int(Int a, Int b) { return {vuzp1q_u32(a, b), vuzp2q_u32(a, b)}; }
+  struct Lanes {
+    int64_t begin, end;
+  };
+  static Lanes lanes(int64_t begin, int64_t end) { return {begin, end}; }
+  static Int load_int_lanes(Int others, Lanes lanes, const void* p) {
+    if (lanes.begin == 0 && lanes.end == kLanes) return load_int(p);
+    uint32_t values[kLanes];
+    store_int(values, others);
+    for (int64_t i = lanes.begin; i < lanes.end; ++i) values[i] = static_cast<const uint32_t*>(p)[i];
+    return load_int(values);
+  }
+  static PairInt widen(Int v) {
+    const uint8x16_t bytes = vreinterpretq_u8_u32(v);
+    return {vreinterpretq_u32_u16(vmovl_u8(vget_low_u8(bytes))), vreinterpretq_u32_u16(vmovl_high_u8(bytes))};
+  }
+  static Int narrow(Int a, Int b) { return vreinterpretq_u32_s8(vqmovn_high_s16(vqmovn_s16(shorts(a)), shorts(b))); }
+  static PairInt twins(Int v) { return {vzip1q_u32(v, v), vzip2q_u32(v, v)}; }
+  static PairInt split_twins(Int a, Int b) { return split_int(a, b); }
+  static Int add_pairs(Int v) { return vreinterpretq_u32_s32(vpaddlq_s16(shorts(v))); }
   static HalfInt low_half_int(Int v) { return {v}; }
   static HalfInt load_half_int(const void* p) {
     return {vcombine_u32(vld1_u32(static_cast<const uint32_t*>(p)), vdup_n_u32(0))};

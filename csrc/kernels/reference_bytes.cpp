@@ -56,45 +56,43 @@ void dot_rows8_reference(const uint32_t* weights, int64_t pitch, const uint32_t*
   }
 }
 
-void winograd_input8_reference(const uint32_t* lines, int64_t line_pitch, int64_t quad_pitch, int64_t quads,
-                               int64_t tiles, uint8_t zero, const float* units, uint32_t* out, int64_t out_pitch,
-                               int64_t out_step, float* scales, float* mean_of) noexcept {
+// A vector is one tile.
+void winograd_input8_reference(const uint32_t* in, int64_t plane, const WinogradRun* run, int64_t num_runs,
+                               int64_t quads, uint8_t zero, const float* units, uint32_t* /*columns*/, uint32_t* out,
+                               int64_t out_pitch, int64_t out_step, float* scales, float* mean_of) noexcept {
   constexpr int64_t side = kWinograd8Side;
   constexpr auto& matrix = kWinograd2x2.input;
-  const auto transformed = [&](int64_t f, int64_t c, int64_t t, int64_t channel) {
+  const auto input = [&](int64_t k, int64_t y, int64_t x) {
+    const bool outside = num_runs == 0 || run->from[y] == WinogradRun::kOutside || x < run->begin || x >= run->end;
+    if (outside) return static_cast<int32_t>(zero);
+    return static_cast<int32_t>(byte_of(in[k / 4 * plane + run->from[y] + x], k % 4));
+  };
+  const auto transformed = [&](int64_t f, int64_t k) {
     double sum = 0;
     for (int64_t y = 0; y < side; ++y) {
-      for (int64_t x = 0; x < side; ++x) {
-        const uint32_t quad = lines[c * quad_pitch + (x / 2 * side + y) * line_pitch + 2 * t + x % 2];
-        const auto input = static_cast<int32_t>(byte_of(quad, channel));
-        sum += matrix[f / side][y] * matrix[f % side][x] * (input - zero);
-      }
+      for (int64_t x = 0; x < side; ++x) sum += matrix[f / side][y] * matrix[f % side][x] * (input(k, y, x) - zero);
     }
     return static_cast<int32_t>(sum);
   };
-  for (int64_t t = 0; t < tiles; ++t) {
-    int32_t sum = 0;
-    for (int64_t k = 0; k < 4 * quads; ++k) sum += transformed(kWinograd8Mean, k / 4, t, k % 4);
-    mean_of[t] = std::nearbyint(static_cast<float>(sum) / static_cast<float>(4 * quads));
-  }
-  const auto frequency = [&](int64_t f, int64_t c, int64_t t, int64_t channel) {
-    return transformed(f, c, t, channel) - (f == kWinograd8Mean ? static_cast<int32_t>(mean_of[t]) : 0);
-  };
+  int32_t sum = 0;
+  for (int64_t k = 0; k < 4 * quads; ++k) sum += transformed(kWinograd8Mean, k);
+  *mean_of = std::nearbyint(static_cast<float>(sum) / static_cast<float>(4 * quads));
   for (int64_t f = 0; f < side * side; ++f) {
-    for (int64_t t = 0; t < tiles; ++t) {
-      int32_t range = 127;
-      for (int64_t k = 0; k < 4 * quads; ++k) range = std::max(range, std::abs(frequency(f, k / 4, t, k % 4)));
-      const float quotient = 127.0f * 32768.0f / static_cast<float>(range);
-      const auto factor = static_cast<int32_t>(std::nearbyint(std::min(quotient, 32767.0f)));
-      scales[f * out_step + t] = static_cast<float>(range) * units[f];
-      for (int64_t c = 0; c < quads; ++c) {
-        uint32_t quad = 0;
-        for (int64_t i = 0; i < 4; ++i) {
-          const int32_t scaled = 128 + ((frequency(f, c, t, i) * factor + (1 << 14)) >> 15);
-          quad |= static_cast<uint32_t>(scaled) << (8 * i);
-        }
-        out[f * out_step + c * out_pitch + t] = quad;
+    const auto frequency = [&](int64_t k) {
+      return transformed(f, k) - (f == kWinograd8Mean ? static_cast<int32_t>(*mean_of) : 0);
+    };
+    int32_t range = 127;
+    for (int64_t k = 0; k < 4 * quads; ++k) range = std::max(range, std::abs(frequency(k)));
+    const float quotient = 127.0f * 32768.0f / static_cast<float>(range);
+    const auto factor = static_cast<int32_t>(std::nearbyint(std::min(quotient, 32767.0f)));
+    scales[f * out_step] = static_cast<float>(range) * units[f];
+    for (int64_t c = 0; c < quads; ++c) {
+      uint32_t quad = 0;
+      for (int64_t i = 0; i < 4; ++i) {
+        const int32_t scaled = 128 + ((frequency(4 * c + i) * factor + (1 << 14)) >> 15);
+        quad |= static_cast<uint32_t>(scaled) << (8 * i);
       }
+      out[f * out_step + c * out_pitch] = quad;
     }
   }
 }

@@ -168,6 +168,23 @@ struct Avx2 {
     const Pair pair = split(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b));
     return {_mm256_castps_si256(pair.first), _mm256_castps_si256(pair.second)};
   }
+  using Lanes = __m256i;
+  static Lanes lanes(int64_t begin, int64_t end) { return _mm256_andnot_si256(first(begin), first(end)); }
+  static Int load_int_lanes(Int others, Lanes lanes, const void* p) {
+    return _mm256_blendv_epi8(others, _mm256_maskload_epi32(static_cast<const int*>(p), lanes), lanes);
+  }
+  static PairInt widen(Int v) {
+    const Int zeros = _mm256_setzero_si256();
+    return {_mm256_unpacklo_epi8(v, zeros), _mm256_unpackhi_epi8(v, zeros)};
+  }
+  static Int narrow(Int a, Int b) { return _mm256_packs_epi16(a, b); }
+  static PairInt twins(Int v) { return {_mm256_unpacklo_epi32(v, v), _mm256_unpackhi_epi32(v, v)}; }
+  static PairInt split_twins(Int a, Int b) {
+    const Float first = _mm256_castsi256_ps(a), second = _mm256_castsi256_ps(b);
+    return {_mm256_castps_si256(_mm256_shuffle_ps(first, second, _MM_SHUFFLE(2, 0, 2, 0))),
+            _mm256_castps_si256(_mm256_shuffle_ps(first, second, _MM_SHUFFLE(3, 1, 3, 1)))};
+  }
+  static Int add_pairs(Int v) { return _mm256_madd_epi16(v, _mm256_set1_epi16(1)); }
   static HalfInt low_half_int(Int v) { return _mm256_castsi256_si128(v); }
   static HalfInt load_half_int(const void* p) { return _mm_loadu_si128(static_cast<const HalfInt*>(p)); }
   static void store_half_int(void* p, HalfInt v) { _mm_storeu_si128(static_cast<HalfInt*>(p), v); }

@@ -2,10 +2,10 @@
 //
 // V provides what vector_bytes.h lists.
 //
-// The channels of a quad are widened to 16 bits, two to a lane: channels 0 and 2 in one vector, 1 and 3 in another. So
-// all of them stay in their tile's lane.
+// The bytes of a vector of quads are widened to two vectors of 16 bits, in which a tile has two lanes.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "kernels/kernels.h"
@@ -20,11 +20,50 @@ struct VectorWinograd8 {
   static constexpr int64_t kSide = kWinograd8Side;
   static constexpr int64_t kFrequencies = kSide * kSide;
 
-  // Channels 0 and 2, or 1 and 3.
-  template <bool odd>
-  static Int channels_of(Int quads) noexcept {
-    if constexpr (odd) quads = V::template shift_right<8>(quads);
-    return V::bit_and(quads, V::broadcast_int(0x00ff00ff));
+  // From the columns of a quad to those of the next one: they are not a power of two apart, for the cache's sake.
+  static constexpr int64_t kColumnsPitch = (kFrequencies + 1) * kLanes;
+  static_assert(kColumnsPitch <= kWinograd8Columns * kLanes);
+
+  // The lanes that a run has of column x of each row: of columns 0 and 1 side by side, in two vectors, and of 2 and 3.
+  struct RunLanes {
+    typename V::Lanes vectors[kSide];
+    const WinogradRun* run;
+  };
+
+  static int64_t find_lanes(const WinogradRun* runs, int64_t num_runs, RunLanes* lanes) noexcept {
+    for (int64_t i = 0; i < num_runs; ++i) {
+      lanes[i].run = runs + i;
+      const int64_t at = 2 * runs[i].tile, end = at + 2 * runs[i].size;
+      for (int64_t v = 0; v < kSide; ++v) {
+        const int64_t vector = v % 2 * kLanes, column = at - v / 2 * 2;  // lane of column 0
+        const int64_t from = std::max(at, column + runs[i].begin), to = std::min(end, column + runs[i].end);
+        const auto in_vector = [&](int64_t lane) { return std::clamp<int64_t>(lane - vector, 0, kLanes); };
+        lanes[i].vectors[v] = V::lanes(in_vector(from), in_vector(to));
+      }
+    }
+    return num_runs;
+  }
+
+  // The columns of d of each row, of all tiles.
+  static void find_columns(const uint32_t* in, const RunLanes* lanes, int64_t num_runs, Int zeros,
+                           uint32_t* columns) noexcept {
+#pragma GCC unroll 4
+    for (int64_t y = 0; y < kSide; ++y) {
+      Int v[kSide] = {zeros, zeros, zeros, zeros};
+      for (const RunLanes* of_run = lanes; of_run < lanes + num_runs; ++of_run) {
+        const WinogradRun& run = *of_run->run;
+        if (run.from[y] == WinogradRun::kOutside) continue;
+        const uint32_t* const from = in + run.from[y] - 2 * run.tile;
+#pragma GCC unroll 4
+        for (int64_t i = 0; i < kSide; ++i) {
+          v[i] = V::load_int_lanes(v[i], of_run->vectors[i], from + i / 2 * 2 + i % 2 * kLanes);
+        }
+      }
+      const auto left = V::split_int(v[0], v[1]), right = V::split_int(v[2], v[3]);
+      uint32_t* const to = columns + y * kSide * kLanes;
+      V::store_int(to, left.first), V::store_int(to + kLanes, left.second);
+      V::store_int(to + 2 * kLanes, right.first), V::store_int(to + 3 * kLanes, right.second);
+    }
   }
 
   // The matrices of F(2x2, 3x3), as in winograd.h.
@@ -36,95 +75,103 @@ struct VectorWinograd8 {
     d[3] = V::subtract_short(second, d[3]);
   }
 
-  // Call take(f, words) for the frequencies of channels 0 and 2, or 1 and 3. Inputs are found anew for each: those of
-  // all channels together do not fit the registers.
-  template <bool odd, typename Take>
-  static void transform_inputs(const uint32_t* lines, int64_t line_pitch, Int four_zeros, const Take& take) noexcept {
-    Int columns[kSide][kSide];  // by x, then y
+  // Call take(f, words) for the frequencies of all channels, each two vectors of words.
+  template <typename Take>
+  static void transform_inputs(const uint32_t* columns, Int four_zeros, const Take& take) noexcept {
+    using Row = decltype(V::widen(Int{}))[kSide];
+    const auto load = [&](int64_t y, Row& row) __attribute__((always_inline)) {
 #pragma GCC unroll 4
-    for (int64_t y = 0; y < kSide; ++y) {
-      const uint32_t* const line = lines + y * line_pitch;
-      const uint32_t* const next_line = line + kSide * line_pitch;
-      const auto here = V::split_int(V::load_int(line), V::load_int(line + kLanes));
-      const auto next = V::split_int(V::load_int(next_line), V::load_int(next_line + kLanes));
-      columns[0][y] = channels_of<odd>(here.first), columns[1][y] = channels_of<odd>(here.second);
-      columns[2][y] = channels_of<odd>(next.first), columns[3][y] = channels_of<odd>(next.second);
-    }
+      for (int64_t x = 0; x < kSide; ++x) row[x] = V::widen(V::load_int(columns + (y * kSide + x) * kLanes));
+    };
+    // What y = 1 and y = 2 are made of stays in registers.
+    const auto combine = [&](int64_t y, auto of, const Row& a, const Row& b) __attribute__((always_inline)) {
+      Int first[kSide], second[kSide];
 #pragma GCC unroll 4
-    for (int64_t x = 0; x < kSide; ++x) transform(columns[x]);
+      for (int64_t x = 0; x < kSide; ++x)
+        first[x] = of(a[x].first, b[x].first), second[x] = of(a[x].second, b[x].second);
+      transform(first), transform(second);
+      if (y == 1) {
+        first[1] = V::subtract_short(first[1], four_zeros), second[1] = V::subtract_short(second[1], four_zeros);
+      }
 #pragma GCC unroll 4
-    for (int64_t y = 0; y < kSide; ++y) {
-      Int row[kSide] = {columns[0][y], columns[1][y], columns[2][y], columns[3][y]};
-      transform(row);
-      if (y == 1) row[1] = V::subtract_short(row[1], four_zeros);
-#pragma GCC unroll 4
-      for (int64_t x = 0; x < kSide; ++x) take(y * kSide + x, row[x]);
-    }
+      for (int64_t x = 0; x < kSide; ++x) take(y * kSide + x, first[x], second[x]);
+    };
+    Row one, two, other;
+    load(1, one), load(2, two), load(0, other);
+    combine(0, &V::subtract_short, other, two);
+    combine(1, &V::add_short, one, two);
+    combine(2, &V::subtract_short, two, one);
+    load(3, other);
+    combine(3, &V::subtract_short, one, other);
   }
 
-  static Int low_word(Int words) noexcept { return high_word(V::template shift_left<16>(words)); }
-  static Int high_word(Int words) noexcept { return V::shift_right_signed(words, 16); }
-  static Int centred(int64_t f, Int words, Int means) noexcept {
-    return f == kWinograd8Mean ? V::subtract_short(words, means) : words;
-  }
-
-  // Two words of 16 bits in each lane.
-  static Int twice(Int words) noexcept { return V::bit_or(words, V::template shift_left<16>(words)); }
-
-  static void input(const uint32_t* lines, int64_t line_pitch, int64_t quad_pitch, int64_t quads, int64_t tiles,
-                    uint8_t zero, const float* units, uint32_t* out, int64_t out_pitch, int64_t out_step, float* scales,
-                    float* mean_of) noexcept {
-    const Int four_zeros = V::broadcast_int(4u * zero * 0x00010001u);
-    const Int low_byte = V::broadcast_int(0x00ff00ff), middle = V::broadcast_int(0x80808080);
-    const Float most_byte = V::broadcast(127.0f), most_factor = V::broadcast(32767.0f);
-    const Float dividend = V::broadcast(127.0f * 32768.0f);
-    for (int64_t t = 0; t < tiles; t += kLanes) {
-      // To transform inputs twice takes less time than to keep frequencies, which leave the first-level cache.
-      Int most[kFrequencies];
-      for (Int& of_frequency : most) of_frequency = V::broadcast_int(0);
-      Int sum = V::broadcast_int(0), largest = V::broadcast_int(0x80008000), smallest = V::broadcast_int(0x7fff7fff);
-      const auto compare = [&](int64_t f, Int words) __attribute__((always_inline)) {
-        if (f != kWinograd8Mean) {
-          most[f] = V::max_short(most[f], V::magnitude_short(words));
-          return;
+  static void input(const uint32_t* in, int64_t plane, const WinogradRun* runs, int64_t num_runs, int64_t quads,
+                    uint8_t zero, const float* units, uint32_t* columns, uint32_t* out, int64_t out_pitch,
+                    int64_t out_step, float* scales, float* mean_of) noexcept {
+    const Int four_zeros = V::broadcast_int(4u * zero * 0x00010001u), zeros = V::broadcast_int(zero * 0x01010101u);
+    const Int word = V::broadcast_int(0xffff), middle = V::broadcast_int(0x80808080);
+    RunLanes lanes[kLanes];
+    find_lanes(runs, num_runs, lanes);
+    // To transform inputs twice takes less time than to keep frequencies, which leave the first-level cache.
+    Int most[kFrequencies][2], sums[2], largest[2], smallest[2];
+    for (Int(&of_frequency)[2] : most) of_frequency[0] = of_frequency[1] = V::broadcast_int(0);
+    sums[0] = sums[1] = V::broadcast_int(0);
+    largest[0] = largest[1] = V::broadcast_int(0x80008000), smallest[0] = smallest[1] = V::broadcast_int(0x7fff7fff);
+    for (int64_t c = 0; c < quads; ++c) {
+      uint32_t* const of_quad = columns + c * kColumnsPitch;
+      find_columns(in + c * plane, lanes, num_runs, zeros, of_quad);
+      transform_inputs(of_quad, four_zeros, [&](int64_t f, Int first, Int second) __attribute__((always_inline)) {
+        const Int both[2] = {first, second};
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; ++i) {
+          if (f != kWinograd8Mean) {
+            most[f][i] = V::max_short(most[f][i], V::magnitude_short(both[i]));
+          } else {
+            sums[i] = V::add_int(sums[i], V::add_pairs(both[i]));
+            largest[i] = V::max_short(largest[i], both[i]), smallest[i] = V::min_short(smallest[i], both[i]);
+          }
         }
-        sum = V::add_int(sum, V::add_int(low_word(words), high_word(words)));
-        largest = V::max_short(largest, words), smallest = V::min_short(smallest, words);
-      };
-      for (int64_t c = 0; c < quads; ++c) {
-        const uint32_t* const of_quad = lines + c * quad_pitch + 2 * t;
-        transform_inputs<false>(of_quad, line_pitch, four_zeros, compare);
-        transform_inputs<true>(of_quad, line_pitch, four_zeros, compare);
-      }
-      const Int mean = V::to_int(V::to_float(sum) / V::broadcast(static_cast<float>(4 * quads)));
-      const Int means = twice(V::bit_and(mean, V::broadcast_int(0xffff)));
-      V::store(mean_of + t, V::to_float(mean));
-      most[kWinograd8Mean] = V::max_short(V::subtract_short(largest, means), V::subtract_short(means, smallest));
-      Int factors[kFrequencies];
-      for (int64_t f = 0; f < kFrequencies; ++f) {
-        const Float low = V::to_float(V::bit_and(most[f], V::broadcast_int(0xffff)));
-        const Float high = V::to_float(V::template shift_right<16>(most[f]));
-        const Float range = V::max(most_byte, V::max(low, high));
-        factors[f] = twice(V::to_int(V::min(most_factor, dividend / range)));
-        V::store(scales + f * out_step + t, V::multiply(range, V::broadcast(units[f])));
-      }
-      for (int64_t c = 0; c < quads; ++c) {
-        const uint32_t* const of_quad = lines + c * quad_pitch + 2 * t;
-        uint32_t* const to = out + c * out_pitch + t;
-        // So many places are written to that processors do not foresee the next ones.
-        for (int64_t f = 0; f < kFrequencies; ++f) __builtin_prefetch(to + f * out_step + 2 * out_pitch);
-        Int even[kFrequencies];
-        transform_inputs<false>(of_quad, line_pitch, four_zeros,
-                                [&](int64_t f, Int words) __attribute__((always_inline)) {
-                                  even[f] = V::bit_and(V::scale_short(centred(f, words, means), factors[f]), low_byte);
-                                });
-        transform_inputs<true>(
-            of_quad, line_pitch, four_zeros, [&](int64_t f, Int words) __attribute__((always_inline)) {
-              const Int odd =
-                  V::template shift_left<8>(V::bit_and(V::scale_short(centred(f, words, means), factors[f]), low_byte));
-              V::store_int(to + f * out_step, V::bit_xor(V::bit_or(even[f], odd), middle));
-            });
-      }
+      });
+    }
+    const auto sum = V::split_twins(sums[0], sums[1]);
+    const Float total = V::to_float(V::add_int(sum.first, sum.second));
+    const Int mean = V::to_int(total / V::broadcast(static_cast<float>(4 * quads)));
+    V::store(mean_of, V::to_float(mean));
+    const auto twice = [&](Int words) {
+      words = V::bit_and(words, word);
+      return V::twins(V::bit_or(words, V::template shift_left<16>(words)));
+    };
+    const auto means = twice(mean);
+    const Int mean_words[2] = {means.first, means.second};
+    for (int i = 0; i < 2; ++i) {
+      most[kWinograd8Mean][i] =
+          V::max_short(V::subtract_short(largest[i], mean_words[i]), V::subtract_short(mean_words[i], smallest[i]));
+    }
+    const Float most_factor = V::broadcast(32767.0f), dividend = V::broadcast(127.0f * 32768.0f);
+    Int factors[kFrequencies][2];
+    for (int64_t f = 0; f < kFrequencies; ++f) {
+      const auto of_pairs = V::split_twins(most[f][0], most[f][1]);
+      const Int pairs = V::max_short(of_pairs.first, of_pairs.second);
+      const Int of_all = V::bit_and(V::max_short(pairs, V::template shift_right<16>(pairs)), word);
+      const Float range = V::max(V::broadcast(127.0f), V::to_float(of_all));
+      const auto factor = twice(V::to_int(V::min(most_factor, dividend / range)));
+      factors[f][0] = factor.first, factors[f][1] = factor.second;
+      V::store(scales + f * out_step, V::multiply(range, V::broadcast(units[f])));
+    }
+    for (int64_t c = 0; c < quads; ++c) {
+      uint32_t* const to = out + c * out_pitch;
+      // So many places are written to that processors do not foresee the next ones.
+      for (int64_t f = 0; f < kFrequencies; ++f) __builtin_prefetch(to + f * out_step + 2 * out_pitch);
+      transform_inputs(columns + c * kColumnsPitch, four_zeros,
+                       [&](int64_t f, Int first, Int second) __attribute__((always_inline)) {
+                         if (f == kWinograd8Mean) {
+                           first = V::subtract_short(first, mean_words[0]);
+                           second = V::subtract_short(second, mean_words[1]);
+                         }
+                         const Int quad =
+                             V::narrow(V::scale_short(first, factors[f][0]), V::scale_short(second, factors[f][1]));
+                         V::store_int(to + f * out_step, V::bit_xor(quad, middle));
+                       });
     }
   }
 

@@ -33,7 +33,20 @@ struct WinogradKernels {
   WinogradWeightsFn weights;
 };
 
-// The inputs of Winograd's F(2x2, 3x3) in integers, for t < tiles. With the input bytes d of tile t, less `zero`,
+constexpr int64_t kWinograd8Side = 4;
+
+// Tiles [tile, tile + size) of a vector, which lie side by side in a picture: columns 0 to 3 of tile `tile + i` are
+// columns 2i to 2i + 3 of the run.
+struct WinogradRun {
+  int64_t tile;
+  int64_t size;
+  int64_t from[kWinograd8Side];  // where column 0 of each row lies in a plane, or would lie, left of it
+  int64_t begin, end;            // the columns from `begin` on, up to `end`, lie in the picture
+  static constexpr int64_t kOutside = INT64_MIN;  // of a row: none does
+};
+
+// The inputs of Winograd's F(2x2, 3x3) in integers, for the tiles of a vector. With the input bytes d of tile t, less
+// `zero`, which is also what lies outside the picture and in tiles of no run,
 //   v[f] = (input · d · inputᵀ)[f], of each channel
 //   mean = the mean of v[kWinograd8Mean] of all 4 * quads channels, rounded to the nearest, halves to even; it is taken
 //          from these v, the only ones that are not zero where all inputs of a channel are the same
@@ -41,15 +54,16 @@ struct WinogradKernels {
 //   factor = 127 * 2^15 / range, rounded to the nearest, at most 2^15 - 1
 //   out[f][c][t] = 128 + ((v[f] * factor + 2^14) >> 15), of the channels of quad c
 //   scales[f][t] = range * units[f]
-// Rows 0 to 3 of the lines of a quad are columns 2t and 2t + 1 of d, rows 4 to 7 the next two.
-//   lines    [quads, quad_pitch], each [2 * kWinograd8Side, line_pitch]
-//   out      [kWinograd8Side², out_step], each [quads, out_pitch]   whole vectors are written, also of the others
+// Whole vectors are written.
+//   in       [quads, plane]
+//   columns  [quads, kWinograd8Columns, lanes8]   what lies there is overwritten
+//   out      [kWinograd8Side², out_step], each [quads, out_pitch]
 //   scales   [kWinograd8Side², out_step]
-//   mean_of  [tiles]
-using WinogradInput8Fn = void (*)(const uint32_t* lines, int64_t line_pitch, int64_t quad_pitch, int64_t quads,
-                                  int64_t tiles, uint8_t zero, const float* units, uint32_t* out, int64_t out_pitch,
-                                  int64_t out_step, float* scales, float* mean_of) noexcept;
-constexpr int64_t kWinograd8Side = 4;
+//   mean_of  [lanes8]
+using WinogradInput8Fn = void (*)(const uint32_t* in, int64_t plane, const WinogradRun* runs, int64_t num_runs,
+                                  int64_t quads, uint8_t zero, const float* units, uint32_t* columns, uint32_t* out,
+                                  int64_t out_pitch, int64_t out_step, float* scales, float* mean_of) noexcept;
+constexpr int64_t kWinograd8Columns = kWinograd8Side * kWinograd8Side + 1;
 constexpr int64_t kWinograd8Mean = 5;  // y = x = 1
 
 // Their products with weights: out[f][r][t] = start[f][r] + sum over c < quads of weights[y][r][c][x] · panel[f][c][t],

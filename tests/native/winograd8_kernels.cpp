@@ -16,37 +16,74 @@ constexpr int64_t kFrequencies = kSide * kSide;
 // same.
 enum Inputs { kAny, kExtreme, kZeros, kSame };
 
+// Tiles of a vector, all of them but for some of the last ones, as runs of rows that begin and end where a picture may.
+std::vector<WinogradRun> runs_of(int64_t tiles, int64_t most, int64_t row_pitch, Random& random) {
+  std::vector<WinogradRun> runs;
+  for (int64_t tile = 0; tile < tiles;) {
+    const int64_t size = std::min(1 + random.below(most), tiles - tile), columns = 2 * size + 2;
+    const int64_t rows = static_cast<int64_t>(runs.size()) * kSide;
+    WinogradRun run{.tile = tile, .size = size, .from = {}, .begin = random.below(2), .end = columns};
+    run.end -= random.below(3);
+    for (int64_t y = 0; y < kSide; ++y) {
+      run.from[y] = random.below(4) == 0 ? WinogradRun::kOutside : (rows + y) * row_pitch - run.begin;
+    }
+    runs.push_back(run);
+    tile += size;
+  }
+  return runs;
+}
+
 void test_input(const KernelTable& tested, const KernelTable& reference, Random& random) {
-  for (const int64_t tiles : kAwkward) {
+  const int64_t lanes = tested.lanes8;
+  for (int64_t tiles = 0; tiles <= lanes; ++tiles) {
     for (const int64_t quads : {1, 3, 8}) {
       for (const Inputs inputs : {kAny, kExtreme, kZeros, kSame}) {
         begin_case({{"tiles", tiles}, {"quads", quads}, {"inputs", inputs}});
         const auto zero = static_cast<uint8_t>(tiles % 2 == 0 ? 0 : random.below(256));
-        const int64_t line_pitch = 2 * tiles + 1, quad_pitch = 2 * kSide * line_pitch + 2;
-        Guarded<uint32_t> lines = random.rows<uint32_t>(quads, 2 * kSide * line_pitch, quad_pitch);
-        for (int64_t i = 0; i < lines.size() && inputs != kAny; ++i) {
-          lines[i] = inputs == kSame ? 0xffffffffu : zero * 0x01010101u;
+        const int64_t most = random.below(2) == 0 ? lanes : 3, row_pitch = 2 * lanes + 2;
+        const std::vector<WinogradRun> runs = runs_of(tiles, most, row_pitch, random);
+        const int64_t plane = std::max<int64_t>(1, static_cast<int64_t>(runs.size()) * kSide * row_pitch);
+        Guarded<uint32_t> in = random.array<uint32_t>(quads * plane);
+        for (int64_t i = 0; i < in.size() && inputs != kAny; ++i) {
+          in[i] = inputs == kSame ? 0xffffffffu : zero * 0x01010101u;
           for (int byte = 0; byte < 4 && inputs == kExtreme; ++byte) {
-            lines[i] = lines[i] << 8 | (random.below(2) == 0 ? 0u : 255u);
+            in[i] = in[i] << 8 | (random.below(2) == 0 ? 0u : 255u);
           }
         }
         const Guarded<float> units = random.array<float>(kFrequencies);
-        const int64_t written = round_up(tiles, tested.lanes8);
-        const Rows shape{kFrequencies * quads, tiles, written, written + 3};
-        const Rows scale_shape{kFrequencies, tiles, written, quads * shape.pitch};
-        const Rows mean_shape{1, tiles, written, written};
-        const auto transform = [&](const KernelTable& kernels, Guarded<float>& scales, Guarded<float>& means) {
-          Guarded<uint32_t> out = output<uint32_t>(shape);
-          kernels.winograd8.input(lines.data(), line_pitch, quad_pitch, quads, tiles, zero, units.data(), out.data(),
-                                  shape.pitch, quads * shape.pitch, scales.data(), means.data());
-          return out;
-        };
-        Guarded<float> expected_scales = output<float>(scale_shape), scales = output<float>(scale_shape);
-        Guarded<float> expected_means = output<float>(mean_shape), means = output<float>(mean_shape);
-        const Guarded<uint32_t> expected = transform(reference, expected_scales, expected_means);
-        expect_rows(transform(tested, scales, means), shape, dense(expected, shape.rows, tiles, shape.pitch));
-        expect_rows(means, mean_shape, dense(expected_means, 1, tiles, written));
-        expect_rows(scales, scale_shape, dense(expected_scales, kFrequencies, tiles, scale_shape.pitch));
+        const Rows shape{kFrequencies * quads, lanes, lanes, lanes + 3};
+        const Rows scale_shape{kFrequencies, lanes, lanes, quads * shape.pitch};
+        const Rows mean_shape{1, lanes, lanes, lanes};
+        Guarded<uint32_t> out = output<uint32_t>(shape), columns(quads * kWinograd8Columns * lanes, kUnsetOutput);
+        Guarded<float> scales = output<float>(scale_shape), means = output<float>(mean_shape);
+        tested.winograd8.input(in.data(), plane, runs.data(), static_cast<int64_t>(runs.size()), quads, zero,
+                               units.data(), columns.data(), out.data(), shape.pitch, quads * shape.pitch,
+                               scales.data(), means.data());
+        std::vector<uint32_t> expected(static_cast<size_t>(shape.rows * lanes));
+        std::vector<float> all_scales(static_cast<size_t>(shape.rows * lanes)), expected_scales;
+        std::vector<float> expected_means(static_cast<size_t>(lanes));
+        for (int64_t t = 0; t < lanes; ++t) {
+          WinogradRun of_tile{.tile = 0, .size = 1, .from = {}, .begin = 0, .end = 0};  // of no run: nothing is inside
+          for (const WinogradRun& run : runs) {
+            const int64_t column = 2 * (t - run.tile);
+            if (column < 0 || column >= 2 * run.size) continue;
+            of_tile.begin = run.begin - column, of_tile.end = run.end - column;
+            for (int64_t y = 0; y < kSide; ++y) {
+              const bool outside = run.from[y] == WinogradRun::kOutside;
+              of_tile.from[y] = outside ? WinogradRun::kOutside : run.from[y] + column;
+            }
+          }
+          reference.winograd8.input(in.data(), plane, &of_tile, 1, quads, zero, units.data(), nullptr,
+                                    expected.data() + t, lanes, quads * lanes, all_scales.data() + t,
+                                    expected_means.data() + t);
+        }
+        expect_rows(out, shape, expected);
+        expect_rows(means, mean_shape, expected_means);
+        for (int64_t f = 0; f < kFrequencies; ++f) {
+          const auto from = all_scales.begin() + f * quads * lanes;
+          expected_scales.insert(expected_scales.end(), from, from + lanes);
+        }
+        expect_rows(scales, scale_shape, expected_scales);
       }
     }
   }

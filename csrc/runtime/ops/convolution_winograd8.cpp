@@ -92,7 +92,6 @@ class Winograd8Step : public Step {
         line_pitch_(tiles_.m * t_.pitch),
         rows_(rows_apart(quads_, t_.pitch)) {
     for (int64_t y = 0; y < kSide; ++y) begin_.push_back(static_cast<int32_t>(y * matrix_quads()));
-    for (int64_t c = 0; c < quads_; ++c) input_rows_.push_back({.row = c, .channel = c});
     take_weights();
     b_.settle(0, context);
     kept_ = context.kept->get<uint32_t>(b_.c.weight, kernel() + " of " + std::to_string(t_.groups),
@@ -104,7 +103,7 @@ class Winograd8Step : public Step {
   }
 
   int64_t scratch_floats() const override {
-    const int64_t inputs = quads_ * lines_pitch() + kSlackBytes / 4;
+    const int64_t inputs = quads_ * kWinograd8Columns * b_.c.kernels->lanes8;
     const int64_t outputs =
         weights_quads() + product_ints() + tiles_.m * t_.tile_rows * line_pitch_ + b_.finish_floats(line_pitch_);
     return t_.own_panel_floats() + std::max(inputs, outputs);
@@ -124,8 +123,6 @@ class Winograd8Step : public Step {
   // The weights of a row tile, and those that belong to one frequency of y: [4, tile_rows, Q, 4].
   int64_t weights_quads() const { return kSide * matrix_quads(); }
   int64_t matrix_quads() const { return t_.tile_rows * quads_ * kSide; }
-  // From the lines of a quad to those of the next one: they are not a power of two apart, for the cache's sake.
-  int64_t lines_pitch() const { return (2 * kSide * 2 + 1) * t_.lanes; }
   int64_t start_ints() const { return kFrequencies * t_.tile_rows; }
   int64_t product_ints() const { return start_ints() * b_.c.kernels->winograd8.product_pitch; }
   int64_t frequency_quads() const { return (quads_ + 1) * t_.pitch; }  // of a panel
@@ -201,19 +198,31 @@ class Winograd8Step : public Step {
   // a panel take vectors of its lanes.
   void transform_inputs(const PanelPart& p, const RunState& state, float* panel, float* scratch) const {
     const Quantization in = state.quantization[b_.c.input];
-    const int64_t lanes = t_.lanes, vectors = ceil_div(p.count, lanes);
-    auto* const lines = reinterpret_cast<uint32_t*>(scratch);
+    const int64_t lanes = b_.c.kernels->lanes8, vectors = ceil_div(p.count, lanes);
     const uint32_t* const input = state.quads(b_.c.input) + p.group * quads_ * geometry_.plane();
-    PanelRun runs[WinogradTiles::kMostRuns];
+    std::vector<WinogradRun> runs;
     for (int64_t v = p.part * vectors / p.parts; v < (p.part + 1) * vectors / p.parts; ++v) {
-      const int64_t first = v * lanes, count = std::min(lanes, p.count - first);
-      const int64_t num_runs = tiles_.find_runs(p.first + first, count, 2 * lanes, runs);
-      b_.c.kernels->pack_rows(runs, num_runs, 1, input, geometry_.plane(), input_rows_.data(), quads_, in.zeros(),
-                              lines, lines_pitch());
-      b_.c.kernels->winograd8.input(lines, 2 * lanes, lines_pitch(), quads_, count, static_cast<uint8_t>(in.zero),
-                                    units_, reinterpret_cast<uint32_t*>(panel) + first, t_.pitch, frequency_quads(),
+      const int64_t first = v * lanes;
+      find_runs(p.first + first, std::min(lanes, p.count - first), runs);
+      b_.c.kernels->winograd8.input(input, geometry_.plane(), runs.data(), static_cast<int64_t>(runs.size()), quads_,
+                                    static_cast<uint8_t>(in.zero), units_, reinterpret_cast<uint32_t*>(scratch),
+                                    reinterpret_cast<uint32_t*>(panel) + first, t_.pitch, frequency_quads(),
                                     scales_of(panel) + first, mean_of(panel) + first);
     }
+  }
+
+  void find_runs(int64_t first, int64_t count, std::vector<WinogradRun>& runs) const {
+    const ConvGeometry& g = geometry_;
+    runs.clear();
+    tiles_.for_segments(first, count, [&](const WinogradTiles::Segment& s) {
+      const int64_t left = s.x - g.pad_left;
+      WinogradRun& run = runs.emplace_back();
+      run = {.tile = s.at, .size = s.size, .from = {}, .begin = -left, .end = g.width - left};
+      for (int64_t line = 0; line < kSide; ++line) {
+        const int64_t y = s.y - g.pad_top + line;
+        run.from[line] = y < 0 || y >= g.height ? WinogradRun::kOutside : g.row(s.image, y) + left;
+      }
+    });
   }
 
   template <typename Float>
@@ -266,9 +275,8 @@ class Winograd8Step : public Step {
   Tiling t_;
   int64_t quads_;  // Q
   int64_t line_pitch_;
-  std::vector<int32_t> rows_;         // where a panel's rows of one frequency begin
-  std::vector<int32_t> begin_;        // where those of each frequency of y do
-  std::vector<PanelRow> input_rows_;  // the lines of a quad in a row
+  std::vector<int32_t> rows_;   // where a panel's rows of one frequency begin
+  std::vector<int32_t> begin_;  // where those of each frequency of y do
   std::optional<QuadDecoder> decoder_;
   float units_[kFrequencies];
   KeptWeights::Values<uint32_t> kept_;  // [row tiles, weights_quads()]; null: decoded in each run
