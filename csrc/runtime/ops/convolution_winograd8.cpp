@@ -30,8 +30,8 @@ constexpr int64_t kFrequencies = kSide * kSide;
 constexpr float kMostByte = 127;
 
 // Of one vector of tiles, in vector multiply-adds: the inputs of a quad, and the products of an output.
-constexpr double kInputCost = 800;
-constexpr double kOutputCost = 130;
+constexpr double kInputCost = 530;
+constexpr double kOutputCost = 112;
 
 // For all outputs of a group: that a thread reads a vector of a quad which another one has transformed. Never so little
 // that each would rather transform all.
