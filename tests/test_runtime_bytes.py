@@ -75,6 +75,8 @@ def test_network(calibrated: bool, rng: np.random.Generator) -> None:
     first = run(file, x, isa="reference", threads=1)
     assert np.abs(first - exact).max() <= 0.1 * np.abs(exact).max()
     kernels = ("direct8", "matrix8", "winograd8", "table8", "shuffle8", "direct")
+    steps = Model(file, precision="fast", isa="reference", kernel="winograd8").profile(x)["steps"]
+    assert "winograd8" in [step["kernel"] for step in steps]
     for kernel, isa, threads in product(kernels, ISAS, (1, 2)):
         got = run(file, x, isa=isa, kernel=kernel, threads=threads)
         assert np.abs(got - exact).max() <= 0.1 * np.abs(exact).max(), (kernel, isa, threads)

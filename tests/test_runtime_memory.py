@@ -1,10 +1,12 @@
 """A memory budget: which weights it keeps decoded, and that outputs do not depend on it."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from layer_networks import model_file, weighted_layer
+from test_runtime_fast import ISAS
 
 from pyquant.codecs import CodecConfig, ProductConfig, ScalarConfig
 from pyquant.file import ModelFile
@@ -63,6 +65,20 @@ def test_outputs_do_not_depend_on_the_budget(
         assert model.kept_bytes == kept
         model(x[:1, :, :5])  # another plan has the same weights
         assert model.kept_bytes == kept
+
+
+@pytest.mark.parametrize(("precision", "kernel"), [("exact", "direct"), ("fast", "direct8"), ("fast", "winograd8")])
+def test_layers_that_share_a_weight_but_not_groups(precision: str, kernel: str, rng: np.random.Generator) -> None:
+    first, tensors = weighted_layer(rng, (20, 6, 3, 3), SPATIAL, name="first", output="h", **PADDING)
+    cut, more = weighted_layer(rng, (12, 20, 1, 1), POINTWISE, name="cut", inputs=("h",), output="g")
+    second, own = weighted_layer(rng, (20, 6, 3, 3), SPATIAL, name="second", inputs=("g",), groups=2, **PADDING)
+    tensors |= more | {name: tensor for name, tensor in own.items() if name in ("second.scale", "second.bias")}
+    file = model_file([first, cut, replace(second, weight=first.weight)], tensors, (1, 6, 9, 9))
+    x = rng.standard_normal((2, 6, 9, 9), dtype=np.float32)
+    for isa in ISAS:
+        options: dict[str, Any] = {"precision": precision, "kernel": kernel, "isa": isa}
+        expected, got = (Model(file, memory_budget=budget, **options)(x) for budget in (0, 1 << 40))
+        np.testing.assert_array_equal(got, expected)
 
 
 def test_nothing_is_kept_where_codes_are_as_good(rng: np.random.Generator) -> None:
