@@ -28,14 +28,15 @@ void add_row_sums(const uint16_t* codes, int64_t blocks, const int64_t* of_centr
   }
 }
 
-// Numbers rounded to whole multiples of a scale.
-ByteCodebooks whole_numbers(const AlignedBuffer<float>& values, float scale) {
-  ByteCodebooks result{.scale = scale, .values = AlignedBuffer<float>(values.size())};
-  for (int64_t i = 0; i < values.size(); ++i) result.values[i] = std::nearbyint(values[i] / scale);
-  return result;
-}
-
 }  // namespace
+
+float round_to_bytes(float* values, int64_t count, int64_t step) {
+  float most = 0;
+  for (int64_t i = 0; i < count; i += step) most = std::max(most, std::fabs(values[i]));
+  const float scale = scale_for(most, kMostWeight);
+  for (int64_t i = 0; i < count; i += step) values[i] = std::nearbyint(values[i] / scale);
+  return scale;
+}
 
 float largest(const float* values, int64_t count) {
   float most = 0;
@@ -77,22 +78,25 @@ uint32_t quad_of(const float* values, int64_t count, int64_t step) {
 }
 
 ByteCodebooks byte_codebooks(const Weight& weight) {
-  return whole_numbers(weight.codebook,
-                       scale_for(largest(weight.codebook.data(), weight.codebook.size()), kMostWeight));
+  ByteCodebooks result{.values = AlignedBuffer<float>(weight.codebook.size())};
+  std::copy_n(weight.codebook.data(), weight.codebook.size(), result.values.data());
+  result.scale = round_to_bytes(result.values.data(), result.values.size());
+  return result;
 }
 
 ByteCodebooks joint_byte_codebook(const Weight& weight) {
-  const AlignedBuffer<float> joint = joint_codebook(weight, weight.codebook);
-  return whole_numbers(joint, scale_for(largest(joint.data(), joint.size()), kMostWeight));
+  ByteCodebooks result{.values = joint_codebook(weight, weight.codebook)};
+  result.scale = round_to_bytes(result.values.data(), result.values.size());
+  return result;
 }
 
 ByteCodebooks codebooks_in_parts(const Weight& weight, float largest_weight) {
   const float most = std::max(largest(weight.codebook.data(), weight.codebook.size()), largest_weight);
   // Each of M summands is rounded by up to half a part.
   const float most_byte = kMostWeight - static_cast<float>(weight.codebooks) / (2 * kPart);
-  const float scale = scale_for(most, most_byte);
-  ByteCodebooks parts = whole_numbers(weight.codebook, scale / kPart);
-  parts.scale = scale;
+  ByteCodebooks parts{.scale = scale_for(most, most_byte), .values = AlignedBuffer<float>(weight.codebook.size())};
+  const float part = parts.scale / kPart;
+  for (int64_t i = 0; i < parts.values.size(); ++i) parts.values[i] = std::nearbyint(weight.codebook[i] / part);
   return parts;
 }
 
@@ -105,8 +109,8 @@ ByteRow write_byte_row(const Weight& weight, int64_t output, uint32_t* quads) {
     result.scale = weight.units[output];
     bytes.assign(weight.bytes.data() + begin, weight.bytes.data() + end);
   } else {
-    result.scale = scale_for(largest(weight.dense.data() + begin, weight.depth()), kMostWeight);
-    for (int64_t i = begin; i < end; ++i) bytes.push_back(std::nearbyint(weight.dense[i] / result.scale));
+    bytes.assign(weight.dense.data() + begin, weight.dense.data() + end);
+    result.scale = round_to_bytes(bytes.data(), weight.depth());
   }
   for (const float byte : bytes) result.sum += static_cast<int64_t>(byte);
   for (int64_t channel = 0; channel < weight.channels; channel += kQuad) {

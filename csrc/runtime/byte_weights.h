@@ -32,6 +32,9 @@ WeightOrder quad_order(const Weight& weight, QuadSource source);
 // Four bytes, each a whole number of -128..127, as a quad; those behind the first `count` are zero.
 uint32_t quad_of(const float* values, int64_t count, int64_t step = 1);
 
+// Make whole numbers within -127..127 of every `step`-th of `count` values, and return what each is larger by.
+float round_to_bytes(float* values, int64_t count, int64_t step = 1);
+
 // The largest of some numbers, without their signs.
 float largest(const float* values, int64_t count);
 

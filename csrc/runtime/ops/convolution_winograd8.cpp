@@ -39,7 +39,7 @@ constexpr double kSharedCost = 15;
 constexpr double kLeastSharedCost = 0.06;
 
 // A tile of fewer vectors takes as long: sums of one frequency are too few to hide how long each takes.
-constexpr double kLeastVectors = 1.5;
+constexpr double kLeastVectors = 2;
 
 // Where products are added in pairs, weights must be smaller than those of frequencies are.
 bool applies(const Convolution& c) {
@@ -71,11 +71,15 @@ Weight transformed(const Weight& weight) {
   return result;
 }
 
+// Of a quad of one frequency, in vector multiply-adds: codes and centroids are found once for a kernel, as for its nine
+// weights elsewhere.
+double decode_cost(const Convolution& c) { return QuadDecoder::cost(*c.weight) * 9 / kFrequencies; }
+
 Tiling tiling_of(const Convolution& c, int threads) {
   const int64_t tiles = WinogradTiles{c.geometry, kWinograd2x2.outputs}.count();
   const int64_t quads = ceil_div(c.weight->channels, kQuad);
   const double shared = std::max(kSharedCost / static_cast<double>(c.group_outputs()), kLeastSharedCost);
-  const SideCosts costs{.decode = QuadDecoder::cost(*c.weight), .repeat = shared};
+  const SideCosts costs{.decode = decode_cost(c), .repeat = shared};
   return Tiling(*c.kernels, c.kernels->tile8, c.geometry.groups, c.group_outputs(), tiles,
                 kFrequencies * (quads + 1) + 1, threads, costs);
 }
@@ -92,7 +96,7 @@ class Winograd8Step : public Step {
         line_pitch_(tiles_.m * t_.pitch),
         rows_(rows_apart(quads_, t_.pitch)) {
     for (int64_t y = 0; y < kSide; ++y) begin_.push_back(static_cast<int32_t>(y * matrix_quads()));
-    take_weights();
+    take_codebook();
     b_.settle(0, context);
     kept_ = context.kept->get<uint32_t>(b_.c.weight, kernel() + " of " + std::to_string(t_.groups),
                                         t_.groups * t_.row_tiles() * weights_quads(), [&](uint32_t* weights) {
@@ -100,6 +104,7 @@ class Winograd8Step : public Step {
                                             decode(output, count, weights + tile * weights_quads());
                                           });
                                         });
+    take_start();
   }
 
   int64_t scratch_floats() const override {
@@ -128,21 +133,14 @@ class Winograd8Step : public Step {
   int64_t frequency_quads() const { return (quads_ + 1) * t_.pitch; }  // of a panel
   float* epilogue(const RunState& state) const { return state.shared + t_.shared_floats(); }
 
-  void take_weights() {
+  void take_codebook() {
     const Weight frequencies = transformed(*b_.c.weight);
     AlignedBuffer<float> codebook = joint_codebook(frequencies, frequencies.codebook);
-    float most[kFrequencies] = {};
-    for (int64_t i = 0; i < codebook.size(); ++i) {
-      most[i % kFrequencies] = std::max(most[i % kFrequencies], std::fabs(codebook[i]));
-    }
     // Sums are in steps of what is the scale of bytes on other paths.
     const float scale = joint_byte_codebook(*b_.c.weight).scale;
     take_sums(frequencies, codebook, scale);
     for (int64_t f = 0; f < kFrequencies; ++f) {
-      const float of_frequency = most[f] > 0 ? most[f] / kMostByte : 1.0f;
-      for (int64_t i = f; i < codebook.size(); i += kFrequencies) {
-        codebook[i] = std::nearbyint(codebook[i] / of_frequency);
-      }
+      const float of_frequency = round_to_bytes(codebook.data() + f, codebook.size() - f, kFrequencies);
       // Scales have the signs of what the last row and the last column of outputs subtract.
       const bool is_subtracted = (f / kSide == kSide - 1) != (f % kSide == kSide - 1);
       units_[f] = (is_subtracted ? -of_frequency : of_frequency) / scale / kMostByte;
@@ -150,13 +148,16 @@ class Winograd8Step : public Step {
     decoder_.emplace(frequencies, codebook, true);
     b_.weight_scale.assign(b_.c.weight->outputs, scale);
     b_.weight_sums.assign(b_.c.weight->outputs, 0);  // the zero is taken from each input
+  }
+
+  void take_start() {
     start_.assign(t_.groups * t_.row_tiles() * start_ints(), 0);
-    AlignedBuffer<uint32_t> weights(weights_quads());
+    AlignedBuffer<uint32_t> decoded(weights_quads());
     for_row_tiles([&](int64_t tile, int64_t output, int64_t count) {
-      decode(output, count, weights.data());
+      const uint32_t* const weights = weights_of(tile, output, count, decoded.data());
       for (int64_t i = 0; i < kSide * count; ++i) {
         const int64_t y = i / count, row = i % count;
-        const uint32_t* const quads = &weights[begin_[y] + row * quads_ * kSide];
+        const uint32_t* const quads = weights + begin_[y] + row * quads_ * kSide;
         int32_t* const start = &start_[tile * start_ints() + y * kSide * t_.tile_rows + row];
         for (int64_t q = 0; q < quads_ * kSide; ++q) {
           for (int64_t byte = 0; byte < kQuad; ++byte) {
@@ -192,6 +193,13 @@ class Winograd8Step : public Step {
 
   void decode(int64_t output, int64_t count, uint32_t* weights) const {
     decoder_->decode(*b_.c.kernels, output, count, begin_.data(), weights, quads_ * kSide);
+  }
+
+  // Those of a row tile, which are decoded unless they are kept.
+  const uint32_t* weights_of(int64_t row_tile, int64_t output, int64_t count, uint32_t* decoded) const {
+    if (kept_ != nullptr) return kept_->data() + row_tile * weights_quads();
+    decode(output, count, decoded);
+    return decoded;
   }
 
   // panel[f][c][t], c < Q, and behind each frequency its scales[t]; behind all of them the means[t]. Threads that share
@@ -245,12 +253,7 @@ class Winograd8Step : public Step {
     for (int64_t row = work.first_output; row < work.last_output; row += t_.tile_rows) {
       const int64_t output = work.group * t_.outputs + row, count = std::min(t_.tile_rows, work.last_output - row);
       const int64_t row_tile = work.group * t_.row_tiles() + row / t_.tile_rows;
-      const uint32_t* weights = decoded;
-      if (kept_ != nullptr) {
-        weights = kept_->data() + row_tile * weights_quads();
-      } else {
-        decode(output, count, decoded);
-      }
+      const uint32_t* const weights = weights_of(row_tile, output, count, decoded);
       for (int64_t tile = work.first_tile; tile < work.last_tile; ++tile) {
         const float* const panel = work.panel(t_, tile);
         const auto* const inputs = reinterpret_cast<const uint32_t*>(panel);
@@ -289,7 +292,7 @@ double cost(const Convolution& c, int threads) {
   const Tiling t = tiling_of(c, threads);
   const auto outputs = static_cast<double>(c.weight->outputs), tiles = static_cast<double>(t.num_tiles);
   const auto quads = static_cast<double>(ceil_div(c.weight->channels, kQuad));
-  const double decoded = QuadDecoder::cost(*c.weight) * static_cast<double>(t.num_blocks);
+  const double decoded = decode_cost(c) * static_cast<double>(t.num_blocks);
   const double multiplied = c.kernels->tile8.step_cost * std::max(t.lane_vectors(), kLeastVectors * tiles);
   const double products = static_cast<double>(t.computed_rows()) * kFrequencies * quads * (multiplied + decoded);
   // No two threads transform inputs of one vector.
