@@ -242,7 +242,7 @@ def test_integer_kernels_of_other_blocks(case: Any, rng: np.random.Generator) ->
 
 # (weight shape, block, K, M, attributes, plane): odd planes, one tile, tiles of several vectors and blocks, groups.
 TRANSFORMED: list[tuple[tuple[int, int, int, int], Any, int, int, dict[str, Any], tuple[int, int]]] = [
-    ((9, 7, 3, 3), (1, 3, 3), 20, 1, {"padding": (1, 1, 1, 1)}, (1, 1)),
+    ((9, 7, 3, 3), (1, 3, 3), 20, 1, {"padding": (1, 1, 1, 1)}, (3, 3)),
     ((8, 12, 3, 3), (1, 3, 3), 16, 2, {"padding": (1, 1, 1, 1)}, (7, 7)),
     ((21, 6, 3, 3), (2, 3, 3), 40, 1, {}, (9, 5)),
     ((12, 9, 3, 3), (2, 3, 3), 16, 1, {"padding": (2, 0, 1, 2)}, (30, 47)),
@@ -264,6 +264,16 @@ def test_winograd_in_integers(case: Any, rng: np.random.Generator) -> None:
             run(file, x, isa=isa, kernel="winograd8", memory_budget=budget) for budget in (0, 1 << 24)
         )
         np.testing.assert_array_equal(decoded_once, decoded_in_each_run, err_msg=isa)
+
+
+def test_no_winograd_in_integers_of_tiles_by_themselves(rng: np.random.Generator) -> None:
+    """Padding gives all of their frequencies a mean, with which what is rounded off weights is multiplied."""
+    node, tensors = weighted_layer(
+        rng, (8, 8, 3, 3), ProductConfig(block=(1, 3, 3), centroids=16), padding=(1, 1, 1, 1)
+    )
+    for plane, applies in (((2, 9), False), ((9, 2), False), ((3, 3), True)):
+        x = rng.standard_normal((1, 8, *plane), dtype=np.float32)
+        assert ("winograd8" in candidates(model_file([node], tensors, x.shape), x, isa="reference")) == applies
 
 
 def test_winograd_in_integers_takes_a_scale_for_each_tile(rng: np.random.Generator) -> None:

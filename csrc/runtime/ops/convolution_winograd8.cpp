@@ -41,9 +41,11 @@ constexpr double kLeastSharedCost = 0.06;
 // A tile of fewer vectors takes as long: sums of one frequency are too few to hide how long each takes.
 constexpr double kLeastVectors = 2;
 
-// Where products are added in pairs, weights must be smaller than those of frequencies are.
+// Where products are added in pairs, weights must be smaller than those of frequencies are. And tiles that have no
+// neighbour are mostly padding, by which all of their frequencies have a mean.
 bool applies(const Convolution& c) {
   const Weight& weight = *c.weight;
+  if (std::min(c.geometry.out_height, c.geometry.out_width) <= kWinograd2x2.outputs) return false;
   if (c.kernels->adds_in_pairs || !winograd_fits(c.geometry, weight) || !has_joint_codebook(weight)) return false;
   // Outputs are rounded to ints, and may be a little larger than the sums are that others compute.
   if (2 * weight.depth() * 128 * kMostInput > INT32_MAX) return false;
