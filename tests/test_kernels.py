@@ -68,14 +68,11 @@ def test_winograd_computes_convolutions(isa: str, m: int, tiles: int, rng: np.ra
     side = m + 2
     d = rng.standard_normal((tiles, side, side)).astype(np.float32)
     g = rng.standard_normal((3, 3))
-    lines, next_lines = np.zeros((2, side, m * tiles), np.float32)
-    lines[:] = d[:, :, :m].transpose(1, 0, 2).reshape(side, -1)
-    next_lines.reshape(side, tiles, m)[:, :, :2] = d[:, :, m:].transpose(1, 0, 2)
     points = {2: [0, 1, -1], 4: [0, 0.75, -0.75, 1.5, -1.5]}[m]
     transform = np.stack([_row_of(points, j, m) for j in range(side)])
     frequencies = (transform @ g @ transform.T).reshape(-1, 1).astype(np.float32)
 
-    inputs = _core.winograd_input(lines, next_lines, isa=isa)[:, :tiles]
+    inputs = _core.winograd_input(d, isa=isa)[:, :tiles]
     got = _core.winograd_output(frequencies * inputs, isa=isa)[:, : m * tiles].reshape(m, tiles, m)
     for t in range(tiles):
         expected = [[(d[t, y : y + 3, x : x + 3] * g).sum() for x in range(m)] for y in range(m)]

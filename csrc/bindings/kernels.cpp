@@ -73,19 +73,22 @@ void register_kernels(py::module_& m) {
 
   m.def(
       "winograd_input",
-      [](const Array<float>& lines, const Array<float>& next_lines, const std::string& isa) {
+      [](const Array<float>& tiles, const std::string& isa) {
         const KernelTable kernels = select_kernels(isa);
-        const int64_t side = lines.shape(0);
-        const int64_t tiles = lines.shape(1) / (side - 2);
-        const int64_t pitch = round_up(tiles, kernels.lanes);
-        const AlignedBuffer<float> inputs = copied(lines), next_inputs = copied(next_lines);
+        const int64_t count = tiles.shape(0), side = tiles.shape(1), pitch = round_up(count, kernels.lanes);
+        std::vector<WinogradRun> runs;
+        for (int64_t t = 0; t < count; ++t) {
+          WinogradRun& run = runs.emplace_back();
+          run = {.tile = t, .size = 1, .from = {}, .begin = 0, .end = side};
+          for (int64_t y = 0; y < side; ++y) run.from[y] = (t * side + y) * side;
+        }
+        const AlignedBuffer<float> inputs = copied(tiles);
         AlignedBuffer<float> out(side * side * pitch);
         const WinogradKernels& winograd = side == 4 ? kernels.winograd2 : kernels.winograd4;
-        winograd.input(inputs.data(), next_inputs.data(), lines.shape(1), tiles, out.data(), pitch);
+        winograd.input(inputs.data(), inputs.size(), runs.data(), count, 1, count, out.data(), pitch, pitch);
         return to_array(out, {side * side, pitch});
       },
-      "lines"_a, "next_lines"_a, "isa"_a,
-      "The frequencies [(m + 2)², tiles] of the tiles' inputs: lines [m + 2, m * tiles], and as many next lines.");
+      "tiles"_a, "isa"_a, "The frequencies [(m + 2)², T] of the inputs [T, m + 2, m + 2] of each tile.");
 
   m.def(
       "winograd_output",

@@ -145,8 +145,6 @@ struct Avx512Vnni : Avx512 {
     const Pair pair = split(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b));
     return {_mm512_castps_si512(pair.first), _mm512_castps_si512(pair.second)};
   }
-  using Lanes = __mmask16;
-  static Lanes lanes(int64_t begin, int64_t end) { return static_cast<Lanes>(first(end) & ~first(begin)); }
   static Int load_int_lanes(Int others, Lanes lanes, const void* p) {
     return _mm512_mask_loadu_epi32(others, lanes, p);
   }

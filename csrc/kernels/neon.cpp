@@ -79,6 +79,19 @@ struct Neon {
     }
     return count <= 0 ? zero : load(p);
   }
+  struct Lanes {
+    int64_t begin, end;
+  };
+  static Lanes lanes(int64_t begin, int64_t end) { return {begin, end}; }
+  static Float load_lanes(Float others, Lanes lanes, const float* p) {
+    const auto has = [&](int64_t lane) { return lanes.begin <= lane && lane < lanes.end; };
+    if (has(0) && has(3)) return load(p);
+    if (has(0)) others = vld1q_lane_f32(p, others, 0);
+    if (has(1)) others = vld1q_lane_f32(p + 1, others, 1);
+    if (has(2)) others = vld1q_lane_f32(p + 2, others, 2);
+    if (has(3)) others = vld1q_lane_f32(p + 3, others, 3);
+    return others;
+  }
   static void store(float* p, Float v) { vst1q_f32(p, v); }
   static void store_first(float* p, int64_t count, Float v) {
     if (count >= kLanes) return store(p, v);
@@ -203,16 +216,8 @@ struct Neon {
   static Float to_float(Int v) { return vcvtq_f32_s32(vreinterpretq_s32_u32(v)); }
   static Int to_int(Float v) { return vreinterpretq_u32_s32(vcvtnq_s32_f32(v)); }  // of NaN: 0
   static PairInt split_int(Int a, Int b) { return {vuzp1q_u32(a, b), vuzp2q_u32(a, b)}; }
-  struct Lanes {
-    int64_t begin, end;
-  };
-  static Lanes lanes(int64_t begin, int64_t end) { return {begin, end}; }
   static Int load_int_lanes(Int others, Lanes lanes, const void* p) {
-    if (lanes.begin == 0 && lanes.end == kLanes) return load_int(p);
-    uint32_t values[kLanes];
-    store_int(values, others);
-    for (int64_t i = lanes.begin; i < lanes.end; ++i) values[i] = static_cast<const uint32_t*>(p)[i];
-    return load_int(values);
+    return vreinterpretq_u32_f32(load_lanes(vreinterpretq_f32_u32(others), lanes, static_cast<const float*>(p)));
   }
   static PairInt widen(Int v) {
     const uint8x16_t bytes = vreinterpretq_u8_u32(v);

@@ -74,19 +74,28 @@ void dot_rows_reference(const float* a, int64_t a_pitch, const float* x, int64_t
 }
 
 template <const WinogradMatrices& matrices>
-void winograd_input_reference(const float* lines, const float* next_lines, int64_t line_pitch, int64_t tiles,
-                              float* out, int64_t out_pitch) noexcept {
+void winograd_input_reference(const float* in, int64_t plane, const WinogradRun* runs, int64_t num_runs,
+                              int64_t channels, int64_t tiles, float* out, int64_t out_pitch,
+                              int64_t out_step) noexcept {
   constexpr int64_t m = matrices.outputs, side = matrices.side();
-  for (int64_t t = 0; t < tiles; ++t) {
+  const auto input = [&](int64_t c, int64_t t, int64_t y, int64_t x) {
+    for (const WinogradRun* run = runs; run < runs + num_runs; ++run) {
+      const int64_t column = m * (t - run->tile) + x;
+      if (t < run->tile || t >= run->tile + run->size || run->from[y] == WinogradRun::kOutside) continue;
+      if (run->begin <= column && column < run->end) return in[c * plane + run->from[y] + column];
+    }
+    return 0.0f;
+  };
+  for (int64_t i = 0; i < channels * tiles; ++i) {
+    const int64_t c = i / tiles, t = i % tiles;
     for (int64_t f = 0; f < matrices.frequencies(); ++f) {
       float sum = 0;
       for (int64_t y = 0; y < side; ++y) {
         for (int64_t x = 0; x < side; ++x) {
-          const float* line = (x < m ? lines : next_lines - m) + y * line_pitch;
-          sum += static_cast<float>(matrices.input[f / side][y] * matrices.input[f % side][x]) * line[m * t + x];
+          sum += static_cast<float>(matrices.input[f / side][y] * matrices.input[f % side][x]) * input(c, t, y, x);
         }
       }
-      out[f * out_pitch + t] = sum;
+      out[f * out_step + c * out_pitch + t] = sum;
     }
   }
 }

@@ -36,6 +36,11 @@ struct Avx2 {
   }
   static Float load(const float* p) { return _mm256_loadu_ps(p); }
   static Float load_first(const float* p, int64_t count) { return _mm256_maskload_ps(p, first(count)); }
+  using Lanes = __m256i;
+  static Lanes lanes(int64_t begin, int64_t end) { return _mm256_andnot_si256(first(begin), first(end)); }
+  static Float load_lanes(Float others, Lanes lanes, const float* p) {
+    return _mm256_blendv_ps(others, _mm256_maskload_ps(p, lanes), _mm256_castsi256_ps(lanes));
+  }
   static void store(float* p, Float v) { _mm256_storeu_ps(p, v); }
   static void store_first(float* p, int64_t count, Float v) { _mm256_maskstore_ps(p, first(count), v); }
   static Float broadcast(float value) { return _mm256_set1_ps(value); }
@@ -168,8 +173,6 @@ struct Avx2 {
     const Pair pair = split(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b));
     return {_mm256_castps_si256(pair.first), _mm256_castps_si256(pair.second)};
   }
-  using Lanes = __m256i;
-  static Lanes lanes(int64_t begin, int64_t end) { return _mm256_andnot_si256(first(begin), first(end)); }
   static Int load_int_lanes(Int others, Lanes lanes, const void* p) {
     return _mm256_blendv_epi8(others, _mm256_maskload_epi32(static_cast<const int*>(p), lanes), lanes);
   }

@@ -26,6 +26,9 @@ struct Avx512 {
   static __mmask16 first(int64_t count) { return static_cast<__mmask16>((1u << count) - 1); }
   static Float load(const float* p) { return _mm512_loadu_ps(p); }
   static Float load_first(const float* p, int64_t count) { return _mm512_maskz_loadu_ps(first(count), p); }
+  using Lanes = __mmask16;
+  static Lanes lanes(int64_t begin, int64_t end) { return static_cast<Lanes>(first(end) & ~first(begin)); }
+  static Float load_lanes(Float others, Lanes lanes, const float* p) { return _mm512_mask_loadu_ps(others, lanes, p); }
   static void store(float* p, Float v) { _mm512_storeu_ps(p, v); }
   static void store_first(float* p, int64_t count, Float v) { _mm512_mask_storeu_ps(p, first(count), v); }
   static Float broadcast(float value) { return _mm512_set1_ps(value); }

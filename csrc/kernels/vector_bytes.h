@@ -18,11 +18,10 @@
 //   magnitude_short, scale_short (of int16: products by 2^-15, halves upwards), max_bytes, min_bytes (unsigned),
 //   broadcast_byte, byte_of(quads, i), to_quads (of four vectors of int, clamped to 0..255), pack (of two vectors, to
 //   int16 in any order), unpack (its inverse), to_float, to_int (to the nearest, halves to even), split_int,
-//   load_half_int, store_half_int, dot of halves, lanes (from one up to another one), load_int_lanes (these; nothing
-//   else is read, and another vector has the other lanes), widen (of bytes, to two vectors of int16: two lanes, the
-//   twins, have those of one lane), narrow (its inverse, clamped to int8), twins (of a vector: each lane where widen()
-//   leaves its bytes), split_twins (of two vectors: the first of all twins, and the second), add_pairs (of int16, to
-//   int)
+//   load_half_int, store_half_int, dot of halves, load_int_lanes, widen (of bytes, to two vectors of int16: two lanes,
+//   the twins, have those of one lane), narrow (its inverse, clamped to int8), twins (of a vector: each lane where
+//   widen() leaves its bytes), split_twins (of two vectors: the first of all twins, and the second), add_pairs (of
+//   int16, to int)
 #pragma once
 
 #include <cstdint>

@@ -7,7 +7,8 @@
 //              kLeastVectors   a narrower register tile is no faster
 //              kTableVectors   an even number of vectors per table row: more save look-ups of codes
 //              kResidentVectors   so many vectors of each of 9 inputs fit the registers, beside sums and a weight
-//              load, store (any alignment), load_first, store_first (the first n lanes), broadcast,
+//              load, store (any alignment), load_first, store_first (the first n lanes), lanes (from one up to another
+//              one), load_lanes (these; nothing else is read, and another vector has the other lanes), broadcast,
 //              multiply_add(a, b, c) = a * b + c, multiply, add, subtract, max, min (returning the second operand where
 //              one is NaN), max_or_nan (returning the NaN), split (of two vectors, the Pair of the lanes with even and
 //              with odd number), merge (its inverse), sum (of all lanes), load_half, store_half, low_half (the first

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "kernels/kernels.h"
+#include "kernels/vector_pieces.h"
 #include "kernels/winograd.h"
 
 namespace pyquant {
@@ -19,14 +20,14 @@ struct VectorWinograd {
   static Float times(double factor) noexcept { return V::broadcast(static_cast<float>(factor)); }
 
   // phases[i] = columns m * t + i, for a vector of tiles t.
-  static void split_phases(const float* line, Float (&phases)[m]) noexcept {
+  static void split_phases(const Float (&line)[m], Float (&phases)[m]) noexcept {
     if constexpr (m == 2) {
-      const auto [even, odd] = V::split(V::load(line), V::load(line + kLanes));
+      const auto [even, odd] = V::split(line[0], line[1]);
       phases[0] = even, phases[1] = odd;
     } else {
       static_assert(m == 4);
-      const auto [even, odd] = V::split(V::load(line), V::load(line + kLanes));
-      const auto [next_even, next_odd] = V::split(V::load(line + 2 * kLanes), V::load(line + 3 * kLanes));
+      const auto [even, odd] = V::split(line[0], line[1]);
+      const auto [next_even, next_odd] = V::split(line[2], line[3]);
       const auto [zero, two] = V::split(even, next_even);
       const auto [one, three] = V::split(odd, next_odd);
       phases[0] = zero, phases[1] = one, phases[2] = two, phases[3] = three;
@@ -88,25 +89,35 @@ struct VectorWinograd {
     }
   }
 
-  static void input(const float* lines, const float* next_lines, int64_t line_pitch, int64_t tiles, float* out,
-                    int64_t out_pitch) noexcept {
+  static void input(const float* in, int64_t plane, const WinogradRun* runs, int64_t num_runs, int64_t channels,
+                    int64_t tiles, float* out, int64_t out_pitch, int64_t out_step) noexcept {
     for (int64_t t = 0; t < tiles; t += kLanes) {
-      Float columns[kSide][kSide];  // by x, then y
-      for (int64_t y = 0; y < kSide; ++y) {
-        Float phases[m], next[m];
-        split_phases(lines + y * line_pitch + m * t, phases);
-        split_phases(next_lines + y * line_pitch + m * t, next);
-        Float d[kSide];
+      const WinogradPieces<V, m> pieces(runs, num_runs, t);
+      for (int64_t c = 0; c < channels; ++c) {
+        const float* const from = in + c * plane;
+        Float columns[kSide][kSide];  // by x, then y
+        for (int64_t y = 0; y < kSide; ++y) {
+          Float line[m], next_line[m], phases[m], next[m];
 #pragma GCC unroll 4
-        for (int64_t i = 0; i < m; ++i) d[i] = phases[i];
-        d[m] = next[0], d[m + 1] = next[1];
-        transform_input(d, &columns[0][y], kSide);
-      }
-      for (int64_t x = 0; x < kSide; ++x) {
-        Float frequencies[kSide];
-        transform_input(columns[x], frequencies, 1);
+          for (int64_t v = 0; v < m; ++v) {
+            line[v] = pieces.load(from, y, v, V::broadcast(0.0f), &V::load_lanes);
+            next_line[v] = pieces.load(from, y, m + v, V::broadcast(0.0f), &V::load_lanes);
+          }
+          split_phases(line, phases);
+          split_phases(next_line, next);
+          Float d[kSide];
+#pragma GCC unroll 4
+          for (int64_t i = 0; i < m; ++i) d[i] = phases[i];
+          d[m] = next[0], d[m + 1] = next[1];
+          transform_input(d, &columns[0][y], kSide);
+        }
+        for (int64_t x = 0; x < kSide; ++x) {
+          Float frequencies[kSide];
+          transform_input(columns[x], frequencies, 1);
+          float* const to = out + x * out_step + c * out_pitch + t;
 #pragma GCC unroll 6
-        for (int64_t y = 0; y < kSide; ++y) V::store(out + (y * kSide + x) * out_pitch + t, frequencies[y]);
+          for (int64_t y = 0; y < kSide; ++y) V::store(to + y * kSide * out_step, frequencies[y]);
+        }
       }
     }
   }

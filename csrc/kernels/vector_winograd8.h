@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "kernels/kernels.h"
+#include "kernels/vector_pieces.h"
 
 namespace pyquant {
 
@@ -24,41 +25,14 @@ struct VectorWinograd8 {
   static constexpr int64_t kColumnsPitch = (kFrequencies + 1) * kLanes;
   static_assert(kColumnsPitch <= kWinograd8Columns * kLanes);
 
-  // The lanes that a run has of column x of each row: of columns 0 and 1 side by side, in two vectors, and of 2 and 3.
-  struct RunLanes {
-    typename V::Lanes vectors[kSide];
-    const WinogradRun* run;
-  };
-
-  static int64_t find_lanes(const WinogradRun* runs, int64_t num_runs, RunLanes* lanes) noexcept {
-    for (int64_t i = 0; i < num_runs; ++i) {
-      lanes[i].run = runs + i;
-      const int64_t at = 2 * runs[i].tile, end = at + 2 * runs[i].size;
-      for (int64_t v = 0; v < kSide; ++v) {
-        const int64_t vector = v % 2 * kLanes, column = at - v / 2 * 2;  // lane of column 0
-        const int64_t from = std::max(at, column + runs[i].begin), to = std::min(end, column + runs[i].end);
-        const auto in_vector = [&](int64_t lane) { return std::clamp<int64_t>(lane - vector, 0, kLanes); };
-        lanes[i].vectors[v] = V::lanes(in_vector(from), in_vector(to));
-      }
-    }
-    return num_runs;
-  }
-
   // The columns of d of each row, of all tiles.
-  static void find_columns(const uint32_t* in, const RunLanes* lanes, int64_t num_runs, Int zeros,
+  static void find_columns(const uint32_t* in, const WinogradPieces<V, 2>& pieces, Int zeros,
                            uint32_t* columns) noexcept {
 #pragma GCC unroll 4
     for (int64_t y = 0; y < kSide; ++y) {
-      Int v[kSide] = {zeros, zeros, zeros, zeros};
-      for (const RunLanes* of_run = lanes; of_run < lanes + num_runs; ++of_run) {
-        const WinogradRun& run = *of_run->run;
-        if (run.from[y] == WinogradRun::kOutside) continue;
-        const uint32_t* const from = in + run.from[y] - 2 * run.tile;
+      Int v[kSide];
 #pragma GCC unroll 4
-        for (int64_t i = 0; i < kSide; ++i) {
-          v[i] = V::load_int_lanes(v[i], of_run->vectors[i], from + i / 2 * 2 + i % 2 * kLanes);
-        }
-      }
+      for (int64_t i = 0; i < kSide; ++i) v[i] = pieces.load(in, y, i, zeros, &V::load_int_lanes);
       const auto left = V::split_int(v[0], v[1]), right = V::split_int(v[2], v[3]);
       uint32_t* const to = columns + y * kSide * kLanes;
       V::store_int(to, left.first), V::store_int(to + kLanes, left.second);
@@ -110,8 +84,7 @@ struct VectorWinograd8 {
                     int64_t out_step, float* scales, float* mean_of) noexcept {
     const Int four_zeros = V::broadcast_int(4u * zero * 0x00010001u), zeros = V::broadcast_int(zero * 0x01010101u);
     const Int word = V::broadcast_int(0xffff), middle = V::broadcast_int(0x80808080);
-    RunLanes lanes[kLanes];
-    find_lanes(runs, num_runs, lanes);
+    const WinogradPieces<V, 2> pieces(runs, num_runs, 0);
     // To transform inputs twice takes less time than to keep frequencies, which leave the first-level cache.
     Int most[kFrequencies][2], sums[2], largest[2], smallest[2];
     for (Int(&of_frequency)[2] : most) of_frequency[0] = of_frequency[1] = V::broadcast_int(0);
@@ -119,7 +92,7 @@ struct VectorWinograd8 {
     largest[0] = largest[1] = V::broadcast_int(0x80008000), smallest[0] = smallest[1] = V::broadcast_int(0x7fff7fff);
     for (int64_t c = 0; c < quads; ++c) {
       uint32_t* const of_quad = columns + c * kColumnsPitch;
-      find_columns(in + c * plane, lanes, num_runs, zeros, of_quad);
+      find_columns(in + c * plane, pieces, zeros, of_quad);
       transform_inputs(of_quad, four_zeros, [&](int64_t f, Int first, Int second) __attribute__((always_inline)) {
         const Int both[2] = {first, second};
 #pragma GCC unroll 2

@@ -7,13 +7,25 @@
 
 namespace pyquant {
 
-// The inputs of Winograd's F(m x m, 3 x 3): out[y * (m + 2) + x][t] = (input · d · inputᵀ)[y][x] of the
-// (m + 2) x (m + 2) inputs d of tile t. Row y of d is columns m * t .. m * t + m - 1 of line y, then columns m * t and
-// m * t + 1 of next line y.
-//   lines, next_lines  [m + 2, line_pitch]
-//   out                [(m + 2)², out_pitch], whole vectors are written
-using WinogradInputFn = void (*)(const float* lines, const float* next_lines, int64_t line_pitch, int64_t tiles,
-                                 float* out, int64_t out_pitch) noexcept;
+constexpr int64_t kMostWinogradSide = 6;
+
+// Tiles [tile, tile + size), which lie side by side in a picture: columns 0 to m + 1 of tile `tile + i` are columns
+// m * i to m * i + m + 1 of the run.
+struct WinogradRun {
+  int64_t tile;
+  int64_t size;
+  int64_t from[kMostWinogradSide];  // where column 0 of each row lies in a plane, or would lie, left of it
+  int64_t begin, end;               // columns from `begin` on, up to `end`, lie in the picture
+  static constexpr int64_t kOutside = INT64_MIN;  // of a row: none does
+};
+
+// The inputs of Winograd's F(m x m, 3 x 3): out[f][c][t] = (input · d · inputᵀ)[f] of the (m + 2) x (m + 2) inputs d
+// of channel c of tile t. Outside of the picture, and in tiles of no run, these are zero.
+//   in   [channels, plane]
+//   out  [(m + 2)², out_step], each [channels, out_pitch], whole vectors are written
+using WinogradInputFn = void (*)(const float* in, int64_t plane, const WinogradRun* runs, int64_t num_runs,
+                                 int64_t channels, int64_t tiles, float* out, int64_t out_pitch,
+                                 int64_t out_step) noexcept;
 
 // Its outputs: columns m * t .. m * t + m - 1 of line y are row y of output · p · outputᵀ, p[y][x] = in[y * (m + 2) +
 // x][t].
@@ -34,16 +46,6 @@ struct WinogradKernels {
 };
 
 constexpr int64_t kWinograd8Side = 4;
-
-// Tiles [tile, tile + size) of a vector, which lie side by side in a picture: columns 0 to 3 of tile `tile + i` are
-// columns 2i to 2i + 3 of the run.
-struct WinogradRun {
-  int64_t tile;
-  int64_t size;
-  int64_t from[kWinograd8Side];  // where column 0 of each row lies in a plane, or would lie, left of it
-  int64_t begin, end;            // the columns from `begin` on, up to `end`, lie in the picture
-  static constexpr int64_t kOutside = INT64_MIN;  // of a row: none does
-};
 
 // The inputs of Winograd's F(2x2, 3x3) in integers, for the tiles of a vector. With the input bytes d of tile t, less
 // `zero`, which is also what lies outside the picture and in tiles of no run,

@@ -87,8 +87,8 @@ class WinogradStep : public Step {
   }
 
   int64_t scratch_floats() const override {
-    const int64_t lines = std::max(2 * matrices_.side(), matrices_.outputs * t_.tile_rows);
-    return t_.own_panel_floats() + product_floats() + line_floats_ * lines + weights_floats() + row_floats();
+    const int64_t lines = line_floats_ * matrices_.outputs * t_.tile_rows;
+    return t_.own_panel_floats() + product_floats() + lines + weights_floats() + row_floats();
   }
 
   int64_t shared_floats() const override { return t_.shared_floats(); }
@@ -96,9 +96,7 @@ class WinogradStep : public Step {
   void run(const RunState& state) const override {
     run_tiled(
         t_, state,
-        [&](const PanelPart& part, float* panel, float* lines) {
-          transform_inputs(state.values[c_.input], part, lines, panel);
-        },
+        [&](const PanelPart& part, float* panel, float*) { transform_inputs(state.values[c_.input], part, panel); },
         [&](const TiledWork& work, float* scratch) { multiply(work, state, scratch); });
   }
 
@@ -169,19 +167,16 @@ class WinogradStep : public Step {
   }
 
   // panel[f][c][t]: each frequency of the inputs of each tile, for one part of a group's channels.
-  void transform_inputs(const float* input, const PanelPart& p, float* lines, float* panel) const {
+  void transform_inputs(const float* input, const PanelPart& p, float* panel) const {
     const int64_t plane = c_.geometry.plane(), real = c_.weight->channels;
-    float* const next_lines = lines + matrices_.side() * line_floats_;
-    PanelRun runs[WinogradTiles::kMostRuns];
-    const int64_t num_runs = tiles_.find_runs(p.first, p.count, line_floats_, runs);
-    for (int64_t c = p.part * channels_ / p.parts; c < (p.part + 1) * channels_ / p.parts; ++c) {
-      float* const out = panel + c * t_.pitch;
-      if (c < real) {
-        const PanelRow all_lines{.row = 0, .channel = p.group * real + c};
-        c_.kernels->pack_rows(runs, num_runs, 1, input, plane, &all_lines, 1, 0, lines, 0);
-        kernels_.input(lines, next_lines, line_floats_, p.count, out, frequency_floats_);
-      } else {
-        for (int64_t f = 0; f < matrices_.frequencies(); ++f) std::fill_n(out + f * frequency_floats_, t_.pitch, 0.0f);
+    const int64_t begin = p.part * channels_ / p.parts, end = (p.part + 1) * channels_ / p.parts;
+    const std::vector<WinogradRun> runs = tiles_.find_runs(p.first, p.count);
+    kernels_.input(input + (p.group * real + begin) * plane, plane, runs.data(), static_cast<int64_t>(runs.size()),
+                   std::max<int64_t>(std::min(end, real) - begin, 0), p.count, panel + begin * t_.pitch, t_.pitch,
+                   frequency_floats_);
+    for (int64_t c = std::max(begin, real); c < end; ++c) {
+      for (int64_t f = 0; f < matrices_.frequencies(); ++f) {
+        std::fill_n(panel + f * frequency_floats_ + c * t_.pitch, t_.pitch, 0.0f);
       }
     }
   }

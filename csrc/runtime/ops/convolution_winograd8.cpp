@@ -210,29 +210,14 @@ class Winograd8Step : public Step {
     const Quantization in = state.quantization[b_.c.input];
     const int64_t lanes = b_.c.kernels->lanes8, vectors = ceil_div(p.count, lanes);
     const uint32_t* const input = state.quads(b_.c.input) + p.group * quads_ * geometry_.plane();
-    std::vector<WinogradRun> runs;
     for (int64_t v = p.part * vectors / p.parts; v < (p.part + 1) * vectors / p.parts; ++v) {
       const int64_t first = v * lanes;
-      find_runs(p.first + first, std::min(lanes, p.count - first), runs);
+      const std::vector<WinogradRun> runs = tiles_.find_runs(p.first + first, std::min(lanes, p.count - first));
       b_.c.kernels->winograd8.input(input, geometry_.plane(), runs.data(), static_cast<int64_t>(runs.size()), quads_,
                                     static_cast<uint8_t>(in.zero), units_, reinterpret_cast<uint32_t*>(scratch),
                                     reinterpret_cast<uint32_t*>(panel) + first, t_.pitch, frequency_quads(),
                                     scales_of(panel) + first, mean_of(panel) + first);
     }
-  }
-
-  void find_runs(int64_t first, int64_t count, std::vector<WinogradRun>& runs) const {
-    const ConvGeometry& g = geometry_;
-    runs.clear();
-    tiles_.for_segments(first, count, [&](const WinogradTiles::Segment& s) {
-      const int64_t left = s.x - g.pad_left;
-      WinogradRun& run = runs.emplace_back();
-      run = {.tile = s.at, .size = s.size, .from = {}, .begin = -left, .end = g.width - left};
-      for (int64_t line = 0; line < kSide; ++line) {
-        const int64_t y = s.y - g.pad_top + line;
-        run.from[line] = y < 0 || y >= g.height ? WinogradRun::kOutside : g.row(s.image, y) + left;
-      }
-    });
   }
 
   template <typename Float>

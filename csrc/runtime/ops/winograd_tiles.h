@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <vector>
 
 #include "kernels/kernels.h"
 #include "runtime/patches.h"
@@ -54,30 +55,20 @@ struct WinogradTiles {
     }
   }
 
-  // A segment per tile at most, each with a piece left of the picture, one inside it and one right of it, in each line.
-  static constexpr int64_t kMostRuns = kMostTilePixels * 3 * 2 * 6;
-
-  // What the lines of some tiles hold, `pitch` apart, the same for every channel: m inputs of each tile of the segments
-  // side by side, in side() lines, and in as many more what lies m inputs further right. Returns how many runs.
-  int64_t find_runs(int64_t first, int64_t count, int64_t pitch, PanelRun* runs) const {
+  // Where the inputs of tiles lie, as kernels take it.
+  std::vector<WinogradRun> find_runs(int64_t first, int64_t count) const {
     const ConvGeometry& g = geometry;
-    int64_t num_runs = 0;
+    std::vector<WinogradRun> runs;
     for_segments(first, count, [&](const Segment& s) {
-      const int64_t size = m * s.size;
-      for (int64_t line = 0; line < 2 * side(); ++line) {
-        const int64_t to = line * pitch + m * s.at;
-        const int64_t y = s.y - g.pad_top + line % side();
-        const int64_t x = s.x - g.pad_left + (line < side() ? 0 : m);
-        const bool outside = y < 0 || y >= g.height;
-        const int64_t begin = outside ? size : std::clamp<int64_t>(-x, 0, size);
-        const int64_t end = outside ? size : std::clamp(g.width - x, begin, size);
-        const int64_t from = outside ? 0 : g.row(s.image, y) + x + begin;
-        if (begin > 0) runs[num_runs++] = {.to = to, .size = begin, .from = PanelRun::kOutside};
-        if (end > begin) runs[num_runs++] = {.to = to + begin, .size = end - begin, .from = from};
-        if (size > end) runs[num_runs++] = {.to = to + end, .size = size - end, .from = PanelRun::kOutside};
+      const int64_t left = s.x - g.pad_left;
+      WinogradRun run{.tile = s.at, .size = s.size, .from = {}, .begin = -left, .end = g.width - left};
+      for (int64_t line = 0; line < side(); ++line) {
+        const int64_t y = s.y - g.pad_top + line;
+        run.from[line] = y < 0 || y >= g.height ? WinogradRun::kOutside : g.row(s.image, y) + left;
       }
+      runs.push_back(run);
     });
-    return num_runs;
+    return runs;
   }
 };
 
