@@ -9,6 +9,7 @@
 #include "check.h"
 #include "kernel_tests.h"
 #include "pieces.h"
+#include "winograd_runs.h"
 
 namespace pyquant {
 namespace {
@@ -103,25 +104,25 @@ void test_dot_rows(const KernelTable& tested, const KernelTable& reference, Rand
 
 void test_winograd_input(const WinogradKernels& tested, const WinogradKernels& reference, int64_t lanes, int64_t m,
                          Random& random) {
-  const int64_t side = m + 2;
+  const int64_t frequencies = (m + 2) * (m + 2);
   for (const int64_t tiles : kAwkward) {
-    begin_case({{"tiles", tiles}});
-    const int64_t line_pitch = m * tiles + 1;
-    const Guarded<float> lines = random.rows<float>(side, m * tiles, line_pitch);
-    Guarded<float> next_lines((side - 1) * line_pitch + m * tiles, kUnsetInput);
-    for (int64_t y = 0; y < side; ++y) {
-      for (int64_t t = 0; t < tiles; ++t) {
-        for (const int64_t x : {0, 1}) next_lines[y * line_pitch + m * t + x] = random.value<float>();
+    for (const int64_t channels : {1, 3}) {
+      for (const int64_t most : {int64_t{3}, tiles}) {
+        begin_case({{"tiles", tiles}, {"channels", channels}, {"most", most}});
+        const WinogradRuns runs(tiles, most, m, random);
+        const Guarded<float> in = random.array<float>(channels * runs.plane);
+        const int64_t written = round_up(tiles, lanes);
+        const Rows shape{frequencies * channels, tiles, written, written + 3};
+        const auto transform = [&](const WinogradKernels& kernels) {
+          Guarded<float> out = output<float>(shape);
+          kernels.input(in.data(), runs.plane, runs.runs.data(), runs.count(), channels, tiles, out.data(), shape.pitch,
+                        channels * shape.pitch);
+          return out;
+        };
+        const std::vector<float> expected = dense(transform(reference), shape.rows, tiles, shape.pitch);
+        expect_rows(transform(tested), shape, expected, tolerance(expected, frequencies));
       }
     }
-    const Rows shape{side * side, tiles, round_up(tiles, lanes), round_up(tiles, lanes) + 3};
-    const auto transform = [&](const WinogradKernels& kernels) {
-      Guarded<float> out = output<float>(shape);
-      kernels.input(lines.data(), next_lines.data(), line_pitch, tiles, out.data(), shape.pitch);
-      return out;
-    };
-    const std::vector<float> expected = dense(transform(reference), shape.rows, tiles, shape.pitch);
-    expect_rows(transform(tested), shape, expected, tolerance(expected, side * side));
   }
 }
 

@@ -5,6 +5,7 @@
 #include "kernel_tests.h"
 #include "kernels/kernels.h"
 #include "pieces.h"
+#include "winograd_runs.h"
 
 namespace pyquant {
 namespace {
@@ -16,23 +17,6 @@ constexpr int64_t kFrequencies = kSide * kSide;
 // same.
 enum Inputs { kAny, kExtreme, kZeros, kSame };
 
-// Tiles of a vector, all of them but for some of the last ones, as runs of rows that begin and end where a picture may.
-std::vector<WinogradRun> runs_of(int64_t tiles, int64_t most, int64_t row_pitch, Random& random) {
-  std::vector<WinogradRun> runs;
-  for (int64_t tile = 0; tile < tiles;) {
-    const int64_t size = std::min(1 + random.below(most), tiles - tile), columns = 2 * size + 2;
-    const int64_t rows = static_cast<int64_t>(runs.size()) * kSide;
-    WinogradRun run{.tile = tile, .size = size, .from = {}, .begin = random.below(2), .end = columns};
-    run.end -= random.below(3);
-    for (int64_t y = 0; y < kSide; ++y) {
-      run.from[y] = random.below(4) == 0 ? WinogradRun::kOutside : (rows + y) * row_pitch - run.begin;
-    }
-    runs.push_back(run);
-    tile += size;
-  }
-  return runs;
-}
-
 void test_input(const KernelTable& tested, const KernelTable& reference, Random& random) {
   const int64_t lanes = tested.lanes8;
   for (int64_t tiles = 0; tiles <= lanes; ++tiles) {
@@ -40,10 +24,8 @@ void test_input(const KernelTable& tested, const KernelTable& reference, Random&
       for (const Inputs inputs : {kAny, kExtreme, kZeros, kSame}) {
         begin_case({{"tiles", tiles}, {"quads", quads}, {"inputs", inputs}});
         const auto zero = static_cast<uint8_t>(tiles % 2 == 0 ? 0 : random.below(256));
-        const int64_t most = random.below(2) == 0 ? lanes : 3, row_pitch = 2 * lanes + 2;
-        const std::vector<WinogradRun> runs = runs_of(tiles, most, row_pitch, random);
-        const int64_t plane = std::max<int64_t>(1, static_cast<int64_t>(runs.size()) * kSide * row_pitch);
-        Guarded<uint32_t> in = random.array<uint32_t>(quads * plane);
+        const WinogradRuns runs(tiles, random.below(2) == 0 ? lanes : 3, kSide - 2, random);
+        Guarded<uint32_t> in = random.array<uint32_t>(quads * runs.plane);
         for (int64_t i = 0; i < in.size() && inputs != kAny; ++i) {
           in[i] = inputs == kSame ? 0xffffffffu : zero * 0x01010101u;
           for (int byte = 0; byte < 4 && inputs == kExtreme; ++byte) {
@@ -56,15 +38,15 @@ void test_input(const KernelTable& tested, const KernelTable& reference, Random&
         const Rows mean_shape{1, lanes, lanes, lanes};
         Guarded<uint32_t> out = output<uint32_t>(shape), columns(quads * kWinograd8Columns * lanes, kUnsetOutput);
         Guarded<float> scales = output<float>(scale_shape), means = output<float>(mean_shape);
-        tested.winograd8.input(in.data(), plane, runs.data(), static_cast<int64_t>(runs.size()), quads, zero,
-                               units.data(), columns.data(), out.data(), shape.pitch, quads * shape.pitch,
-                               scales.data(), means.data());
+        tested.winograd8.input(in.data(), runs.plane, runs.runs.data(), runs.count(), quads, zero, units.data(),
+                               columns.data(), out.data(), shape.pitch, quads * shape.pitch, scales.data(),
+                               means.data());
         std::vector<uint32_t> expected(static_cast<size_t>(shape.rows * lanes));
         std::vector<float> all_scales(static_cast<size_t>(shape.rows * lanes)), expected_scales;
         std::vector<float> expected_means(static_cast<size_t>(lanes));
         for (int64_t t = 0; t < lanes; ++t) {
           WinogradRun of_tile{.tile = 0, .size = 1, .from = {}, .begin = 0, .end = 0};  // of no run: nothing is inside
-          for (const WinogradRun& run : runs) {
+          for (const WinogradRun& run : runs.runs) {
             const int64_t column = 2 * (t - run.tile);
             if (column < 0 || column >= 2 * run.size) continue;
             of_tile.begin = run.begin - column, of_tile.end = run.end - column;
@@ -73,7 +55,7 @@ void test_input(const KernelTable& tested, const KernelTable& reference, Random&
               of_tile.from[y] = outside ? WinogradRun::kOutside : run.from[y] + column;
             }
           }
-          reference.winograd8.input(in.data(), plane, &of_tile, 1, quads, zero, units.data(), nullptr,
+          reference.winograd8.input(in.data(), runs.plane, &of_tile, 1, quads, zero, units.data(), nullptr,
                                     expected.data() + t, lanes, quads * lanes, all_scales.data() + t,
                                     expected_means.data() + t);
         }
