@@ -1,10 +1,18 @@
 #include "runtime/ops/tiling.h"
 
+#include <algorithm>
+
+#include "base/cache_size.h"
+
 namespace pyquant {
 namespace {
 
-// Of the panels of one block of tiles: they are read once per tile_rows outputs, from the second-level cache.
-constexpr int64_t kPanelBytes = 640 * 1024;
+// Of the panels of one block of tiles: they are read once per tile_rows outputs, from the second-level cache. Where
+// weights are decoded for each block, more of that cache is worth it, if there is more.
+int64_t panel_bytes(bool decodes) {
+  constexpr int64_t kBytes = 640 * 1024;
+  return decodes ? std::clamp(second_level_cache() / 8 * 5, kBytes, 2 * kBytes) : kBytes;
+}
 
 // So many units of equal size per thread are even enough.
 constexpr int64_t kUnitsPerThread = 4;
@@ -58,7 +66,8 @@ Tiling::Tiling(const KernelTable& kernels, const Tile& tile, int64_t groups_, in
   }
   begins.push_back(count);
   const int64_t widest = grain * ceil_div(part_grains, part_tiles);
-  const int64_t most_lanes = kPanelBytes / static_cast<int64_t>(sizeof(float)) / rows;  // of the panels of a block
+  const int64_t most_lanes =
+      panel_bytes(costs.decode > 0) / static_cast<int64_t>(sizeof(float)) / rows;  // of the panels of a block
   const int64_t tiles_per_block =
       std::clamp<int64_t>((joined() ? most_lanes - behind : most_lanes) / round_up(widest, lanes), 1, num_tiles);
   // Threads have as many tiles each, also where their blocks differ by one.
