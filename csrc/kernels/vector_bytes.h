@@ -310,12 +310,18 @@ struct ByteKernels {
 
   static void max_row8(const uint32_t* in, int64_t step, uint32_t* out, int64_t count) noexcept {
     int64_t p = 0;
+    const auto inputs = [&](int64_t wanted) {
+      if (step == 1) return V::load_int(in + p);
+      const Int first = V::load_int(in + 2 * p);
+      return V::split_int(first, 2 * wanted > kLanes ? V::load_int(in + 2 * p + kLanes) : first).first;
+    };
     if (step <= 2) {
-      for (; p + kLanes <= count; p += kLanes) {
-        const Int next = step == 1 ? V::load_int(in + p)
-                                   : V::split_int(V::load_int(in + 2 * p), V::load_int(in + 2 * p + kLanes)).first;
-        V::store_int(out + p, V::max_bytes(V::load_int(out + p), next));
+      for (; p + kLanes <= count; p += kLanes)
+        V::store_int(out + p, V::max_bytes(V::load_int(out + p), inputs(kLanes)));
+      if (const int64_t rest = count - p; rest > 0) {
+        V::store_int_first(out + p, rest, V::max_bytes(V::load_int_first(out + p, rest), inputs(rest)));
       }
+      return;
     }
     for (; p < count; ++p) out[p] = max_quad(out[p], in[p * step]);
   }
