@@ -170,8 +170,9 @@ class WinogradStep : public Step {
   void transform_inputs(const float* input, const PanelPart& p, float* panel) const {
     const int64_t plane = c_.geometry.plane(), real = c_.weight->channels;
     const int64_t begin = p.part * channels_ / p.parts, end = (p.part + 1) * channels_ / p.parts;
-    const std::vector<WinogradRun> runs = tiles_.find_runs(p.first, p.count);
-    kernels_.input(input + (p.group * real + begin) * plane, plane, runs.data(), static_cast<int64_t>(runs.size()),
+    WinogradRun runs[kMostTilePixels];
+    const int64_t num_runs = tiles_.find_runs(p.first, p.count, runs);
+    kernels_.input(input + (p.group * real + begin) * plane, plane, runs, num_runs,
                    std::max<int64_t>(std::min(end, real) - begin, 0), p.count, panel + begin * t_.pitch, t_.pitch,
                    frequency_floats_);
     for (int64_t c = std::max(begin, real); c < end; ++c) {

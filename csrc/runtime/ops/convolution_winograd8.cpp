@@ -210,11 +210,12 @@ class Winograd8Step : public Step {
     const Quantization in = state.quantization[b_.c.input];
     const int64_t lanes = b_.c.kernels->lanes8, vectors = ceil_div(p.count, lanes);
     const uint32_t* const input = state.quads(b_.c.input) + p.group * quads_ * geometry_.plane();
+    WinogradRun runs[kMostTilePixels];
     for (int64_t v = p.part * vectors / p.parts; v < (p.part + 1) * vectors / p.parts; ++v) {
       const int64_t first = v * lanes;
-      const std::vector<WinogradRun> runs = tiles_.find_runs(p.first + first, std::min(lanes, p.count - first));
-      b_.c.kernels->winograd8.input(input, geometry_.plane(), runs.data(), static_cast<int64_t>(runs.size()), quads_,
-                                    static_cast<uint8_t>(in.zero), units_, reinterpret_cast<uint32_t*>(scratch),
+      const int64_t num_runs = tiles_.find_runs(p.first + first, std::min(lanes, p.count - first), runs);
+      b_.c.kernels->winograd8.input(input, geometry_.plane(), runs, num_runs, quads_, static_cast<uint8_t>(in.zero),
+                                    units_, reinterpret_cast<uint32_t*>(scratch),
                                     reinterpret_cast<uint32_t*>(panel) + first, t_.pitch, frequency_quads(),
                                     scales_of(panel) + first, mean_of(panel) + first);
     }

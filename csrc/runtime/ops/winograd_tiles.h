@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <vector>
 
 #include "kernels/kernels.h"
 #include "runtime/patches.h"
@@ -55,20 +54,21 @@ struct WinogradTiles {
     }
   }
 
-  // Where the inputs of tiles lie, as kernels take it.
-  std::vector<WinogradRun> find_runs(int64_t first, int64_t count) const {
+  // Where the inputs of `count` tiles from the `first` on lie, as kernels take it: as many runs at most. Returns how
+  // many.
+  int64_t find_runs(int64_t first, int64_t count, WinogradRun* runs) const {
     const ConvGeometry& g = geometry;
-    std::vector<WinogradRun> runs;
+    int64_t num_runs = 0;
     for_segments(first, count, [&](const Segment& s) {
       const int64_t left = s.x - g.pad_left;
-      WinogradRun run{.tile = s.at, .size = s.size, .from = {}, .begin = -left, .end = g.width - left};
+      WinogradRun& run = runs[num_runs++];
+      run = {.tile = s.at, .size = s.size, .from = {}, .begin = -left, .end = g.width - left};
       for (int64_t line = 0; line < side(); ++line) {
         const int64_t y = s.y - g.pad_top + line;
         run.from[line] = y < 0 || y >= g.height ? WinogradRun::kOutside : g.row(s.image, y) + left;
       }
-      runs.push_back(run);
     });
-    return runs;
+    return num_runs;
   }
 };
 
